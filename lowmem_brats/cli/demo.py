@@ -1,0 +1,36 @@
+"""`lowmem-brats demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lowmem_brats.case_files import find_case
+from lowmem_brats.cli import console, options
+from lowmem_brats.cli.phantom import write_phantom
+from lowmem_brats.cli.segment import segment_one
+from lowmem_brats.config import BRATS_SHAPE, SegmentConfig
+from lowmem_brats.labels import CONVENTIONS
+
+
+@click.command()
+@click.argument("out", type=options.FILE, default=Path("lowmem-brats-demo"))
+@click.option("--seed", default=0, show_default=True, help="Another seed, another synthetic case.")
+@options.device
+def demo(out: Path, seed: int, device: str) -> None:
+    """Make a synthetic case, segment it, score it and draw it: no data, GPU or download needed.
+
+    Everything is written to OUT (default: lowmem-brats-demo). The numbers say that the tool works on this machine;
+    they say nothing about patients.
+    """
+    from lowmem_brats.evaluate import evaluate_pairs, summarise
+
+    config = SegmentConfig(device=device)
+    console.out.print("making a synthetic case (geometry and noise, not a patient) …")
+    folder = write_phantom(out, seed, BRATS_SHAPE, overwrite=True)
+    report = segment_one(find_case(folder), out, config, preview=True, overwrite=True, quiet=False)
+    convention = CONVENTIONS[config.labels]
+    pair = (folder.name, Path(str(report["output"])), folder / f"{folder.name}_seg.nii.gz")
+    scores = evaluate_pairs([pair], convention, convention)
+    console.show_scores(scores, summarise(scores))

@@ -1,0 +1,52 @@
+"""`lowmem-brats evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lowmem_brats.cli import console, options
+from lowmem_brats.files import check_output, replace_when_complete
+from lowmem_brats.labels import CONVENTIONS
+
+
+@click.command()
+@click.argument("predicted", type=options.FILE, metavar="PRED")
+@click.argument("reference", type=options.FILE, metavar="REF")
+@options.labels
+@click.option("--reference-labels", type=click.Choice(list(CONVENTIONS)), help="Where REF differs from --labels.")
+@click.option("--csv", type=options.FILE, help="Write the scores to this CSV file.")
+@click.option("--json", type=options.FILE, help="Write the scores to this JSON file.")
+@options.overwrite
+@options.quiet
+def evaluate(
+    predicted: Path,
+    reference: Path,
+    labels: str,
+    reference_labels: str | None,
+    csv: Path | None,
+    json: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Score label maps against references: Dice, HD95, sensitivity and specificity per region and patient.
+
+    PRED and REF are two files, or two folders whose label maps are matched by case id. BraTS conventions: Dice 1 and
+    HD95 0 where both are empty; Dice 0 and HD95 373.13 mm where one is.
+    """
+    from lowmem_brats.evaluate import evaluate_pairs, pair_files, summarise, to_csv, to_json
+
+    for path in filter(None, (csv, json)):
+        check_output(path, overwrite)
+    conventions = CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
+    pairs = pair_files(predicted, reference)
+    with console.progress(quiet) as on_progress:
+        scores = evaluate_pairs(pairs, *conventions, lambda done, total: on_progress("scoring", done, total))
+    summary = summarise(scores)
+    for target, render in ((csv, to_csv), (json, to_json)):
+        if target:
+            with replace_when_complete(target) as partial:
+                partial.write_text(render(scores, summary))
+    if not quiet:
+        console.show_scores(scores, summary)

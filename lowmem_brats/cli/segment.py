@@ -1,0 +1,122 @@
+"""`lowmem-brats segment`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lowmem_brats.case_files import CaseFiles, find_case, stem
+from lowmem_brats.cli import console, options
+from lowmem_brats.config import MODALITIES, SegmentConfig
+from lowmem_brats.errors import InputError, LowmemError
+from lowmem_brats.files import check_output, replace_when_complete
+
+if TYPE_CHECKING:
+    from lowmem_brats.segment import Segmentation
+
+
+@click.command()
+@click.argument("cases", nargs=-1, required=True, type=options.FILE, metavar="CASE...")
+@click.option(
+    "-o",
+    "--output",
+    type=options.FILE,
+    help="File, or existing folder, for the label map. Default: CASE/<case_id>_seg.nii.gz.",
+)
+@click.option("--t1", type=options.FILE, help="T1 image, where its name is of no known convention; also:")
+@click.option("--t1ce", type=options.FILE, help="T1 with contrast agent.")
+@click.option("--t2", type=options.FILE, help="T2 image.")
+@click.option("--flair", type=options.FILE, help="FLAIR image.")
+@click.option("--weights", help="A shipped set's name, or a folder written by `train`. Default: the shipped set.")
+@options.device
+@options.precision
+@click.option("--batch", default=SegmentConfig.batch, show_default=True, help="Slices per forward pass.")
+@options.labels
+@click.option(
+    "--min-component",
+    default=SegmentConfig.min_component,
+    show_default=True,
+    metavar="MM3",
+    help="Drop connected tumour components smaller than this.",
+)
+@click.option("--preview/--no-preview", default=True, help="Write <case_id>_preview.png beside the label map.")
+@click.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.")
+@options.overwrite
+@options.quiet
+def segment(
+    cases: tuple[Path, ...],
+    output: Path | None,
+    preview: bool,
+    report: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    **settings: object,
+) -> None:
+    """Segment one or more cases.
+
+    CASE is a folder with T1, T1ce, T2 and FLAIR as .nii or .nii.gz (any BraTS naming), or one 4-D file in the order
+    of the Medical Segmentation Decathlon. The result has the grid of the input.
+    """
+    explicit = {m: path for m in MODALITIES if (path := settings.pop(m))}
+    config = SegmentConfig(**settings)  # type: ignore[arg-type]
+    if len(cases) > 1 and (explicit or (output and not output.is_dir())):
+        raise InputError(
+            "segment", f"{len(cases)} cases", "one case for --t1 … or -o FILE", "Give -o an existing folder."
+        )
+    if report:
+        check_output(report, overwrite)
+    reports, failures = [], []
+    for path in cases:
+        try:
+            files = find_case(path, explicit)  # type: ignore[arg-type]
+            reports.append(segment_one(files, output, config, preview, overwrite, quiet))
+        except LowmemError as error:
+            if len(cases) == 1:
+                raise
+            failures.append(error)
+            console.err.print(f"Error: {error}", style="red", markup=False)
+    if report:
+        with replace_when_complete(report) as partial:
+            partial.write_text(json.dumps({"cases": reports}, indent=2) + "\n")
+    if failures:
+        names = ", ".join(str(f.where) for f in failures)
+        raise InputError("segment", f"{len(failures)} of {len(cases)} cases failed ({names})", "none", "See above.")
+
+
+def segment_one(
+    files: CaseFiles, output: Path | None, config: SegmentConfig, preview: bool, overwrite: bool, quiet: bool
+) -> dict[str, object]:
+    """Segment a case, write label map and preview, show the tables; returns the report as plain values."""
+    from lowmem_brats.segment import as_json, check_not_reference, output_path, segment_case
+
+    target = output_path(files, output)
+    picture = target.with_name(f"{files.case_id}_preview.png")
+    for path in (target, picture) if preview else (target,):
+        check_output(path, overwrite)
+    check_not_reference(files, target)
+    with console.progress(quiet) as on_progress:
+        result = segment_case(files, target, config, on_progress)
+    for text in result.report.warnings:
+        console.warn(f"{files.case_id}: {text}")
+    if preview:
+        write_preview(result, picture, f"{stem(target)} (lowmem-brats, {result.report.weights})")
+    if not quiet:
+        console.show_segmentation(result.report)
+        console.out.print(
+            "wrote        " + "\n             ".join(map(str, [target, picture] if preview else [target]))
+        )
+    return as_json(result.report)
+
+
+def write_preview(result: Segmentation, path: Path, title: str) -> None:
+    """Draw the result's picture and write it whole or not at all."""
+    from lowmem_brats.labels import CONVENTIONS
+    from lowmem_brats.preview import draw_preview
+
+    case, convention = result.case, CONVENTIONS[result.report.labels]
+    image = draw_preview(case.images_CXYZ, result.label_XYZ, convention, case.spacing_mm, title)
+    with replace_when_complete(path) as partial:
+        image.save(partial, format="PNG")

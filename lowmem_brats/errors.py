@@ -1,0 +1,23 @@
+"""Errors that a user can act on: where, what was found, what was expected, what to do next."""
+
+from __future__ import annotations
+
+
+class LowmemError(Exception):
+    """A mistake or a limit that the user can do something about; the command line shows it without a traceback."""
+
+    def __init__(self, where: object, found: str, expected: str, advice: str) -> None:
+        self.where, self.found, self.expected, self.advice = str(where), found, expected, advice
+        super().__init__(f"{where}: {found}; expected {expected}. {advice}")
+
+
+class InputError(LowmemError):
+    """The images, labels, paths or options given cannot be used."""
+
+
+class WeightsError(LowmemError):
+    """A weights file is missing, damaged or of another kind."""
+
+
+class BudgetError(LowmemError):
+    """No plan fits the memory budget."""

@@ -1,0 +1,112 @@
+"""Tumour regions, label conventions, and the way from one to the other.
+
+The three regions are nested: WT (whole tumour) ⊇ TC (tumour core) ⊇ ET (enhancing tumour). A label map holds each
+voxel's innermost tissue: necrotic or non-enhancing core (NCR), oedema (ED) or enhancing tumour (ET).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from lowmem_brats.errors import InputError
+
+Mask = npt.NDArray[np.bool_]
+LabelMap = npt.NDArray[np.uint8]
+
+
+class Region(str, Enum):
+    """A binary target of the BraTS evaluation; one network segments one region."""
+
+    WT = "wt"
+    """Whole tumour: NCR, ED and ET."""
+    TC = "tc"
+    """Tumour core: NCR and ET."""
+    ET = "et"
+    """Enhancing tumour."""
+
+    @property
+    def parent(self) -> Region | None:
+        """The region that contains this one; its network runs first (None for WT)."""
+        return {Region.WT: None, Region.TC: Region.WT, Region.ET: Region.TC}[self]
+
+    @property
+    def depth(self) -> int:
+        """Nesting depth: 1 for WT, 2 for TC, 3 for ET; a voxel of depth d lies in every region of depth ≤ d."""
+        return {Region.WT: 1, Region.TC: 2, Region.ET: 3}[self]
+
+
+@dataclass(frozen=True)
+class LabelConvention:
+    """The integers that a data set writes for the three tissues; 0 is background in all of them."""
+
+    name: str
+    ncr: int
+    ed: int
+    et: int
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The labels that may occur, background included, ascending."""
+        return tuple(sorted((0, self.ncr, self.ed, self.et)))
+
+    @property
+    def tissues(self) -> dict[str, int]:
+        """Tissue name → label."""
+        return {"necrotic core": self.ncr, "oedema": self.ed, "enhancing tumour": self.et}
+
+
+CONVENTIONS = {
+    row.name: row
+    for row in (
+        LabelConvention("brats2020", ncr=1, ed=2, et=4),  # BraTS 2017–2022
+        LabelConvention("brats2023", ncr=1, ed=2, et=3),
+        LabelConvention("msd", ncr=2, ed=1, et=3),  # Medical Segmentation Decathlon Task01, nnU-Net
+    )
+}
+
+
+def fuse_regions(masks: Mapping[Region, Mask], convention: LabelConvention) -> LabelMap:
+    """Fuse three binary masks into one label map, nested: TC counts inside WT only, ET inside TC only.
+
+    `masks`: one boolean array per region, all of one shape. Returns uint8 of that shape.
+    """
+    whole = masks[Region.WT]
+    core = masks[Region.TC] & whole
+    label = np.zeros(whole.shape, np.uint8)
+    label[whole] = convention.ed
+    label[core] = convention.ncr
+    label[masks[Region.ET] & core] = convention.et
+    return label
+
+
+def nesting_depth(masks: Mapping[Region, Mask]) -> LabelMap:
+    """How many of the three nested regions hold each voxel: uint8, 0 to 3, of the masks' shape."""
+    depth: LabelMap = np.stack([masks[region] for region in Region]).sum(axis=0, dtype=np.uint8)
+    return depth
+
+
+def split_regions(label: npt.NDArray[np.integer], convention: LabelConvention, where: object) -> dict[Region, Mask]:
+    """Split a label map into its three nested masks.
+
+    `label`: integers, any shape; `where` names its origin in errors.
+    Raises InputError when it holds a value that the convention does not know.
+    """
+    present = set(np.unique(label).tolist())
+    unknown = sorted(present - set(convention.values))
+    if unknown:
+        fitting = [c.name for c in CONVENTIONS.values() if present <= set(c.values)]
+        advice = f"Pass --labels {' or '.join(fitting)} if that is its convention." if fitting else "Relabel the file."
+        raise InputError(
+            where,
+            f"unknown label{'s' if len(unknown) > 1 else ''} {', '.join(map(str, unknown))}",
+            f"only {', '.join(map(str, convention.values))} ({convention.name})",
+            advice,
+        )
+    enhancing = label == convention.et
+    core = enhancing | (label == convention.ncr)
+    return {Region.WT: core | (label == convention.ed), Region.TC: core, Region.ET: enhancing}

@@ -1,0 +1,1 @@
+"""What a step costs in bytes, what may run in a budget, and what was used."""

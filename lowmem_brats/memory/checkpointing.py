@@ -1,0 +1,71 @@
+"""Recompute a network's stages in the backward pass instead of keeping what they computed.
+
+Done from outside: the network's file knows nothing of it, and its state dict stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from lowmem_brats.networks import SliceNetwork
+
+
+@contextmanager
+def recomputed(network: SliceNetwork, names: Collection[str]) -> Iterator[None]:
+    """While the `with` block runs, forward and backward, keep only the inputs of the stages called `names`.
+
+    Gradients and batch norm's running statistics are those of the plain network. Raises KeyError for an unknown name.
+    """
+    stages = network.stages()
+    chosen = [stages[name] for name in names]
+    for stage in chosen:
+        stage.forward = _recomputing(stage, stage.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for stage in chosen:
+            del stage.forward  # the class's own comes to light again
+
+
+def _recomputing(stage: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
+    statistics = _FrozenStatistics(stage)
+    draws = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in stage.modules())
+
+    def forward(*inputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(*inputs)
+        return checkpoint(
+            plain,
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=draws,
+            context_fn=lambda: (nullcontext(), statistics),
+        )
+
+    return forward
+
+
+class _FrozenStatistics:
+    """While it is on, batch norm in training normalises as ever but leaves its running statistics alone."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        norms = [module for module in stage.modules() if isinstance(module, _BatchNorm)]
+        self._tracking = [norm for norm in norms if norm.track_running_stats and norm.training]
+
+    def __enter__(self) -> None:
+        for norm in self._tracking:
+            norm.track_running_stats = False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for norm in self._tracking:
+            norm.track_running_stats = True

@@ -1,0 +1,158 @@
+"""Which device computes, and how many bytes were live on it at most."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.weak import WeakIdKeyDictionary
+
+from lowmem_brats.errors import InputError
+
+OLD_CARD_ADVICE = (
+    "Install a build for it: pip install torch==2.7.1 (Linux; GTX 9xx/10xx and MX cards), see README, Install."
+)
+
+
+def choose_device(requested: str) -> tuple[torch.device, list[str]]:
+    """Pick the device that will compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns the device and notes on any fallback. `auto` falls back to the CPU; a named CUDA device that cannot be used
+    raises InputError.
+    """
+    if requested == "cpu":
+        return torch.device("cpu"), []
+    if requested != "auto" and requested.split(":")[0] != "cuda":
+        raise InputError("--device", repr(requested), "auto, cpu, cuda or cuda:N", "Use auto.")
+    device = torch.device("cuda:0" if requested in ("auto", "cuda") else requested)
+    problem = _cuda_problem(device)
+    if problem is None:
+        return device, []
+    if requested != "auto":
+        raise InputError(f"--device {requested}", problem, "a usable CUDA device", "Use --device auto or cpu.")
+    return torch.device("cpu"), [f"running on the CPU: {problem}"] if torch.version.cuda else []
+
+
+def _cuda_problem(device: torch.device) -> str | None:
+    """Why the device cannot be used, in words, or None."""
+    if not torch.version.cuda:
+        return "this torch was built without CUDA"
+    if not torch.cuda.is_available():
+        return "no CUDA device or driver was found"
+    if (device.index or 0) >= torch.cuda.device_count():
+        return f"only {torch.cuda.device_count()} CUDA device(s) found"
+    major, minor = torch.cuda.get_device_capability(device)
+    return unsupported_card(torch.cuda.get_device_name(device), (major, minor), torch.cuda.get_arch_list())
+
+
+def unsupported_card(name: str, capability: tuple[int, int], architectures: list[str]) -> str | None:
+    """Why a torch build with these `architectures` (such as `sm_75`) cannot run on a card, or None if it can.
+
+    Machine code for sm_XY runs on every card of major version X with at least minor version Y; intermediate code
+    (`compute_XY`) on every newer one.
+    """
+    major, minor = capability
+    for architecture in architectures:
+        kind, _, number = architecture.partition("_")
+        digits = "".join(c for c in number if c.isdigit())
+        built = (int(digits[:-1]), int(digits[-1]))
+        if (kind == "compute" and built <= capability) or (kind == "sm" and built[0] == major and built[1] <= minor):
+            return None
+    return f"torch {torch.__version__} has no code for {name} (sm_{major}{minor}). {OLD_CARD_ADVICE}"
+
+
+def storage_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor's storage as the CUDA allocator would count them, in steps of 512."""
+    return -(-tensor.untyped_storage().nbytes() // 512) * 512
+
+
+@dataclass
+class _Counted:
+    """A storage that is alive."""
+
+    size: int
+    kind: str = "activations"
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensor storages that are alive at once while the mode is on; works on real and fake tensors.
+
+    A storage is counted from the operation that first returned it (or from `track`) until it is freed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.at_peak: dict[str, int] = {}
+        """Live bytes by kind when `peak` was reached; their sum is `peak`."""
+        self._by_kind = {"activations": 0}
+        self._seen = WeakIdKeyDictionary()
+
+    def track(self, *tensors: Tensor) -> None:
+        """Count the storages of tensors that exist already."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage not in self._seen:
+                self._seen[storage] = counted = _Counted(storage_bytes(tensor))
+                weakref.finalize(storage, self._change, counted, -1)
+                self._change(counted, +1)
+
+    def name(self, kind: str, *tensors: Tensor) -> None:
+        """Count tensors as being of a kind, such as `parameters`; all others are `activations`."""
+        self.track(*tensors)
+        for tensor in tensors:
+            counted = self._seen[tensor.untyped_storage()]
+            self._by_kind[counted.kind] -= counted.size
+            counted.kind = kind
+            self._by_kind[kind] = self._by_kind.get(kind, 0) + counted.size
+
+    def _change(self, counted: _Counted, sign: int) -> None:
+        self.live += sign * counted.size
+        self._by_kind[counted.kind] += sign * counted.size
+        if self.live > self.peak:
+            self.peak, self.at_peak = self.live, dict(self._by_kind)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.track(*(leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)))
+        return result
+
+
+class PeakMeter:
+    """Peak bytes on a device while the `with` block runs: CUDA's allocator figure, or live tensor bytes on the CPU.
+
+    `resident`: tensors that exist before the block and count too (CPU only; CUDA's allocator knows them).
+    """
+
+    def __init__(self, device: torch.device, *resident: Tensor) -> None:
+        self._device = device
+        self._counter = LiveBytes()
+        if device.type == "cpu":
+            self._counter.track(*resident)
+
+    def __enter__(self) -> PeakMeter:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._counter.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._device.type != "cuda":
+            self._counter.__exit__(kind, value, trace)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest figure so far."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return self._counter.peak

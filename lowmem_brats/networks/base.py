@@ -1,0 +1,43 @@
+"""The contract that every network keeps, so that planning, weights and commands need no code per network.
+
+Shape suffixes: N slices in a batch, C modalities, H W in-plane.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class SliceNetwork(nn.Module, ABC):
+    """A 2D network: `slices_NCHW` in, one foreground logit per pixel `logits_N1HW` out."""
+
+    stride: int
+    """H and W must be multiples of it."""
+
+    @abstractmethod
+    def stages(self) -> dict[str, nn.Module]:
+        """The sub-modules that run one after another, by name, in order."""
+
+    @abstractmethod
+    def forward(self, slices_NCHW: Tensor) -> Tensor:
+        """Logits [N, 1, H, W] of the foreground; probability = sigmoid."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm that answers in the format of its input; its own sums are in fp32 all the same.
+
+    Under autocast, CUDA's group norm would copy half maps to fp32 and keep the copies for the backward pass: 10 bytes
+    a value in place of 4.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """[N, c, H, W] → the same shape and format."""
+        if input.device.type != "cuda":  # the CPU mixes formats by itself
+            return super().forward(input)
+        with torch.autocast("cuda", enabled=False):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return functional.group_norm(input, self.num_groups, weight, bias, self.eps)

@@ -1,0 +1,180 @@
+"""One case, from NIfTI to NIfTI.
+
+WT runs on every slice with brain, TC on the slices where WT was found, ET on the slices where TC was found. Skipping
+is exact, because fusion is nested: a slice without WT can hold no TC or ET. One network is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lowmem_brats import __version__
+from lowmem_brats.case_files import CaseFiles
+from lowmem_brats.config import SegmentConfig
+from lowmem_brats.errors import InputError
+from lowmem_brats.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
+from lowmem_brats.memory.device import choose_device
+from lowmem_brats.memory.planner import InferencePlan
+from lowmem_brats.networks import stride_of
+from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
+from lowmem_brats.postprocess import drop_small_components
+from lowmem_brats.precision import choose_precision
+from lowmem_brats.predict import half_is_sound, place, predict_region
+from lowmem_brats.slices import SliceStack, prepare, to_volume
+from lowmem_brats.weights import WeightsSet, load_network, open_set
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass
+class SegmentReport:
+    """Everything that happened to one case; JSON-ready with `asdict`."""
+
+    case_id: str
+    output: str
+    weights: str
+    labels: str
+    plan: InferencePlan
+    versions: dict[str, str]
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Per stage, in order."""
+    slices: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Per region: `run` and `skipped`, of the slices that hold brain."""
+    voxels: dict[str, int] = field(default_factory=dict)
+    """Per tissue."""
+    millilitres: dict[str, float] = field(default_factory=dict)
+    """Per tissue."""
+    peak_bytes: int = 0
+    """Most bytes on the device at once: CUDA's allocator, or live tensors of the networks on the CPU."""
+    process_peak_bytes: int | None = None
+    """Most resident host memory of the whole process so far, torch itself included; None where unknown."""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A segmented case in memory, LPS order."""
+
+    case: Case
+    label_XYZ: npt.NDArray[np.uint8]
+    report: SegmentReport
+
+
+def output_path(files: CaseFiles, requested: Path | None) -> Path:
+    """Where a case's label map goes: `requested` if it names a file, else `<case_id>_seg.nii.gz` there or beside it."""
+    if requested is None or requested.is_dir():
+        return (requested or files.folder) / f"{files.case_id}_seg.nii.gz"
+    if not requested.name.lower().endswith((".nii", ".nii.gz")):
+        raise InputError(requested, "no such folder, and no NIfTI name", "a folder, or NAME.nii.gz", "Change -o.")
+    return requested
+
+
+def check_not_reference(files: CaseFiles, output: Path) -> None:
+    """Raise InputError if writing to `output` would replace a label map that this program did not write."""
+    if files.label and output.exists() and output.samefile(files.label) and not is_own_result(output):
+        found = "the case's own label map, not written by this program"
+        raise InputError(output, found, "another place for the result", "Choose one with -o.")
+
+
+def segment_case(
+    files: CaseFiles, output: Path, config: SegmentConfig, on_progress: OnProgress = lambda stage, done, total: None
+) -> Segmentation:
+    """Segment one case and write its label map to `output`, in the grid of its first image.
+
+    `on_progress(region, slices done, slices in all)`. Raises InputError or WeightsError before anything is written.
+    """
+    convention = CONVENTIONS[config.labels]
+    weights = open_set(config.weights)
+    device, notes = choose_device(config.device)
+    plan = InferencePlan(str(device), choose_precision(config.precision, device), config.batch)
+    report = SegmentReport(files.case_id, str(output), weights.name, convention.name, plan, _versions(), warnings=notes)
+
+    with _timed(report, "read"):
+        case = read_case(files)
+        report.warnings += case.warnings
+    with _timed(report, "prepare"):
+        stride = math.lcm(*(stride_of(file.network) for file in weights.files.values()))
+        stack = prepare(case.images_CXYZ, stride)
+    masks = _predict_regions(weights, stack, config, report, on_progress)
+    with _timed(report, "fuse"):
+        label_XYZ = to_volume(fuse_regions(masks, convention), stack)
+        voxel_mm3 = float(np.prod(case.spacing_mm))
+        label_XYZ = drop_small_components(label_XYZ, config.min_component, voxel_mm3)
+    with _timed(report, "write"):
+        write_label_map(label_XYZ, case.reference, output)
+    _count(report, label_XYZ, convention, voxel_mm3)
+    return Segmentation(case, label_XYZ, report)
+
+
+def _predict_regions(
+    weights: WeightsSet, stack: SliceStack, config: SegmentConfig, report: SegmentReport, on_progress: OnProgress
+) -> dict[Region, npt.NDArray[np.bool_]]:
+    """Run the three networks, one in memory at a time: region → mask_ZHW."""
+    masks: dict[Region, npt.NDArray[np.bool_]] = {}
+    active_Z = stack.brain_Z
+    for region in Region:
+        with _timed(report, region.value):
+            network = load_network(weights.files[region])
+            if report.plan.device != "cpu" and report.plan.precision != "fp32" and active_Z.any():
+                middle = stack.slices_ZCHW[np.flatnonzero(active_Z)[active_Z.sum() // 2]]
+                if not half_is_sound(network, middle, report.plan):
+                    report.warnings.append(f"{report.plan.precision} gives NaN on this card: running in fp32")
+                    report.plan = replace(report.plan, precision="fp32")
+                    network = load_network(weights.files[region])
+            masks[region], peak_bytes = predict_region(
+                place(network, report.plan),
+                stack.slices_ZCHW,
+                active_Z,
+                report.plan,
+                lambda done, total, name=region.name: on_progress(name, done, total),  # type: ignore[misc]
+            )
+        report.peak_bytes = max(report.peak_bytes, peak_bytes)
+        report.slices[region.value] = {"run": int(active_Z.sum()), "skipped": int((stack.brain_Z & ~active_Z).sum())}
+        if config.skip_slices:
+            active_Z = active_Z & masks[region].any(axis=(1, 2))
+    return masks
+
+
+def _count(
+    report: SegmentReport, label_XYZ: npt.NDArray[np.uint8], convention: LabelConvention, voxel_mm3: float
+) -> None:
+    for tissue, label in convention.tissues.items():
+        report.voxels[tissue] = int((label_XYZ == label).sum())
+        report.millilitres[tissue] = report.voxels[tissue] * voxel_mm3 / 1000
+    report.process_peak_bytes = _process_peak_bytes()
+
+
+def _process_peak_bytes() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource  # does not exist on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+
+
+def _versions() -> dict[str, str]:
+    return {"lowmem-brats": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+@contextmanager
+def _timed(report: SegmentReport, stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    report.seconds[stage] = time.perf_counter() - began
+
+
+def as_json(report: SegmentReport) -> dict[str, object]:
+    """The report as plain values."""
+    return asdict(report)

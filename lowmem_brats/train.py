@@ -1,0 +1,254 @@
+"""Train the three networks of a set, one region after another.
+
+Source: Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation":
+Adam, batches of 10 slices, batch Dice. Each network learns from the slices that it will see: WT from all brain slices,
+TC from slices with WT, ET from slices with TC; and it starts from its parent's weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lowmem_brats import __version__
+from lowmem_brats.augment import apply_warp, sample_warp
+from lowmem_brats.case_files import find_labelled_cases
+from lowmem_brats.config import TrainConfig
+from lowmem_brats.dataset import CachedCase, build_cache, frame_of, gather, split_cases, training_rows
+from lowmem_brats.files import replace_when_complete
+from lowmem_brats.labels import CONVENTIONS, Region
+from lowmem_brats.loss import batch_dice
+from lowmem_brats.memory.device import choose_device
+from lowmem_brats.memory.planner import InferencePlan
+from lowmem_brats.metrics import dice
+from lowmem_brats.networks import SliceNetwork, build_network
+from lowmem_brats.precision import DTYPES, choose_precision
+from lowmem_brats.predict import place, predict_region
+from lowmem_brats.weights import WeightsFile, save_network, write_index
+
+CLIP_NORM = 12.0
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training slices gave."""
+
+    region: str
+    number: int
+    steps: int
+    loss: float
+    """Mean batch Dice loss."""
+    validation_dice: dict[str, float]
+    """Per validation patient, on the slices that hold the region's parent in the reference."""
+    seconds: float
+    """Since the region's training began."""
+    skipped_steps: int
+    """Steps left out because the gradient was not finite."""
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the validation patients."""
+        return float(np.mean(list(self.validation_dice.values())))
+
+
+@dataclass
+class TrainReport:
+    """What a training did; written to `run.json`."""
+
+    config: dict[str, object]
+    versions: dict[str, str]
+    device: str
+    precision: str
+    training_cases: list[str]
+    validation_cases: list[str]
+    epochs: list[Epoch] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def train_set(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    on_progress: OnProgress = lambda stage, done, total: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> TrainReport:
+    """Train WT, TC and ET on a folder of labelled cases; `out` becomes a weights set with `run.json` beside it.
+
+    Raises InputError for unusable cases or options.
+    """
+    device, notes = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    training_files, validation_files = split_cases(find_labelled_cases(data), config.validation, config.seed)
+    report = TrainReport(
+        asdict(config),
+        {"lowmem-brats": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        str(device),
+        precision,
+        [case.case_id for case in training_files],
+        [case.case_id for case in validation_files],
+        notes=notes,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    network = build_network(config.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        cases = build_cache(
+            [*training_files, *validation_files],
+            out / "cache",
+            network.stride,
+            CONVENTIONS[config.labels],
+            lambda done, total: on_progress("reading cases", done, total),
+        )
+        training, validation = cases[: len(training_files)], cases[len(training_files) :]
+        plan = InferencePlan(str(device), precision, 1)
+        paths = {}
+        for region in Region:
+            # Continue from the parent's weights: the same anatomy, a nested target.
+            run = RegionTraining(region, network, training, validation, config, plan)
+            best = run.run(on_progress, on_epoch)
+            report.epochs += run.epochs
+            paths[region] = out / f"{region.value}.safetensors"
+            save_network(
+                network, WeightsFile(paths[region], region, config.network, _summary(report, best), _metrics(best))
+            )
+    finally:
+        shutil.rmtree(out / "cache", ignore_errors=True)
+    write_index(out, out.name, paths)
+    with replace_when_complete(out / "run.json") as partial:
+        partial.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    return report
+
+
+def _summary(report: TrainReport, best: Epoch) -> dict[str, object]:
+    return {
+        "training_cases": len(report.training_cases),
+        "steps": best.steps,
+        "seconds": round(best.seconds),
+        "precision": report.precision,
+        "versions": report.versions,
+    }
+
+
+def _metrics(best: Epoch) -> dict[str, object]:
+    return {"validation_dice": round(best.mean_dice, 4), "validation_cases": len(best.validation_dice)}
+
+
+class RegionTraining:
+    """The training of one region's network, in place; afterwards it holds the best epoch's weights."""
+
+    def __init__(
+        self,
+        region: Region,
+        network: SliceNetwork,
+        training: Sequence[CachedCase],
+        validation: Sequence[CachedCase],
+        config: TrainConfig,
+        plan: InferencePlan,
+    ) -> None:
+        self.region, self.network, self.config, self.plan = region, network, config, plan
+        self.training, self.validation = training, validation
+        self.epochs: list[Epoch] = []
+        self._frame_HW = frame_of(training)
+        self._rows = np.array(training_rows(training, region))
+        self._rng = np.random.default_rng([config.seed, region.depth])
+        self._optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+        self._scaler = torch.amp.GradScaler("cuda", enabled=plan.precision == "fp16")
+        self._began = time.monotonic()
+        self._steps = self._skipped = 0
+
+    def run(self, on_progress: OnProgress, on_epoch: Callable[[Epoch], None]) -> Epoch:
+        """Train until the epochs or the time are used up, and return the best epoch by validation Dice."""
+        best, best_state = None, self.network.state_dict()
+        while self._progress() < 1:
+            losses = self._run_epoch(on_progress)
+            scores = validate(self.network, self.validation, self.region, self.plan)
+            epoch = Epoch(
+                self.region.value,
+                len(self.epochs) + 1,
+                self._steps,
+                float(np.mean(losses)),
+                scores,
+                time.monotonic() - self._began,
+                self._skipped,
+            )
+            self.epochs.append(epoch)
+            on_epoch(epoch)
+            if best is None or epoch.mean_dice >= best.mean_dice:
+                best, best_state = epoch, copy.deepcopy(self.network.state_dict())
+        if best is None:
+            raise RuntimeError("the time limit left no step")
+        self.network.load_state_dict(best_state)
+        return best
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return max(len(self._rows) // self.config.batch, 1)
+
+    def _progress(self) -> float:
+        """How much of the training is over, 0 to 1, by steps or by time, whichever is further."""
+        by_steps = self._steps / (self._steps_per_epoch * self.config.epochs)
+        if self.config.max_minutes is None or self._steps == 0:
+            return by_steps
+        share = self.config.max_minutes * 60 / len(Region)
+        return max(by_steps, (time.monotonic() - self._began) / share)
+
+    def _run_epoch(self, on_progress: OnProgress) -> list[float]:
+        self.network.train()
+        order = self._rng.permutation(len(self._rows))
+        losses = []
+        for number in range(self._steps_per_epoch):
+            progress = self._progress()
+            if progress >= 1:
+                break
+            self._optimizer.param_groups[0]["lr"] = self.config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+            losses.append(self._step(order[number * self.config.batch : (number + 1) * self.config.batch]))
+            on_progress(f"{self.region.name} epoch {len(self.epochs) + 1}", number + 1, self._steps_per_epoch)
+        return losses
+
+    def _step(self, chosen: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
+        """One optimisation step on the chosen rows; returns the loss."""
+        slices_NCHW, target_N1HW = gather(self.training, self._rows[chosen].tolist(), self.region, self._frame_HW)
+        if self.config.augment:
+            warp = sample_warp(self._rng, slices_NCHW.shape)
+            slices_NCHW, target_N1HW = apply_warp(warp, slices_NCHW, target_N1HW)
+        slices_NCHW = slices_NCHW.to(self.plan.device, memory_format=torch.channels_last)
+        half = self.plan.precision != "fp32"
+        with torch.autocast(torch.device(self.plan.device).type, DTYPES[self.plan.precision], enabled=half):
+            logits_N1HW = self.network(slices_NCHW)
+        loss = batch_dice(logits_N1HW, target_N1HW.to(self.plan.device))
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
+        self._steps += 1
+        if torch.isfinite(norm):
+            self._scaler.step(self._optimizer)
+        else:
+            self._skipped += 1
+        self._scaler.update()
+        return float(loss.detach())
+
+
+def validate(
+    network: SliceNetwork, cases: Sequence[CachedCase], region: Region, plan: InferencePlan
+) -> dict[str, float]:
+    """Dice of a region per patient (TP, FP, FN summed over slices), on slices where the reference holds its parent."""
+    placed = place(copy.deepcopy(network), plan)
+    scores = {}
+    for case in cases:
+        mask_ZHW, _ = predict_region(placed, case.slices_ZCHW, case.seen_by(region), plan)
+        truth_ZHW = case.depth_ZHW >= region.depth
+        hits = int((mask_ZHW & truth_ZHW).sum())
+        scores[case.case_id] = dice(hits, int(mask_ZHW.sum()) - hits, int(truth_ZHW.sum()) - hits)
+    return scores

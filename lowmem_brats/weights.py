@@ -1,0 +1,183 @@
+"""Weights files: safetensors in fp16, one per region, each with a header that says what it is.
+
+A set is three files and an `index.json` with their checksums. Weights are untrusted input: checked, never unpickled,
+never fetched from a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig
+from lowmem_brats.errors import InputError, WeightsError
+from lowmem_brats.files import replace_when_complete
+from lowmem_brats.labels import Region
+from lowmem_brats.networks import SliceNetwork, build_network, stride_of
+
+FORMAT = "lowmem-brats/1"
+INDEX = "index.json"
+_PACKAGE = Path(__file__).parent
+SHIPPED = next((p for p in (_PACKAGE / "_weights", _PACKAGE.parent / "weights") if p.is_dir()), _PACKAGE / "_weights")
+"""Inside the wheel, or beside the package in a checkout."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One region's weights: where they lie and what the header says."""
+
+    path: Path
+    region: Region
+    network: NetworkConfig
+    training: Mapping[str, Any]
+    """How it was trained: data, steps, versions."""
+    metrics: Mapping[str, Any]
+    """What it reached on its validation cases."""
+
+
+@dataclass(frozen=True)
+class WeightsSet:
+    """The three files of a set."""
+
+    name: str
+    files: Mapping[Region, WeightsFile]
+
+
+def open_set(name: str | None = None) -> WeightsSet:
+    """Open a set by the name of a shipped one or by its folder, verify checksums, read the headers only.
+
+    Raises WeightsError: no such set, damaged files, or headers that this version cannot use (all listed at once).
+    """
+    own = Path(name) if name and Path(name).is_dir() else None
+    folder = own or SHIPPED
+    index = _read_index(folder / INDEX)
+    chosen = index["default"] if own or name is None else name
+    if chosen not in index["sets"]:
+        known = ", ".join(index["sets"])
+        raise WeightsError(
+            f"weights {chosen!r}", "no such set or folder", f"a folder or one of: {known}", "Check --weights."
+        )
+    files, problems = {}, []
+    for region in Region:
+        entry = index["sets"][chosen].get(region.value)
+        try:
+            if entry is None:
+                raise WeightsError(
+                    folder / INDEX, f"no {region.value} in {chosen}", "wt, tc and et", "Train the region."
+                )
+            files[region] = _open_file(folder / entry["file"], entry["sha256"], region)
+        except WeightsError as error:
+            problems.append(error)
+    if problems:
+        found = "; ".join(f"{p.where}: {p.found}, expected {p.expected}" for p in problems)
+        raise WeightsError(f"weights {chosen!r}", found, "three sound files", problems[0].advice)
+    return WeightsSet(chosen, files)
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_text())
+        entries = [entry for rows in index["sets"].values() for entry in rows.values()]
+        texts = [index["default"], *(entry[key] for entry in entries for key in ("file", "sha256"))]
+        if all(isinstance(text, str) for text in texts):
+            return dict(index)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise WeightsError(path, "missing or damaged", "an index of weights sets", "Reinstall, or train the set again.")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _open_file(path: Path, sha256: str, region: Region) -> WeightsFile:
+    if not path.is_file():
+        raise WeightsError(path, "missing", "a weights file", "Reinstall, or train the set again.")
+    if _sha256(path) != sha256:
+        raise WeightsError(path, "checksum differs", f"sha256 {sha256[:12]}…", "The file is damaged: copy it again.")
+    file = read_header(path)
+    if file.region is not region:
+        raise WeightsError(
+            path, f"weights for {file.region.value}", f"for {region.value}", "Put the files in their places."
+        )
+    return file
+
+
+def read_header(path: Path) -> WeightsFile:
+    """Read what a weights file says of itself. Raises WeightsError listing everything that this version cannot use."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(path, f"not a safetensors file ({error})", "sound weights", "Copy it again.") from error
+    expected = {"format": FORMAT, "preprocessing": PREPROCESSING, "modalities": " ".join(MODALITIES)}
+    wrong = {key: (header.get(key), want) for key, want in expected.items() if header.get(key) != want}
+    if wrong:
+        found = ", ".join(f"{key} {found!r}" for key, (found, _) in wrong.items())
+        wanted = ", ".join(f"{key} {want!r}" for key, (_, want) in wrong.items())
+        raise WeightsError(path, found, wanted, "Use weights that were trained by this version.")
+    try:
+        network = NetworkConfig(**json.loads(header["network"]))
+        stride_of(network)  # it can be built
+        training, metrics = json.loads(header["training"]), json.loads(header["metrics"])
+        return WeightsFile(path, Region(header["region"]), network, training, metrics)
+    except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
+        raise WeightsError(path, f"header not understood ({error})", FORMAT, "Train or copy the file again.") from error
+
+
+def load_network(file: WeightsFile) -> SliceNetwork:
+    """Build the network of a weights file on the CPU, fp32, in evaluation mode.
+
+    Raises WeightsError listing every tensor that is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):  # the header is untrusted: nothing is allocated before the file proves to hold as much
+        network = build_network(file.network)
+    wanted = network.state_dict()
+    with safe_open(file.path, framework="pt") as stored:
+        found = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is not a dict)
+    problems = [f"{key} missing" for key in wanted.keys() - found.keys()]
+    problems += [f"{key} unexpected" for key in found.keys() - wanted.keys()]
+    problems += [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & found.keys()
+        if found[key].shape != wanted[key].shape
+    ]
+    if problems:
+        expected = f"the tensors of {file.network}"
+        raise WeightsError(file.path, "; ".join(sorted(problems)), expected, "Use weights of this network.")
+    network.load_state_dict({key: found[key].to(like.dtype) for key, like in wanted.items()}, assign=True)
+    return network.eval()
+
+
+def save_network(network: SliceNetwork, file: WeightsFile) -> None:
+    """Write a network's weights in fp16 with their header to `file.path`, whole or not at all."""
+    tensors = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    header = {
+        "format": FORMAT,
+        "preprocessing": PREPROCESSING,
+        "modalities": " ".join(MODALITIES),
+        "region": file.region.value,
+        "network": json.dumps(asdict(file.network)),
+        "training": json.dumps(dict(file.training)),
+        "metrics": json.dumps(dict(file.metrics)),
+    }
+    with replace_when_complete(file.path) as partial:
+        partial.write_bytes(save(tensors, header))  # save_file() reports a full disk as an error of its own
+
+
+def write_index(folder: Path, name: str, files: Mapping[Region, Path]) -> None:
+    """Write `folder/index.json` for one set of files that lie in or under `folder`."""
+    rows = {
+        region.value: {"file": path.relative_to(folder).as_posix(), "sha256": _sha256(path)}
+        for region, path in files.items()
+    }
+    with replace_when_complete(folder / INDEX) as partial:
+        partial.write_text(json.dumps({"default": name, "sets": {name: rows}}, indent=2) + "\n")

@@ -1,0 +1,272 @@
+"""The commands as a user meets them: results, flags, exit codes, nothing left behind."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import nibabel
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tiny_weights import SMALL_SHAPE, write_tiny_set
+
+from lowmem_brats import __version__
+from lowmem_brats.cli import main
+from lowmem_brats.cli.phantom import write_phantom
+
+COMMANDS = sorted(main.commands)
+FLAGS = {
+    "segment": "batch device flair labels min-component no-preview output overwrite precision preview quiet report "
+    "t1 t1ce t2 weights",
+    "evaluate": "csv json labels overwrite quiet reference-labels",
+    "train": "augment batch device epochs labels learning-rate max-minutes no-augment output overwrite precision quiet "
+    "seed validation width",
+    "phantom": "overwrite quiet seed shape",
+    "demo": "device seed",
+}
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], env={"COLUMNS": "200"})
+
+
+def fails(*arguments: object) -> str:
+    """Run, expect a clear error with exit code 2 and no traceback, and return its text."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_set(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("case"), 0, SMALL_SHAPE, overwrite=False)
+
+
+@pytest.fixture
+def case(tmp_path: Path, pristine: Path) -> Path:
+    """A case folder without a label map, to be spoilt at will."""
+    shutil.copytree(pristine, tmp_path / "case", ignore=shutil.ignore_patterns("*_seg*"))
+    return tmp_path / "case"
+
+
+def test_the_flags_are_these_and_no_others() -> None:
+    found = {
+        name: " ".join(
+            sorted(
+                flag.removeprefix("--")
+                for parameter in command.params
+                if isinstance(parameter, click.Option)
+                for flag in [*parameter.opts, *parameter.secondary_opts]
+                if flag.startswith("--")
+            )
+        )
+        for name, command in main.commands.items()
+    }
+    assert found == FLAGS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert len(main.commands[name].help or "") > 40
+    assert not [p.name for p in main.commands[name].params if isinstance(p, click.Option) and not p.help]
+
+
+def test_version() -> None:
+    assert __version__ in run("--version").output
+
+
+def test_segment_shows_and_writes_everything(case: Path, tiny: Path, tmp_path: Path) -> None:
+    result = run("segment", case, "--weights", tiny, "--report", tmp_path / "run.json")
+    assert result.exit_code == 0, result.output
+    for text in ("oedema", "mL", "peak memory", "MiB", "seconds", "WT ", "skipped", "phantom_000_seg.nii.gz"):
+        assert text in result.output
+    assert nibabel.load(case / "phantom_000_seg.nii.gz").shape == SMALL_SHAPE
+    assert (case / "phantom_000_preview.png").read_bytes().startswith(b"\x89PNG")
+    (report,) = json.loads((tmp_path / "run.json").read_text())["cases"]
+    assert {"plan", "versions", "seconds", "slices", "warnings", "peak_bytes"} <= report.keys()
+    assert not [p for p in case.iterdir() if p.name.startswith(".")]
+
+
+def test_segment_quiet_says_nothing(case: Path, tiny: Path) -> None:
+    assert run("segment", case, "--weights", tiny, "--quiet", "--no-preview").output == ""
+    assert not (case / "phantom_000_preview.png").exists()
+
+
+def test_segment_several_cases_goes_on_after_a_bad_one(case: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").mkdir()
+    output = fails("segment", tmp_path / "empty", case, "-o", tmp_path / "out", "--weights", tiny)
+    assert "1 of 2 cases failed" in output
+    assert (tmp_path / "out" / "phantom_000_seg.nii.gz").exists()
+
+
+def test_explicit_paths(case: Path, tiny: Path, tmp_path: Path) -> None:
+    odd = {name: tmp_path / f"{name}_odd_name.nii.gz" for name in ("t1", "t1ce", "t2", "flair")}
+    for name, path in odd.items():
+        shutil.move(next(case.glob(f"*_{name}.nii.gz")), path)
+    flags = [part for name, path in odd.items() for part in (f"--{name}", path)]
+    result = run("segment", case, "--weights", tiny, "-o", tmp_path / "x.nii.gz", *flags)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "x.nii.gz").exists()
+
+
+def _truncate(case: Path) -> None:
+    path = next(case.glob("*_t2.nii.gz"))
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _not_nifti(case: Path) -> None:
+    next(case.glob("*_t2.nii.gz")).write_text("hello")
+
+
+def _edit(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> Callable[[Path], None]:
+    def spoil(case: Path) -> None:
+        path = next(case.glob("*_t2.nii.gz"))
+        image = nibabel.load(path)
+        data = change(np.asanyarray(image.dataobj).astype(np.float32))
+        nibabel.save(nibabel.Nifti1Image(data, image.affine if affine is None else affine), path)
+
+    return spoil
+
+
+def _nan(data: np.ndarray) -> np.ndarray:
+    data[0, 0, 0] = np.nan
+    return data
+
+
+BAD_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty folder": (lambda case: [p.unlink() for p in case.iterdir()], "no t1, t1ce, t2, flair"),
+    "a modality twice": (lambda case: shutil.copy(next(case.glob("*_t2.*")), case / "again_T2.nii.gz"), "t2 twice"),
+    "truncated": (_truncate, "truncated or damaged"),
+    "not a NIfTI": (_not_nifti, "not a NIfTI file"),
+    "not a NIfTI inside gzip": (
+        lambda case: next(case.glob("*_t2.*")).write_bytes(gzip.compress(b"hello" * 100)),
+        "not a NIfTI file",
+    ),
+    "another shape": (_edit(lambda data: data[:-1]), "shape (47, 56, 40); expected the grid of phantom_000_t1.nii.gz"),
+    "another affine": (_edit(lambda data: data, np.diag([-1.0, -1.0, 1.0, 1.0])), "places a corner 55.00 mm away"),
+    "4-D": (_edit(lambda data: np.stack([data, data], axis=-1)), "4-D array"),
+    "NaN": (_edit(_nan), "1 voxels are NaN or infinite"),
+    "infinite": (_edit(lambda data: np.where(data > 600, np.inf, data)), "NaN or infinite"),
+    "all zeros": (_edit(np.zeros_like), "every voxel is 0.0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CASES)
+def test_bad_cases_are_refused_and_nothing_is_written(name: str, case: Path, tiny: Path) -> None:
+    spoil, message = BAD_CASES[name]
+    spoil(case)
+    before = sorted(case.iterdir())
+    assert message in fails("segment", case, "--weights", tiny)
+    assert sorted(case.iterdir()) == before
+
+
+def test_existing_output_needs_overwrite(case: Path, tiny: Path) -> None:
+    assert run("segment", case, "--weights", tiny).exit_code == 0
+    before = (case / "phantom_000_seg.nii.gz").read_bytes()
+    assert "exists already" in fails("segment", case, "--weights", tiny, "--labels", "msd")
+    assert (case / "phantom_000_seg.nii.gz").read_bytes() == before
+    assert run("segment", case, "--weights", tiny, "--labels", "msd", "--overwrite").exit_code == 0
+    assert (case / "phantom_000_seg.nii.gz").read_bytes() != before
+
+
+def test_output_folder_must_be_writable(
+    case: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "is not a folder" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "no" / "x.nii.gz")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
+    assert "is not writable" in fails("segment", case, "--weights", tiny)
+
+
+@pytest.mark.parametrize("spoil", [b"", b"garbage", None])
+def test_damaged_weights_are_refused(case: Path, tiny: Path, tmp_path: Path, spoil: bytes | None) -> None:
+    copy = shutil.copytree(tiny, tmp_path / "set")
+    (copy / "tc.safetensors").write_bytes((copy / "wt.safetensors").read_bytes() if spoil is None else spoil)
+    assert "tc.safetensors: checksum differs" in fails("segment", case, "--weights", copy)
+    assert not list(case.glob("*_seg*"))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_or_an_interrupt_leaves_nothing(
+    case: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def save(image: object, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        raise error
+
+    monkeypatch.setattr(nibabel, "save", save)
+    before = sorted(case.iterdir())
+    result = run("segment", case, "--weights", tiny)
+    assert result.exit_code == (2 if isinstance(error, OSError) else 1)
+    assert ("No space left" if isinstance(error, OSError) else "Aborted") in result.output
+    assert sorted(case.iterdir()) == before
+
+
+def test_evaluate_writes_csv_and_json(pristine: Path, tmp_path: Path) -> None:
+    reference = pristine / "phantom_000_seg.nii.gz"
+    result = run("evaluate", reference, reference, "--csv", tmp_path / "s.csv", "--json", tmp_path / "s.json")
+    assert result.exit_code == 0, result.output
+    assert "1.000" in result.output
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert [float(row["dice"]) for row in rows if row["case"] == "phantom_000"] == [1.0, 1.0, 1.0]
+    assert json.loads((tmp_path / "s.json").read_text())["summary"]["patients"] == 1
+    assert "exists already" in fails("evaluate", reference, reference, "--csv", tmp_path / "s.csv")
+
+
+def test_evaluate_refuses_unknown_labels_and_names_the_convention(pristine: Path, tmp_path: Path) -> None:
+    image = nibabel.load(pristine / "phantom_000_seg.nii.gz")
+    data = np.asanyarray(image.dataobj).copy()
+    data[data == 4] = 3
+    nibabel.save(nibabel.Nifti1Image(data, image.affine), tmp_path / "x_seg.nii.gz")
+    output = fails("evaluate", pristine / "phantom_000_seg.nii.gz", tmp_path / "x_seg.nii.gz")
+    assert "unknown label 3" in output
+    assert "--labels brats2023 or msd" in output
+    arguments = ("--labels", "brats2020", "--reference-labels", "brats2023")
+    assert run("evaluate", pristine / "phantom_000_seg.nii.gz", tmp_path / "x_seg.nii.gz", *arguments).exit_code == 0
+
+
+def test_phantom_writes_cases_that_segment_reads(tmp_path: Path) -> None:
+    shape = [str(n) for n in SMALL_SHAPE]
+    assert run("phantom", tmp_path / "out", "-n", 2, "--seed", 5, "--shape", *shape).exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["phantom_005", "phantom_006"]
+    assert len(list((tmp_path / "out" / "phantom_005").iterdir())) == 5
+    assert "exists already" in fails("phantom", tmp_path / "out", "--seed", 5, "--shape", *shape)
+
+
+def test_train_gives_a_set_that_segment_takes(case: Path, tmp_path: Path) -> None:
+    shape = [str(n) for n in SMALL_SHAPE]
+    assert run("phantom", tmp_path / "data", "-n", 2, "--shape", *shape).exit_code == 0
+    arguments = ("--width", 8, "--epochs", 1, "--batch", 8, "--validation", 0.5)
+    result = run("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "validation Dice" in result.output
+    assert run("segment", case, "--weights", tmp_path / "set").exit_code == 0
+    assert "holds a weights set already" in fails("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
+
+
+def test_train_needs_labelled_cases(tmp_path: Path) -> None:
+    assert "none with a label map" in fails("train", tmp_path, "-o", tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--batch", 0), ("--min-component", -1), ("--device", "tpu"), ("--precision", "fp8"), ("--labels", "brats1999")],
+)
+def test_bad_options(case: Path, tiny: Path, arguments: tuple[str, object]) -> None:
+    assert str(arguments[0]) in fails("segment", case, "--weights", tiny, *arguments)

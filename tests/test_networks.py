@@ -1,0 +1,155 @@
+"""Every row of the table keeps the contract of `SliceNetwork`, and the U-Net is the one of the paper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lowmem_brats.config import MODALITIES, NetworkConfig
+from lowmem_brats.errors import InputError
+from lowmem_brats.networks import NETWORKS, SliceNetwork, build_network, stride_of
+
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def build(name: str, norm: str = "group", depth: int = 2) -> SliceNetwork:
+    """Return a tiny network, the same for the same arguments."""
+    torch.manual_seed(0)
+    return build_network(NetworkConfig(name=name, width=8, depth=depth, norm=norm))
+
+
+def slices(n: int, height: int = 32, width: int = 32) -> torch.Tensor:
+    """Return N slices of noise."""
+    return torch.randn(n, len(MODALITIES), height, width, generator=torch.Generator().manual_seed(1))
+
+
+@every_network
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("shape_HW", [(32, 32), (16, 40)])
+def test_one_logit_per_pixel(name: str, norm: str, shape_HW: tuple[int, int]) -> None:
+    logits_N1HW = build(name, norm)(slices(3, *shape_HW))
+    assert logits_N1HW.shape == (3, 1, *shape_HW)
+    assert logits_N1HW.dtype == torch.float32
+    assert logits_N1HW.min() < 0 < logits_N1HW.max(), "logits, not the output of a ReLU or a sigmoid"
+
+
+@every_network
+def test_norm_is_the_one_asked_for(name: str) -> None:
+    kinds = {norm: {type(m) for m in build(name, norm).modules()} for norm in ("group", "batch")}
+    assert nn.GroupNorm in kinds["group"]
+    assert nn.BatchNorm2d not in kinds["group"]
+    assert nn.BatchNorm2d in kinds["batch"]
+    assert nn.GroupNorm not in kinds["batch"]
+
+
+@every_network
+def test_stages_run_in_their_order_each_once(name: str) -> None:
+    network, ran = build(name), []
+    for stage, module in network.stages().items():
+        module.register_forward_hook(lambda *_, stage=stage: ran.append(stage))
+    network(slices(1))
+    assert ran == list(network.stages())
+
+
+@every_network
+def test_stages_hold_every_parameter_but_the_heads(name: str) -> None:
+    network = build(name)
+    in_stages = [id(p) for stage in network.stages().values() for p in stage.parameters()]
+    assert len(in_stages) == len(set(in_stages)), "a parameter belongs to two stages"
+    outside = {key for key, p in network.named_parameters() if id(p) not in set(in_stages)}
+    assert outside == {"head.weight", "head.bias"}
+    assert set(in_stages) <= {id(p) for p in network.parameters()}
+
+
+@every_network
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_stride_is_enough_and_needed(name: str, depth: int) -> None:
+    network = build(name, depth=depth)
+    stride = network.stride
+    assert stride == stride_of(NetworkConfig(name=name, width=8, depth=depth)) == 2**depth
+    # (1×, 3×) and not (1×, 1×): group norm wants more than one value in the lowest level.
+    assert network(slices(1, stride, 3 * stride)).shape == (1, 1, stride, 3 * stride)
+    with pytest.raises(RuntimeError):
+        network(slices(1, 4 * stride, 4 * stride + stride // 2))
+
+
+@every_network
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_gradient_reaches_every_parameter(name: str, norm: str) -> None:
+    network = build(name, norm)
+    network(slices(2)).square().sum().backward()
+    without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+
+
+@every_network
+def test_a_slice_does_not_see_the_others(name: str) -> None:
+    """Group norm: micro-batches give what the batch gives."""
+    network, batch_NCHW = build(name).train(), slices(3)
+    together = network(batch_NCHW)
+    apart = torch.cat([network(one_1CHW) for one_1CHW in batch_NCHW.split(1)])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    batch_NCHW[1:] *= 100
+    torch.testing.assert_close(network(batch_NCHW)[0], together[0], rtol=1e-4, atol=1e-5)
+
+
+@every_network
+def test_permuted_slices_give_permuted_logits(name: str) -> None:
+    network, batch_NCHW, order = build(name), slices(4), [2, 0, 3, 1]
+    torch.testing.assert_close(network(batch_NCHW[order]), network(batch_NCHW)[order], rtol=1e-4, atol=1e-5)
+
+
+@every_network
+def test_every_modality_counts(name: str) -> None:
+    network, batch_NCHW = build(name), slices(1)
+    before = network(batch_NCHW)
+    for channel in range(len(MODALITIES)):
+        changed_NCHW = batch_NCHW.clone()
+        changed_NCHW[:, channel] = changed_NCHW[:, channel].flip(-1)
+        assert not torch.allclose(network(changed_NCHW), before), MODALITIES[channel]
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_unet_has_the_papers_parameters(width: int) -> None:
+    """Closed form for depth 4, w = width, level k of width 2^k·w (group norm: two per channel).
+
+    encoder, first convolutions   9·4·w + 9·Σ_{k=1..4} 2^(2k−1)·w²  =   36 w + 1530 w²
+    encoder, second ones                9·Σ_{k=0..4} 4^k·w²         =          3069 w²
+    encoder, norms                      2·2·Σ_{k=0..4} 2^k·w        =  124 w
+    decoder, up (4 taps, with bias)     Σ_{k=0..3} 8·4^k·w² + 2^k·w =   15 w +  680 w²
+    decoder, convolutions               Σ_{k=0..3} (18 + 9)·4^k·w²  =          2295 w²
+    decoder, norms                      2·2·Σ_{k=0..3} 2^k·w        =   60 w
+    head                                w + 1
+    """
+    with torch.device("meta"):
+        network = build_network(NetworkConfig(width=width))
+    assert sum(p.numel() for p in network.parameters()) == 7574 * width**2 + 236 * width + 1
+
+
+def test_unet_levels_double_and_skip() -> None:
+    network, sizes = build("unet2d", depth=3), {}
+    for stage, module in network.stages().items():
+        module.register_forward_hook(lambda *io, stage=stage: sizes.update({stage: tuple(io[2].shape[1:])}))
+    network(slices(1, 32, 48))
+    assert sizes == {
+        "down.0": (8, 32, 48),
+        "down.1": (16, 16, 24),
+        "down.2": (32, 8, 12),
+        "down.3": (64, 4, 6),
+        "up.0": (32, 8, 12),
+        "up.1": (16, 16, 24),
+        "up.2": (8, 32, 48),
+    }
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(InputError, match=r"network: 'unet9'; expected one of unet2d.*Check the spelling"):
+        build_network(NetworkConfig(name="unet9"))
+
+
+@every_network
+def test_stride_of_allocates_nothing(name: str) -> None:
+    terabytes = NetworkConfig(name=name, width=2**17, depth=5)
+    assert stride_of(terabytes) == 32
+    assert not build(name).head.weight.is_meta, "and leaves torch's default device alone"

@@ -1,0 +1,185 @@
+"""One case from NIfTI to NIfTI: exact skipping, grids, reports, fallbacks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from tiny_weights import SMALL_SHAPE, write_tiny_set
+
+import lowmem_brats.segment as module
+from lowmem_brats.case_files import find_case
+from lowmem_brats.cli.phantom import write_phantom
+from lowmem_brats.config import SegmentConfig
+from lowmem_brats.errors import InputError, WeightsError
+from lowmem_brats.labels import CONVENTIONS, Region
+from lowmem_brats.nifti import read_label
+from lowmem_brats.segment import Segmentation, as_json, check_not_reference, output_path, segment_case
+
+REAL_CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_set(tmp_path_factory.mktemp("weights") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("case"), 0, SMALL_SHAPE, overwrite=False)
+
+
+def run(case: Path, output: Path, **settings: object) -> Segmentation:
+    return segment_case(find_case(case), output, SegmentConfig(**settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_skipping_equals_not_skipping(tmp_path: Path, tiny: str, phantom: Path, batch: int, precision: str) -> None:
+    settings = {"weights": tiny, "device": "cpu", "batch": batch, "precision": precision}
+    skipping = run(phantom, tmp_path / "a.nii.gz", **settings)
+    full = run(phantom, tmp_path / "b.nii.gz", skip_slices=False, **settings)
+    np.testing.assert_array_equal(skipping.label_XYZ, full.label_XYZ)
+    assert set(np.unique(full.label_XYZ)) == {0, 1, 2, 4}, "the test needs all tissues to mean anything"
+    assert all(count["skipped"] == 0 for count in full.report.slices.values())
+    run_slices = [count["run"] for count in skipping.report.slices.values()]
+    assert run_slices[0] > run_slices[1] > run_slices[2] > 0
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL_CASES.is_dir(), reason="the real cases are not beside this checkout")
+def test_skipping_is_exact_on_a_real_case_with_the_shipped_weights(tmp_path: Path) -> None:
+    case = REAL_CASES / "BraTS2021_00006"
+    skipping, full = run(case, tmp_path / "a.nii.gz"), run(case, tmp_path / "b.nii.gz", skip_slices=False)
+    np.testing.assert_array_equal(skipping.label_XYZ, full.label_XYZ)
+    assert skipping.report.slices["tc"]["skipped"] > 20
+    # The tumour is found, and on the right side of the head: an orientation mistake would not reach this.
+    reference = read_label(case / "BraTS2021_00006_seg.nii.gz").data > 0
+    found = full.label_XYZ > 0
+    assert 2 * (found & reference).sum() / (found.sum() + reference.sum()) > 0.8
+
+
+def test_the_shipped_weights_find_the_tumour_of_a_phantom(tmp_path: Path) -> None:
+    case = write_phantom(tmp_path, 0, (240, 240, 155), overwrite=False)
+    found = run(case, tmp_path / "seg.nii.gz").label_XYZ > 0
+    truth = read_label(case / "phantom_000_seg.nii.gz").data > 0
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.7
+
+
+def test_result_lies_in_the_grid_of_the_input(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    result = run(phantom, tmp_path / "seg.nii.gz", weights=tiny)
+    written = nibabel.load(tmp_path / "seg.nii.gz")
+    image = nibabel.load(next(phantom.glob("*_t1.nii.gz")))
+    assert written.shape == image.shape
+    np.testing.assert_array_equal(written.affine, image.affine)
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), result.label_XYZ)
+
+
+def test_turned_input_gives_the_turned_result(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    """The same head stored with other axes must give the same label at the same place in the world."""
+    straight = run(phantom, tmp_path / "a.nii.gz", weights=tiny)
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    for path in phantom.glob("*_[tf]*.nii.gz"):
+        nibabel.save(nibabel.as_closest_canonical(nibabel.load(path)), turned / path.name)
+    result = run(turned, tmp_path / "b.nii.gz", weights=tiny)
+    np.testing.assert_array_equal(result.label_XYZ, straight.label_XYZ)
+    written = nibabel.load(tmp_path / "b.nii.gz")
+    assert nibabel.aff2axcodes(written.affine) == ("R", "A", "S")
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj)[::-1, ::-1], straight.label_XYZ)
+
+
+def test_report_counts_what_was_written(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    progress: list[tuple[str, int, int]] = []
+    result = segment_case(
+        find_case(phantom),
+        tmp_path / "seg.nii.gz",
+        SegmentConfig(weights=tiny, labels="brats2023"),
+        lambda *step: progress.append(step),
+    )
+    report = result.report
+    tissues = CONVENTIONS["brats2023"].tissues
+    assert report.voxels == {name: int((result.label_XYZ == label).sum()) for name, label in tissues.items()}
+    assert report.millilitres == pytest.approx({name: count / 1000 for name, count in report.voxels.items()})
+    assert list(report.seconds) == ["read", "prepare", "wt", "tc", "et", "fuse", "write"]
+    assert report.peak_bytes > 0
+    assert (report.weights, report.labels, report.warnings) == ("tiny", "brats2023", [])
+    assert progress[0] == ("WT", 1, report.slices["wt"]["run"])
+    assert [step for step in progress if step[0] == "ET"][-1][1:] == (report.slices["et"]["run"],) * 2
+    assert json.loads(json.dumps(as_json(report)))["plan"]["batch"] == 1
+
+
+def test_missing_modality_is_noted_and_two_are_enough(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    case = tmp_path / "case"
+    case.mkdir()
+    for name in ("flair", "t1ce"):
+        source = next(phantom.glob(f"*_{name}.nii.gz"))
+        (case / source.name).write_bytes(source.read_bytes())
+    warnings = run(case, tmp_path / "seg.nii.gz", weights=tiny).report.warnings
+    assert [text.split()[0] for text in warnings] == ["t1", "t2"]
+
+
+def test_small_components_are_dropped_on_request(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    kept = run(phantom, tmp_path / "a.nii.gz", weights=tiny).label_XYZ
+    assert kept.any()
+    assert not run(phantom, tmp_path / "b.nii.gz", weights=tiny, min_component=1e6).label_XYZ.any()
+
+
+def test_nan_in_half_precision_falls_back_to_fp32(
+    tmp_path: Path, tiny: str, phantom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GTX 16xx does: the check fails once, everything then runs in fp32, and the report says so."""
+    monkeypatch.setattr(module, "choose_device", lambda requested: (torch.device("cpu:0"), []))
+    monkeypatch.setattr(module, "half_is_sound", lambda *args: False)
+    report = run(phantom, tmp_path / "a.nii.gz", weights=tiny, precision="fp16").report
+    assert report.plan.precision == "fp32"
+    assert report.warnings == ["fp16 gives NaN on this card: running in fp32"]
+    monkeypatch.undo()
+    straight = run(phantom, tmp_path / "b.nii.gz", weights=tiny, precision="fp32", device="cpu")
+    np.testing.assert_array_equal(np.asanyarray(nibabel.load(tmp_path / "a.nii.gz").dataobj), straight.label_XYZ)
+
+
+def test_bad_weights_stop_before_anything_is_written(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    with pytest.raises(WeightsError):
+        run(phantom, tmp_path / "seg.nii.gz", weights="no-such-set")
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_path(tmp_path: Path, phantom: Path) -> None:
+    files = find_case(phantom)
+    assert output_path(files, None) == phantom / "phantom_000_seg.nii.gz"
+    assert output_path(files, tmp_path) == tmp_path / "phantom_000_seg.nii.gz"
+    assert output_path(files, tmp_path / "x.nii") == tmp_path / "x.nii"
+    with pytest.raises(InputError, match="no such folder"):
+        output_path(files, tmp_path / "nowhere")
+
+
+def test_a_reference_label_map_is_never_replaced(tmp_path: Path, phantom: Path) -> None:
+    case = tmp_path / "case"
+    case.mkdir()
+    for path in phantom.iterdir():
+        (case / path.name).write_bytes(path.read_bytes())
+    files = find_case(case)
+    assert files.label is not None
+    check_not_reference(files, files.label)  # a phantom's label map is this program's own
+    image = nibabel.load(files.label)
+    image.header["descrip"] = b"drawn by hand"
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header), files.label)
+    with pytest.raises(InputError, match="the case's own label map"):
+        check_not_reference(files, files.label)
+    check_not_reference(replace(files, label=None), files.label)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    cuda = run(phantom, tmp_path / "a.nii.gz", weights=tiny, device="cuda", precision="fp32")
+    cpu = run(phantom, tmp_path / "b.nii.gz", weights=tiny, device="cpu", precision="fp32")
+    assert (cuda.label_XYZ != cpu.label_XYZ).mean() < 1e-3
+    assert cuda.report.plan.device == "cuda:0"
+    assert all(count["run"] + count["skipped"] for region in Region if (count := cuda.report.slices[region.value]))

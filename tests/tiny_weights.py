@@ -1,0 +1,40 @@
+"""A set of tiny untrained networks, biased so that each finds something in some slices and nothing in others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.labels import Region
+from lowmem_brats.networks import build_network
+from lowmem_brats.phantom import make_phantom
+from lowmem_brats.slices import prepare
+from lowmem_brats.weights import WeightsFile, save_network, write_index
+
+TINY = NetworkConfig(width=8, depth=2)
+SMALL_SHAPE = (48, 56, 40)
+
+
+def write_tiny_set(folder: Path) -> Path:
+    """Write the set and return its folder."""
+    folder.mkdir(parents=True)
+    stack = prepare(make_phantom(0, SMALL_SHAPE).images_CXYZ.astype(np.float32), 4)
+    slices_NCHW = torch.from_numpy(stack.slices_ZCHW).float()
+    brain_NHW = (slices_NCHW != 0).any(dim=1)
+    paths = {}
+    for region, share in zip(Region, (0.002, 0.0015, 0.0008), strict=True):
+        torch.manual_seed(4)
+        network = build_network(TINY).eval()
+        weight, bias = network.head.parameters()  # type: ignore[union-attr]
+        with torch.no_grad():
+            if region is not Region.WT:
+                # Alike, so that the masks overlap, but not the same: TC and ET reach outside their parents.
+                weight += 0.1 * torch.randn_like(weight)
+            bias -= network(slices_NCHW)[:, 0][brain_NHW].quantile(1 - share)
+        paths[region] = folder / f"{region.value}.safetensors"
+        save_network(network, WeightsFile(paths[region], region, TINY, {}, {}))
+    write_index(folder, "tiny", paths)
+    return folder
