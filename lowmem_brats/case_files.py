@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from lowmem_brats.config import MODALITIES
@@ -42,7 +43,8 @@ class CaseFiles:
     """Modality → file; missing modalities are absent. Empty when `stacked` is given."""
     stacked: Path | None = None
     """A 4-D file in MSD order."""
-    label: Path | None = None
+    labels: tuple[Path, ...] = ()
+    """Label maps in the folder."""
 
     @property
     def missing(self) -> list[str]:
@@ -79,6 +81,8 @@ def find_case(path: Path, explicit: Mapping[str, Path] | None = None) -> CaseFil
     Raises InputError: nothing there, no images, fewer than two modalities, a modality twice.
     """
     explicit = dict(explicit or {})
+    if path.is_file() and explicit:
+        raise InputError(path, "a file, with modalities named beside it", "a folder", "Pass the case's folder.")
     if path.is_file():
         return CaseFiles(stem(path), path.parent, {}, stacked=path)
     if not path.is_dir():
@@ -89,21 +93,19 @@ def find_case(path: Path, explicit: Mapping[str, Path] | None = None) -> CaseFil
         kind = kind_of(file)
         by_kind.setdefault(kind, []).append(file) if kind else unnamed.append(file)
     for kind, files in by_kind.items():
-        if len(files) > 1 and kind not in explicit:
+        if len(files) > 1 and kind not in explicit and kind != "seg":
             names = ", ".join(f.name for f in files)
-            raise InputError(path, f"{kind} twice ({names})", "one file per modality", _twice_advice(kind))
+            advice = f"Keep one case per folder, or name the right file with --{kind}."
+            raise InputError(path, f"{kind} twice ({names})", "one file per modality", advice)
     images = {m: explicit.get(m) or by_kind[m][0] for m in MODALITIES if m in explicit or m in by_kind}
-    label = by_kind["seg"][0] if "seg" in by_kind else None
+    labels = tuple(by_kind.get("seg", ()))
     if not images and len(unnamed) == 1:
-        return CaseFiles(stem(unnamed[0]), path, {}, stacked=unnamed[0], label=label)
+        return CaseFiles(stem(unnamed[0]), path, {}, stacked=unnamed[0], labels=labels)
     _check_enough(path, images)
-    return CaseFiles(_case_id(path, images), path, images, label=label)
-
-
-def _twice_advice(kind: str) -> str:
-    if kind == "seg":
-        return "Keep one label map per case folder."
-    return f"Keep one case per folder, or name the right file with --{kind}."
+    for first, second in combinations(images, 2):
+        if images[first] == images[second]:
+            raise InputError(images[first], f"given as {first} and as {second}", "a file for each", "Name both files.")
+    return CaseFiles(_case_id(path, images), path, images, labels=labels)
 
 
 def _check_enough(path: Path, images: Mapping[str, Path]) -> None:
@@ -134,7 +136,11 @@ def find_labelled_cases(data: Path) -> list[CaseFiles]:
     if not data.is_dir():
         raise InputError(data, "is not a folder", "a folder of case folders", "Check the path.")
     folders = sorted(p for p in data.iterdir() if p.is_dir() and niftis(p))
-    cases = [case for case in map(find_case, folders) if case.label]
+    cases = [case for case in map(find_case, folders) if case.labels]
+    for case in cases:
+        if len(case.labels) > 1:
+            names = ", ".join(p.name for p in case.labels)
+            raise InputError(case.folder, f"two label maps ({names})", "one per case", "Move the wrong one away.")
     if not cases:
         raise InputError(
             data,

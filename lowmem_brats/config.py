@@ -51,8 +51,8 @@ class SegmentConfig:
     """`auto` (CUDA when usable, else CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: str = "auto"
     """One of PRECISIONS."""
-    batch: int = 1
-    """Slices per forward pass."""
+    vram: str = "max"
+    """Memory budget such as 2G, 512M, 75% or max: for everything on a card, for live tensors on the CPU."""
     labels: str = "brats2020"
     """Label convention of the result, a key of `labels.CONVENTIONS`."""
     min_component: float = 0.0
@@ -61,8 +61,6 @@ class SegmentConfig:
     """Run TC on slices with WT only and ET on slices with TC only; exact under nested fusion."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise InputError("--batch", str(self.batch), "at least 1", "Use 1 for the smallest memory.")
         if self.min_component < 0:
             raise InputError("--min-component", f"{self.min_component} mm³", "0 or more", "Use 0 to keep everything.")
 
@@ -89,6 +87,8 @@ class TrainConfig:
     """One of PRECISIONS; parameters stay fp32."""
     device: str = "auto"
     """As in SegmentConfig."""
+    vram: str = "max"
+    """As in SegmentConfig; any plan gives the gradient of the whole batch."""
     labels: str = "brats2020"
     """Label convention of the training cases."""
     seed: int = 0

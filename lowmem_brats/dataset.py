@@ -80,13 +80,12 @@ def build_cache(
 
 
 def _cache_case(files: CaseFiles, folder: Path, stride: int, convention: LabelConvention) -> CachedCase:
-    if files.label is None:
-        raise InputError(files.folder, "no label map", "*_seg.nii.gz", "Add it or remove the case.")
-    case, label = read_case(files), read_label(files.label)
+    label_path = files.labels[0]
+    case, label = read_case(files), read_label(label_path)
     first = files.stacked or next(iter(files.images.values()))
-    check_same_grid(label, files.label, case.reference, first)
+    check_same_grid(label, label_path, case.reference, first)
     stack = prepare(case.images_CXYZ, stride)
-    depth_XYZ = nesting_depth(split_regions(label.data, convention, files.label))
+    depth_XYZ = nesting_depth(split_regions(label.data, convention, label_path))
     paths = folder / f"{files.case_id}_slices.npy", folder / f"{files.case_id}_depth.npy"
     np.save(paths[0], stack.slices_ZCHW)
     np.save(paths[1], cut_label(depth_XYZ, stack))

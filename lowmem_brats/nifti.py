@@ -90,7 +90,8 @@ def read_volume(path: Path, dimensions: int = 3) -> Volume:
     while len(shape) > dimensions and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != dimensions or min(shape) < 1:
-        advice = "Pass a 4-D file as the case itself." if dimensions == 3 and len(shape) == 4 else "Check the file."
+        wanted = {3: "Pass a 4-D file as the case itself.", 4: "Pass the case's folder."}
+        advice = wanted[dimensions] if {len(shape), dimensions} == {3, 4} else "Check the file."
         raise InputError(path, f"{len(shape)}-D array of shape {shape}", f"a {dimensions}-D volume", advice)
     _check_voxels(path, image)
     try:

@@ -5,19 +5,35 @@ Shape suffixes: Z slices of a case, N slices in a batch, C modalities, H W in-pl
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from lowmem_brats.errors import BudgetError
+from lowmem_brats.memory import step
 from lowmem_brats.memory.device import PeakMeter
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork
 from lowmem_brats.precision import DTYPES
 
 OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network found in a stack of slices."""
+
+    mask_ZHW: npt.NDArray[np.bool_]
+    """False outside the brain and on slices that were not run."""
+    peak_bytes: int
+    """Most bytes on the device (live tensors on the CPU), weights included."""
+    batch: int
+    """Slices per forward pass at the end: the plan's, or less after the card ran out of memory."""
 
 
 def half_is_sound(network: SliceNetwork, slice_CHW: npt.NDArray[np.float16], plan: InferencePlan) -> bool:
@@ -29,17 +45,13 @@ def half_is_sound(network: SliceNetwork, slice_CHW: npt.NDArray[np.float16], pla
     slice_1CHW = torch.from_numpy(slice_CHW[None])
     with torch.inference_mode():
         reference = network(slice_1CHW.float())
-        logits = place(network, plan)(_to_device(slice_1CHW, plan))
+        logits = place(network, plan)(slice_1CHW.to(plan.device, DTYPES[plan.precision]))
     return bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(reference).all())
 
 
 def place(network: SliceNetwork, plan: InferencePlan) -> SliceNetwork:
-    """Move a network (in place) to the plan's device and format, channels last."""
-    return network.to(plan.device, DTYPES[plan.precision], memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
-
-
-def _to_device(slices_NCHW: torch.Tensor, plan: InferencePlan) -> torch.Tensor:
-    return slices_NCHW.to(plan.device, DTYPES[plan.precision], memory_format=torch.channels_last)
+    """Move a network (in place) to the plan's device and format, in evaluation mode."""
+    return step.place(network, torch.device(plan.device), DTYPES[plan.precision]).eval()
 
 
 def predict_region(
@@ -48,22 +60,41 @@ def predict_region(
     active_Z: npt.NDArray[np.bool_],
     plan: InferencePlan,
     on_progress: OnProgress = lambda done, total: None,
-) -> tuple[npt.NDArray[np.bool_], int]:
+) -> Prediction:
     """Segment the brain in the active slices with a network that `place` has put where the plan wants it.
 
-    `slices_ZCHW`: z-scored, on the host; `active_Z`: which slices to run. Returns `mask_ZHW` (False on slices that
-    were not run) and the peak bytes on the device (live tensors on the CPU), weights included.
+    `slices_ZCHW`: z-scored, on the host; `active_Z`: which slices to run. When the device runs out of memory all the
+    same, the batch is halved and tried again. Raises BudgetError when a single slice does not fit.
     """
     mask_ZHW = np.zeros((len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.bool_)
     run_Z = np.flatnonzero(active_Z)
     meter = PeakMeter(torch.device(plan.device), *network.parameters(), *network.buffers())
-    with torch.inference_mode():
-        for first in range(0, len(run_Z), plan.batch):
-            z = run_Z[first : first + plan.batch]
+    done, batch = 0, plan.batch
+    while done < len(run_Z):
+        z = run_Z[done : done + batch]
+        try:
             # All batches have one shape and the first is never the smallest: its peak is the peak.
-            with meter if first == 0 else nullcontext():
-                slices_NCHW = _to_device(torch.from_numpy(slices_ZCHW[z]), plan)
-                brain_NHW = (slices_NCHW != 0).any(dim=1)  # there is no tumour outside it
-                mask_ZHW[z] = ((network(slices_NCHW)[:, 0] > 0) & brain_NHW).cpu().numpy()
-            on_progress(first + len(z), len(run_Z))
-    return mask_ZHW, meter.peak_bytes
+            with meter if done == 0 else nullcontext():
+                mask_ZHW[z] = step.predict_batch(network, torch.from_numpy(slices_ZCHW[z])).numpy()
+            done += len(z)
+            on_progress(done, len(run_Z))
+            continue
+        except torch.OutOfMemoryError as error:
+            if batch == 1:
+                raise out_of_memory(plan.device) from error
+        # Only here, outside the except block, has the failed pass let go of its tensors.
+        batch //= 2
+        empty_cache()
+    return Prediction(mask_ZHW, meter.peak_bytes, batch)
+
+
+def empty_cache() -> None:
+    """Give what no tensor holds back to the card."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def out_of_memory(device: str) -> BudgetError:
+    """The error for a device that ran out of memory at the smallest batch."""
+    advice = "Close other programs that use the card, or pass --device cpu."
+    return BudgetError(device, "out of memory with one slice at a time", "what the plan predicted", advice)

@@ -6,7 +6,6 @@ is exact, because fusion is nested: a slice without WT can hold no TC or ET. One
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 import time
@@ -24,15 +23,17 @@ from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
-from lowmem_brats.memory.device import choose_device
-from lowmem_brats.memory.planner import InferencePlan
-from lowmem_brats.networks import stride_of
+from lowmem_brats.memory import cuda
+from lowmem_brats.memory.budget import MemoryBudget
+from lowmem_brats.memory.device import choose_device, open_budget
+from lowmem_brats.memory.planner import InferencePlan, plan_inference
+from lowmem_brats.networks import SliceNetwork, stride_of
 from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
 from lowmem_brats.postprocess import drop_small_components
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import half_is_sound, place, predict_region
 from lowmem_brats.slices import SliceStack, prepare, to_volume
-from lowmem_brats.weights import WeightsSet, load_network, open_set
+from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, open_set
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -45,8 +46,10 @@ class SegmentReport:
     output: str
     weights: str
     labels: str
-    plan: InferencePlan
+    vram: str
     versions: dict[str, str]
+    plan: InferencePlan | None = None
+    """Made when the size of the brain is known."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Per stage, in order."""
     slices: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -56,7 +59,9 @@ class SegmentReport:
     millilitres: dict[str, float] = field(default_factory=dict)
     """Per tissue."""
     peak_bytes: int = 0
-    """Most bytes on the device at once: CUDA's allocator, or live tensors of the networks on the CPU."""
+    """Most bytes of tensors on the device at once, to compare with `plan.predicted_bytes`."""
+    cuda_peak: dict[str, int] | None = None
+    """On a card: most bytes allocated, reserved and used as the driver sees it."""
     process_peak_bytes: int | None = None
     """Most resident host memory of the whole process so far, torch itself included; None where unknown."""
     warnings: list[str] = field(default_factory=list)
@@ -75,38 +80,48 @@ def output_path(files: CaseFiles, requested: Path | None) -> Path:
     """Where a case's label map goes: `requested` if it names a file, else `<case_id>_seg.nii.gz` there or beside it."""
     if requested is None or requested.is_dir():
         return (requested or files.folder) / f"{files.case_id}_seg.nii.gz"
-    if not requested.name.lower().endswith((".nii", ".nii.gz")):
+    if not requested.name.endswith((".nii", ".nii.gz")):
         raise InputError(requested, "no such folder, and no NIfTI name", "a folder, or NAME.nii.gz", "Change -o.")
     return requested
 
 
 def check_not_reference(files: CaseFiles, output: Path) -> None:
     """Raise InputError if writing to `output` would replace a label map that this program did not write."""
-    if files.label and output.exists() and output.samefile(files.label) and not is_own_result(output):
+    if output.exists() and any(map(output.samefile, files.labels)) and not is_own_result(output):
         found = "the case's own label map, not written by this program"
         raise InputError(output, found, "another place for the result", "Choose one with -o.")
 
 
 def segment_case(
-    files: CaseFiles, output: Path, config: SegmentConfig, on_progress: OnProgress = lambda stage, done, total: None
+    files: CaseFiles,
+    output: Path,
+    config: SegmentConfig,
+    on_progress: OnProgress = lambda stage, done, total: None,
+    on_plan: Callable[[InferencePlan], None] = lambda plan: None,
 ) -> Segmentation:
     """Segment one case and write its label map to `output`, in the grid of its first image.
 
-    `on_progress(region, slices done, slices in all)`. Raises InputError or WeightsError before anything is written.
+    `on_progress(region, slices done, slices in all)`; `on_plan` is called before a network runs. Raises InputError,
+    WeightsError or BudgetError before anything is written.
     """
     convention = CONVENTIONS[config.labels]
     weights = open_set(config.weights)
     device, notes = choose_device(config.device)
-    plan = InferencePlan(str(device), choose_precision(config.precision, device), config.batch)
-    report = SegmentReport(files.case_id, str(output), weights.name, convention.name, plan, _versions(), warnings=notes)
-
+    precision = choose_precision(config.precision, device)
+    budget = open_budget(config.vram, device)
+    report = SegmentReport(
+        files.case_id, str(output), weights.name, convention.name, config.vram, _versions(), warnings=notes
+    )
     with _timed(report, "read"):
         case = read_case(files)
         report.warnings += case.warnings
     with _timed(report, "prepare"):
-        stride = math.lcm(*(stride_of(file.network) for file in weights.files.values()))
-        stack = prepare(case.images_CXYZ, stride)
-    masks = _predict_regions(weights, stack, config, report, on_progress)
+        stack = prepare(case.images_CXYZ, stride_of(weights.network))
+    with _timed(report, "plan"):
+        size_HW = (stack.slices_ZCHW.shape[2], stack.slices_ZCHW.shape[3])
+        report.plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
+        on_plan(report.plan)
+    masks = _predict_regions(weights, stack, config, budget, report, on_progress)
     with _timed(report, "fuse"):
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
         voxel_mm3 = float(np.prod(case.spacing_mm))
@@ -118,32 +133,63 @@ def segment_case(
 
 
 def _predict_regions(
-    weights: WeightsSet, stack: SliceStack, config: SegmentConfig, report: SegmentReport, on_progress: OnProgress
+    weights: WeightsSet,
+    stack: SliceStack,
+    config: SegmentConfig,
+    budget: MemoryBudget,
+    report: SegmentReport,
+    on_progress: OnProgress,
 ) -> dict[Region, npt.NDArray[np.bool_]]:
     """Run the three networks, one in memory at a time: region → mask_ZHW."""
     masks: dict[Region, npt.NDArray[np.bool_]] = {}
     active_Z = stack.brain_Z
     for region in Region:
         with _timed(report, region.value):
-            network = load_network(weights.files[region])
-            if report.plan.device != "cpu" and report.plan.precision != "fp32" and active_Z.any():
-                middle = stack.slices_ZCHW[np.flatnonzero(active_Z)[active_Z.sum() // 2]]
-                if not half_is_sound(network, middle, report.plan):
-                    report.warnings.append(f"{report.plan.precision} gives NaN on this card: running in fp32")
-                    report.plan = replace(report.plan, precision="fp32")
-                    network = load_network(weights.files[region])
-            masks[region], peak_bytes = predict_region(
-                place(network, report.plan),
+            network = _load(weights.files[region], stack, active_Z, budget, report)
+            plan = _planned(report)
+            prediction = predict_region(
+                network,
                 stack.slices_ZCHW,
                 active_Z,
-                report.plan,
+                plan,
                 lambda done, total, name=region.name: on_progress(name, done, total),  # type: ignore[misc]
             )
-        report.peak_bytes = max(report.peak_bytes, peak_bytes)
+            del network
+        if prediction.batch < plan.batch:
+            report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
+            report.plan = replace(plan, batch=prediction.batch)
+        masks[region] = prediction.mask_ZHW
+        report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
+        report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
         report.slices[region.value] = {"run": int(active_Z.sum()), "skipped": int((stack.brain_Z & ~active_Z).sum())}
         if config.skip_slices:
             active_Z = active_Z & masks[region].any(axis=(1, 2))
     return masks
+
+
+def _planned(report: SegmentReport) -> InferencePlan:
+    if report.plan is None:
+        raise RuntimeError("networks run only after planning")
+    return report.plan
+
+
+def _load(
+    file: WeightsFile,
+    stack: SliceStack,
+    active_Z: npt.NDArray[np.bool_],
+    budget: MemoryBudget,
+    report: SegmentReport,
+) -> SliceNetwork:
+    """Load a network to where the plan wants it; plan again in fp32 where the card's half format gives NaN."""
+    plan, network = _planned(report), load_network(file)
+    if plan.device != "cpu" and plan.precision != "fp32" and active_Z.any():
+        middle = stack.slices_ZCHW[np.flatnonzero(active_Z)[active_Z.sum() // 2]]
+        if not half_is_sound(network, middle, plan):
+            report.warnings.append(f"{plan.precision} gives NaN on this card: running in fp32")
+            size_HW = (stack.slices_ZCHW.shape[2], stack.slices_ZCHW.shape[3])
+            plan = report.plan = plan_inference(file.network, size_HW, budget, plan.device, "fp32")
+            network = load_network(file)
+    return place(network, plan)
 
 
 def _count(

@@ -14,11 +14,12 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lowmem_brats import __version__
 from lowmem_brats.augment import apply_warp, sample_warp
@@ -27,16 +28,17 @@ from lowmem_brats.config import TrainConfig
 from lowmem_brats.dataset import CachedCase, build_cache, frame_of, gather, split_cases, training_rows
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import CONVENTIONS, Region
-from lowmem_brats.loss import batch_dice
-from lowmem_brats.memory.device import choose_device
-from lowmem_brats.memory.planner import InferencePlan
+from lowmem_brats.memory import cuda
+from lowmem_brats.memory.device import PeakMeter, choose_device, open_budget
+from lowmem_brats.memory.planner import InferencePlan, TrainPlan, plan_train
+from lowmem_brats.memory.step import build_optimizer, split_batch, training_step
+from lowmem_brats.memory.step import place as place_for_training
 from lowmem_brats.metrics import dice
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.precision import DTYPES, choose_precision
-from lowmem_brats.predict import place, predict_region
+from lowmem_brats.predict import empty_cache, out_of_memory, place, predict_region
 from lowmem_brats.weights import WeightsFile, save_network, write_index
 
-CLIP_NORM = 12.0
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -74,6 +76,11 @@ class TrainReport:
     validation_cases: list[str]
     epochs: list[Epoch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    plan: TrainPlan | None = None
+    peak_bytes: int = 0
+    """Most bytes of tensors on the device in a step, to compare with the plan's `predicted_bytes`."""
+    cuda_peak: dict[str, int] | None = None
+    """On a card: most bytes allocated, reserved and used as the driver sees it."""
 
 
 def train_set(
@@ -82,6 +89,7 @@ def train_set(
     config: TrainConfig,
     on_progress: OnProgress = lambda stage, done, total: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_plan: Callable[[TrainPlan], None] = lambda plan: None,
 ) -> TrainReport:
     """Train WT, TC and ET on a folder of labelled cases; `out` becomes a weights set with `run.json` beside it.
 
@@ -89,6 +97,7 @@ def train_set(
     """
     device, notes = choose_device(config.device)
     precision = choose_precision(config.precision, device)
+    budget = open_budget(config.vram, device)
     training_files, validation_files = split_cases(find_labelled_cases(data), config.validation, config.seed)
     report = TrainReport(
         asdict(config),
@@ -101,7 +110,8 @@ def train_set(
     )
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    network = build_network(config.network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # One network for all: each region continues from its parent's weights, the same anatomy and a nested target.
+    network = place_for_training(build_network(config.network), device)
     try:
         cases = build_cache(
             [*training_files, *validation_files],
@@ -111,23 +121,32 @@ def train_set(
             lambda done, total: on_progress("reading cases", done, total),
         )
         training, validation = cases[: len(training_files)], cases[len(training_files) :]
-        plan = InferencePlan(str(device), precision, 1)
-        paths = {}
-        for region in Region:
-            # Continue from the parent's weights: the same anatomy, a nested target.
-            run = RegionTraining(region, network, training, validation, config, plan)
-            best = run.run(on_progress, on_epoch)
-            report.epochs += run.epochs
-            paths[region] = out / f"{region.value}.safetensors"
-            save_network(
-                network, WeightsFile(paths[region], region, config.network, _summary(report, best), _metrics(best))
-            )
+        plan = plan_train(config.network, frame_of(training), config.batch, budget, str(device), precision)
+        report.plan = plan
+        on_plan(plan)
+        runs = (RegionTraining(region, network, training, validation, config, plan) for region in Region)
+        paths = {run.region: _train_region(run, out, report, on_progress, on_epoch) for run in runs}
     finally:
         shutil.rmtree(out / "cache", ignore_errors=True)
     write_index(out, out.name, paths)
     with replace_when_complete(out / "run.json") as partial:
         partial.write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report
+
+
+def _train_region(
+    run: RegionTraining, out: Path, report: TrainReport, on_progress: OnProgress, on_epoch: Callable[[Epoch], None]
+) -> Path:
+    """Train one region, note it in the report and write its weights; returns their path."""
+    best = run.run(on_progress, on_epoch)
+    report.epochs += run.epochs
+    report.notes += run.notes
+    report.peak_bytes = max(report.peak_bytes, run.peak_bytes)
+    report.cuda_peak = cuda.highest(report.cuda_peak, run.plan.device)
+    path = out / f"{run.region.value}.safetensors"
+    header = WeightsFile(path, run.region, run.config.network, _summary(report, best), _metrics(best))
+    save_network(run.network, header)
+    return path
 
 
 def _summary(report: TrainReport, best: Epoch) -> dict[str, object]:
@@ -154,7 +173,7 @@ class RegionTraining:
         training: Sequence[CachedCase],
         validation: Sequence[CachedCase],
         config: TrainConfig,
-        plan: InferencePlan,
+        plan: TrainPlan,
     ) -> None:
         self.region, self.network, self.config, self.plan = region, network, config, plan
         self.training, self.validation = training, validation
@@ -162,17 +181,21 @@ class RegionTraining:
         self._frame_HW = frame_of(training)
         self._rows = np.array(training_rows(training, region))
         self._rng = np.random.default_rng([config.seed, region.depth])
-        self._optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+        self._optimizer = build_optimizer(network, config.learning_rate)
         self._scaler = torch.amp.GradScaler("cuda", enabled=plan.precision == "fp16")
         self._began = time.monotonic()
         self._steps = self._skipped = 0
+        self.peak_bytes = 0
+        """Most bytes of tensors in a step."""
+        self.notes: list[str] = []
 
     def run(self, on_progress: OnProgress, on_epoch: Callable[[Epoch], None]) -> Epoch:
         """Train until the epochs or the time are used up, and return the best epoch by validation Dice."""
         best, best_state = None, self.network.state_dict()
         while self._progress() < 1:
             losses = self._run_epoch(on_progress)
-            scores = validate(self.network, self.validation, self.region, self.plan)
+            plan = InferencePlan(self.plan.device, self.plan.precision, 1)
+            scores = validate(self.network, self.validation, self.region, plan)
             epoch = Epoch(
                 self.region.value,
                 len(self.epochs) + 1,
@@ -222,22 +245,39 @@ class RegionTraining:
         if self.config.augment:
             warp = sample_warp(self._rng, slices_NCHW.shape)
             slices_NCHW, target_N1HW = apply_warp(warp, slices_NCHW, target_N1HW)
-        slices_NCHW = slices_NCHW.to(self.plan.device, memory_format=torch.channels_last)
-        half = self.plan.precision != "fp32"
-        with torch.autocast(torch.device(self.plan.device).type, DTYPES[self.plan.precision], enabled=half):
-            logits_N1HW = self.network(slices_NCHW)
-        loss = batch_dice(logits_N1HW, target_N1HW.to(self.plan.device))
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
-        self._steps += 1
-        if torch.isfinite(norm):
-            self._scaler.step(self._optimizer)
+        if self._steps == 1:
+            # Adam's state exists now, and from here on every step is alike: its peak is the peak.
+            moments = (moment for state in self._optimizer.state.values() for moment in state.values())
+            resident = (*self.network.parameters(), *self.network.buffers(), *moments)
+            with PeakMeter(torch.device(self.plan.device), *resident) as meter:
+                loss, stepped = self._optimise(slices_NCHW, target_N1HW)
+            self.peak_bytes = meter.peak_bytes
         else:
-            self._skipped += 1
-        self._scaler.update()
-        return float(loss.detach())
+            loss, stepped = self._optimise(slices_NCHW, target_N1HW)
+        self._steps += 1
+        self._skipped += not stepped
+        return loss
+
+    def _optimise(self, slices_NCHW: Tensor, target_N1HW: Tensor) -> tuple[float, bool]:
+        """`step.training_step`, with smaller micro-batches where the card runs out of memory all the same."""
+        while True:
+            micro_batches = split_batch(slices_NCHW, target_N1HW, self.plan.micro_batch)
+            dtype = DTYPES[self.plan.precision]
+            try:
+                return training_step(
+                    self.network, self._optimizer, self._scaler, micro_batches, dtype, self.plan.stages
+                )
+            except torch.OutOfMemoryError as error:
+                if self.plan.micro_batch == 1:
+                    raise out_of_memory(self.plan.device) from error
+            # Only here, outside the except block, has the failed step let go of its tensors.
+            self._optimizer.zero_grad(set_to_none=True)
+            empty_cache()
+            smaller = self.plan.micro_batch // 2
+            self.notes.append(
+                f"the card ran out of memory: {smaller} slices at once instead of {self.plan.micro_batch}"
+            )
+            self.plan = replace(self.plan, micro_batch=smaller)
 
 
 def validate(
@@ -247,7 +287,7 @@ def validate(
     placed = place(copy.deepcopy(network), plan)
     scores = {}
     for case in cases:
-        mask_ZHW, _ = predict_region(placed, case.slices_ZCHW, case.seen_by(region), plan)
+        mask_ZHW = predict_region(placed, case.slices_ZCHW, case.seen_by(region), plan).mask_ZHW
         truth_ZHW = case.depth_ZHW >= region.depth
         hits = int((mask_ZHW & truth_ZHW).sum())
         scores[case.case_id] = dice(hits, int(mask_ZHW.sum()) - hits, int(truth_ZHW.sum()) - hits)

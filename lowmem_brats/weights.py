@@ -50,6 +50,11 @@ class WeightsSet:
     name: str
     files: Mapping[Region, WeightsFile]
 
+    @property
+    def network(self) -> NetworkConfig:
+        """The architecture of all three."""
+        return self.files[Region.WT].network
+
 
 def open_set(name: str | None = None) -> WeightsSet:
     """Open a set by the name of a shipped one or by its folder, verify checksums, read the headers only.
@@ -79,6 +84,9 @@ def open_set(name: str | None = None) -> WeightsSet:
     if problems:
         found = "; ".join(f"{p.where}: {p.found}, expected {p.expected}" for p in problems)
         raise WeightsError(f"weights {chosen!r}", found, "three sound files", problems[0].advice)
+    if len({file.network for file in files.values()}) > 1:
+        found = "; ".join(f"{region.value}: {file.network}" for region, file in files.items())
+        raise WeightsError(f"weights {chosen!r}", found, "one kind of network", "Do not mix files of different sets.")
     return WeightsSet(chosen, files)
 
 

@@ -120,9 +120,7 @@ def test_slices_are_warped_each_by_its_own_draw() -> None:
 def test_gain_and_offset_act_per_modality_on_brain_only() -> None:
     slices_1CHW, target_11HW = brain_slice()
     gain, offset = [0.8, 1.0, 1.2, 1.1], [0.2, -0.2, 0.0, 0.1]
-    warp = dataclasses.replace(
-        still(), gain_NC=np.array([gain], np.float32), offset_NC=np.array([offset], np.float32)
-    )
+    warp = dataclasses.replace(still(), gain_NC=np.array([gain], np.float32), offset_NC=np.array([offset], np.float32))
     changed_1CHW, _ = apply_warp(warp, slices_1CHW, target_11HW)
     brain = slices_1CHW != 0
     by_modality = (torch.tensor(v)[None, :, None, None].expand_as(brain) for v in (gain, offset))
@@ -132,7 +130,7 @@ def test_gain_and_offset_act_per_modality_on_brain_only() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_background_and_missing_modalities_stay_exactly_zero(seed: int) -> None:
     slices_1CHW, target_11HW = brain_slice()
     warp = sample_warp(np.random.default_rng(seed), slices_1CHW.shape)
@@ -146,7 +144,7 @@ def test_background_and_missing_modalities_stay_exactly_zero(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_image_and_label_move_together(seed: int) -> None:
     """The nearest pixel weighs at least a quarter in the bilinear mean, so one bounds the other at every pixel."""
     _, target_N1HW = batch(4, 40, 24, seed=seed % 1000)
@@ -241,19 +239,19 @@ def test_contrast_and_noise_ranges() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 5), height=st.integers(8, 64), width=st.integers(8, 64))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_area_changes_by_the_scales_alone(seed: int, n: int, height: int, width: int) -> None:
     """Flip, shears and rotation keep the area, whatever the order."""
     warp = sample_warp(np.random.default_rng(seed), (n, 4, height, width))
-    assert_between = np.abs(np.linalg.det(warp.matrix_N22))
-    assert ((assert_between > 1 / 1.1**2 - 1e-5) & (assert_between < 1 / 0.9**2 + 1e-5)).all()
+    area_N = np.abs(np.linalg.det(warp.matrix_N22))
+    assert ((area_N > 1 / 1.1**2 - 1e-5) & (area_N < 1 / 0.9**2 + 1e-5)).all()
 
 
 BRATS_SIDE, ELASTIC_DRAWS = 240, 240
 
 
 @pytest.fixture(scope="module")
-def displacement_N2() -> tuple[np.ndarray, np.ndarray]:
+def elastic_displacement() -> tuple[np.ndarray, np.ndarray]:
     """Measured (x, y) displacement at the centre and 32 pixels right of it: ramps show where each pixel came from."""
     rows = []
     rng = np.random.default_rng(0)
@@ -280,15 +278,17 @@ def test_elastic_theory_and_direct_construction_agree() -> None:
     assert direct_deviation() == pytest.approx(3.26, abs=0.01)
 
 
-def test_elastic_displacement_is_as_strong_as_the_direct_one(displacement_N2: tuple[np.ndarray, np.ndarray]) -> None:
+def test_elastic_displacement_is_as_strong_as_the_direct_one(
+    elastic_displacement: tuple[np.ndarray, np.ndarray],
+) -> None:
     """480 samples each: the standard error is 3.2 %; bilinear refinement takes 1 %."""
-    for at_N2 in displacement_N2:
+    for at_N2 in elastic_displacement:
         assert at_N2.std() == pytest.approx(direct_deviation(), rel=0.1)
         assert abs(at_N2.mean()) < 0.5
 
 
-def test_elastic_displacement_is_as_smooth_as_sigma_30(displacement_N2: tuple[np.ndarray, np.ndarray]) -> None:
+def test_elastic_displacement_is_as_smooth_as_sigma_30(elastic_displacement: tuple[np.ndarray, np.ndarray]) -> None:
     """Smoothed noise correlates over d pixels by exp(−d² / (2σ)²); x and y move independently."""
-    here_N2, there_N2 = displacement_N2
+    here_N2, there_N2 = elastic_displacement
     assert np.corrcoef(here_N2.ravel(), there_N2.ravel())[0, 1] == pytest.approx(np.exp(-(32**2) / 60**2), abs=0.06)
     assert abs(np.corrcoef(here_N2[:, 0], here_N2[:, 1])[0, 1]) < 0.2

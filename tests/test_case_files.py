@@ -39,8 +39,7 @@ def test_every_convention(tmp_path: Path, case_id: str, endings: tuple[str, ...]
     case = find_case(touch(tmp_path / "folder", *names))
     assert case.case_id == case_id
     assert [case.images[m].name for m in MODALITIES] == names[:4]
-    assert case.label is not None
-    assert case.label.name == names[4]
+    assert [path.name for path in case.labels] == [names[4]]
     assert (case.stacked, case.missing) == (None, [])
 
 
@@ -92,7 +91,7 @@ def test_the_misnamed_label_of_case_355(tmp_path: Path) -> None:
     images = [f"BraTS20_Training_355_{m}.nii" for m in MODALITIES]
     case = find_case(touch(tmp_path / "BraTS20_Training_355", *images, "W39_1998.09.19_Segm.nii"))
     assert case.case_id == "BraTS20_Training_355"
-    assert case.label == tmp_path / "BraTS20_Training_355" / "W39_1998.09.19_Segm.nii"
+    assert case.labels == (tmp_path / "BraTS20_Training_355" / "W39_1998.09.19_Segm.nii",)
 
 
 def test_files_that_are_no_images_of_the_case_are_passed_over(tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ def test_files_that_are_no_images_of_the_case_are_passed_over(tmp_path: Path) ->
     (folder / "old_t1.nii").mkdir()
     case = find_case(folder)
     assert {m: p.name for m, p in case.images.items()} == {m: f"case_{m}.nii.gz" for m in MODALITIES}
-    assert case.label is None
+    assert case.labels == ()
 
 
 def test_a_missing_modality_is_named(tmp_path: Path) -> None:
@@ -132,10 +131,24 @@ def test_a_modality_twice_is_an_error(tmp_path: Path, second: str) -> None:
     assert second in error.value.found
 
 
-def test_a_label_twice_is_an_error(tmp_path: Path) -> None:
-    folder = touch(tmp_path / "case", *(f"c_{m}.nii" for m in MODALITIES), "c_seg.nii", "c_seg.nii.gz")
-    with pytest.raises(InputError, match=r"seg twice .*Keep one label map"):
-        find_case(folder)
+def test_a_label_twice_stops_training_only(tmp_path: Path) -> None:
+    names = [f"c_{name}.nii.gz" for name in (*MODALITIES, "seg", "Segm")]
+    case = find_case(touch(tmp_path / "c", *names))
+    assert [path.name for path in case.labels] == ["c_Segm.nii.gz", "c_seg.nii.gz"]
+    with pytest.raises(InputError, match=r"two label maps \(c_Segm\.nii\.gz, c_seg\.nii\.gz\)"):
+        find_labelled_cases(tmp_path)
+
+
+def test_one_file_cannot_be_two_modalities(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "c", "c_t1.nii.gz", "c_t2.nii.gz")
+    with pytest.raises(InputError, match="given as t2 and as flair"):
+        find_case(folder, {"flair": folder / "c_t2.nii.gz"})
+
+
+def test_a_file_as_the_case_takes_no_modalities(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "c", "4d.nii.gz", "c_t2.nii.gz")
+    with pytest.raises(InputError, match="Pass the case's folder"):
+        find_case(folder / "4d.nii.gz", {"t2": folder / "c_t2.nii.gz"})
 
 
 def test_explicit_paths_go_before_names(tmp_path: Path) -> None:
@@ -162,7 +175,7 @@ def test_one_unnamed_file_is_taken_as_stacked(tmp_path: Path) -> None:
     folder = touch(tmp_path / "task01", "BRATS_001.nii.gz", "BRATS_001_seg.nii.gz")
     case = find_case(folder)
     assert (case.case_id, case.stacked, case.missing) == ("BRATS_001", folder / "BRATS_001.nii.gz", [])
-    assert case.label == folder / "BRATS_001_seg.nii.gz"
+    assert case.labels == (folder / "BRATS_001_seg.nii.gz",)
 
 
 def test_a_file_is_taken_as_stacked(tmp_path: Path) -> None:

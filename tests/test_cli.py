@@ -23,13 +23,16 @@ from lowmem_brats.cli.phantom import write_phantom
 
 COMMANDS = sorted(main.commands)
 FLAGS = {
-    "segment": "batch device flair labels min-component no-preview output overwrite precision preview quiet report "
-    "t1 t1ce t2 weights",
+    "segment": "device flair labels min-component no-preview output overwrite precision preview quiet report "
+    "t1 t1ce t2 vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
     "train": "augment batch device epochs labels learning-rate max-minutes no-augment output overwrite precision quiet "
-    "seed validation width",
+    "seed validation vram width",
     "phantom": "overwrite quiet seed shape",
     "demo": "device seed",
+    "plan": "batch device network precision size train vram width",
+    "doctor": "",
+    "bench": "batch device json overwrite precision size vram width",
 }
 
 
@@ -266,7 +269,40 @@ def test_train_needs_labelled_cases(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--batch", 0), ("--min-component", -1), ("--device", "tpu"), ("--precision", "fp8"), ("--labels", "brats1999")],
+    [("--vram", "2X"), ("--min-component", -1), ("--device", "tpu"), ("--precision", "fp8"), ("--labels", "brats1999")],
 )
 def test_bad_options(case: Path, tiny: Path, arguments: tuple[str, object]) -> None:
     assert str(arguments[0]) in fails("segment", case, "--weights", tiny, *arguments)
+
+
+def test_plan_shows_the_ladder_without_weights_or_data() -> None:
+    result = run("plan", "--train", "--width", 16)
+    assert result.exit_code == 0, result.output
+    for text in ("512 MiB", "8 GiB", "1.00×", "largest width"):
+        assert text in result.output
+
+
+def test_plan_of_too_small_a_budget_names_one_that_works() -> None:
+    assert "does not fit" in run("plan", "--train", "--device", "cpu", "--vram", "20M").output
+
+
+def test_doctor_speaks_of_everything() -> None:
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    for text in ("torch", "processor", "CUDA", "weights"):
+        assert text in result.output
+
+
+def test_bench_measures_what_was_planned(tmp_path: Path) -> None:
+    arguments = ("--width", 8, "--size", 32, 32, "--batch", 2, "--device", "cpu", "--precision", "fp32")
+    result = run("bench", "memory", "--vram", "16M", "--vram", "1M", *arguments, "--json", tmp_path / "b.json")
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "b.json").read_text())
+    assert {"date", "device", "versions", "rows"} <= content.keys()
+    planned = [row for row in content["rows"] if row["plan"]]
+    assert {row["job"] for row in planned} == {"segment", "train"}
+    assert all(row["within"] and row["measured_bytes"] == row["plan"]["predicted_bytes"] for row in planned)
+    assert "does not fit" in result.output
+    speed = run("bench", "speed", *arguments)
+    assert speed.exit_code == 0, speed.output
+    assert "planned 1.33×" in speed.output

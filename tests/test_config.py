@@ -21,7 +21,6 @@ from lowmem_brats.errors import InputError
         (NetworkConfig, {"depth": 0}, "network depth", "0"),
         (NetworkConfig, {"depth": 6}, "network depth", "6"),
         (NetworkConfig, {"norm": "layer"}, "network norm", "'layer'"),
-        (SegmentConfig, {"batch": 0}, "--batch", "0"),
         (SegmentConfig, {"min_component": -0.5}, "--min-component", "-0.5 mm³"),
         (TrainConfig, {"epochs": 0}, "training", "0 epochs of batch 10"),
         (TrainConfig, {"epochs": 5, "batch": 0}, "training", "5 epochs of batch 0"),
@@ -45,7 +44,7 @@ def test_unusable_setting(make: Any, settings: dict[str, object], where: str, fo
         *((NetworkConfig, {"width": width}) for width in (8, 24, 64)),
         *((NetworkConfig, {"depth": depth}) for depth in (1, 5)),
         (NetworkConfig, {"norm": "batch"}),
-        (SegmentConfig, {"batch": 1, "min_component": 0.0}),
+        (SegmentConfig, {"min_component": 0.0}),
         (TrainConfig, {"epochs": 1, "batch": 1, "validation": 0.99, "max_minutes": 0.01}),
     ],
 )

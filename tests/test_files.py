@@ -26,6 +26,12 @@ def state(folder: Path) -> dict[str, str]:
     return {p.name: p.read_text() for p in folder.iterdir()}
 
 
+def write_half(path: Path, error: BaseException) -> None:
+    with replace_when_complete(path) as partial:
+        partial.write_text("half")
+        raise error
+
+
 def test_a_complete_file_replaces(target: Path) -> None:
     with replace_when_complete(target) as partial:
         partial.write_text("new")
@@ -38,21 +44,16 @@ def test_a_complete_file_replaces(target: Path) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO])
 def test_a_failing_write_leaves_all_as_it_was(target: Path, code: int) -> None:
     before = state(target.parent)
-    with (
-        pytest.raises(InputError, match=rf"x_seg\.nii\.gz: cannot be written \({os.strerror(code)}\).*-o"),
-        replace_when_complete(target) as partial,
-    ):
-        partial.write_text("half")
-        raise OSError(code, os.strerror(code))
+    with pytest.raises(InputError, match=rf"x_seg\.nii\.gz: cannot be written \({os.strerror(code)}\).*-o"):
+        write_half(target, OSError(code, os.strerror(code)))
     assert state(target.parent) == before
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, ValueError, MemoryError])
 def test_an_interrupt_passes_through_and_leaves_all_as_it_was(target: Path, interrupt: type[BaseException]) -> None:
     before = state(target.parent)
-    with pytest.raises(interrupt), replace_when_complete(target) as partial:
-        partial.write_text("half")
-        raise interrupt
+    with pytest.raises(interrupt):
+        write_half(target, interrupt())
     assert state(target.parent) == before
 
 
@@ -60,9 +61,9 @@ def test_a_real_size_limit_is_reported(target: Path) -> None:
     resource = pytest.importorskip("resource")
     before = state(target.parent)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(InputError, match="cannot be written"), replace_when_complete(target) as partial:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
             partial.write_bytes(bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

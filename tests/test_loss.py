@@ -41,7 +41,9 @@ def gradient(network: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
-def gradient_of(network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], factor: float = 1.0) -> tuple[Tensor, float]:
+def gradient_of(
+    network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], factor: float = 1.0
+) -> tuple[Tensor, float]:
     network.zero_grad()
     loss = backward_batch_dice(network, batches, lambda value: value * factor)
     return gradient(network), float(loss)

@@ -44,9 +44,7 @@ def test_on_the_cpu(requested: str, has_bf16: bool, chosen: str, monkeypatch: py
         ("fp32", PASCAL, "fp32"),
     ],
 )
-def test_on_cuda(
-    requested: str, capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_cuda(requested: str, capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose_precision(requested, CUDA) == chosen
 

@@ -16,8 +16,9 @@ import lowmem_brats.segment as module
 from lowmem_brats.case_files import find_case
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.config import SegmentConfig
-from lowmem_brats.errors import InputError, WeightsError
+from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.labels import CONVENTIONS, Region
+from lowmem_brats.memory import planner
 from lowmem_brats.nifti import read_label
 from lowmem_brats.segment import Segmentation, as_json, check_not_reference, output_path, segment_case
 
@@ -40,8 +41,11 @@ def run(case: Path, output: Path, **settings: object) -> Segmentation:
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_skipping_equals_not_skipping(tmp_path: Path, tiny: str, phantom: Path, batch: int, precision: str) -> None:
-    settings = {"weights": tiny, "device": "cpu", "batch": batch, "precision": precision}
+def test_skipping_equals_not_skipping(
+    tmp_path: Path, tiny: str, phantom: Path, monkeypatch: pytest.MonkeyPatch, batch: int, precision: str
+) -> None:
+    monkeypatch.setitem(planner.BATCHES, "cpu", (batch,))
+    settings = {"weights": tiny, "device": "cpu", "precision": precision}
     skipping = run(phantom, tmp_path / "a.nii.gz", **settings)
     full = run(phantom, tmp_path / "b.nii.gz", skip_slices=False, **settings)
     np.testing.assert_array_equal(skipping.label_XYZ, full.label_XYZ)
@@ -106,8 +110,9 @@ def test_report_counts_what_was_written(tmp_path: Path, tiny: str, phantom: Path
     tissues = CONVENTIONS["brats2023"].tissues
     assert report.voxels == {name: int((result.label_XYZ == label).sum()) for name, label in tissues.items()}
     assert report.millilitres == pytest.approx({name: count / 1000 for name, count in report.voxels.items()})
-    assert list(report.seconds) == ["read", "prepare", "wt", "tc", "et", "fuse", "write"]
-    assert report.peak_bytes > 0
+    assert list(report.seconds) == ["read", "prepare", "plan", "wt", "tc", "et", "fuse", "write"]
+    assert report.plan is not None
+    assert report.peak_bytes == report.plan.predicted_bytes > 0
     assert (report.weights, report.labels, report.warnings) == ("tiny", "brats2023", [])
     assert progress[0] == ("WT", 1, report.slices["wt"]["run"])
     assert [step for step in progress if step[0] == "ET"][-1][1:] == (report.slices["et"]["run"],) * 2
@@ -137,11 +142,27 @@ def test_nan_in_half_precision_falls_back_to_fp32(
     monkeypatch.setattr(module, "choose_device", lambda requested: (torch.device("cpu:0"), []))
     monkeypatch.setattr(module, "half_is_sound", lambda *args: False)
     report = run(phantom, tmp_path / "a.nii.gz", weights=tiny, precision="fp16").report
+    assert report.plan is not None
     assert report.plan.precision == "fp32"
     assert report.warnings == ["fp16 gives NaN on this card: running in fp32"]
     monkeypatch.undo()
     straight = run(phantom, tmp_path / "b.nii.gz", weights=tiny, precision="fp32", device="cpu")
     np.testing.assert_array_equal(np.asanyarray(nibabel.load(tmp_path / "a.nii.gz").dataobj), straight.label_XYZ)
+
+
+def test_a_small_budget_gives_the_same_result_and_too_small_a_one_says_what_would_do(
+    tmp_path: Path, tiny: str, phantom: Path
+) -> None:
+    unlimited = run(phantom, tmp_path / "a.nii.gz", weights=tiny)
+    assert unlimited.report.plan is not None
+    need = unlimited.report.plan.predicted_bytes
+    small = run(phantom, tmp_path / "b.nii.gz", weights=tiny, vram=f"{-(-need // 2**20)}M")
+    np.testing.assert_array_equal(small.label_XYZ, unlimited.label_XYZ)
+    with pytest.raises(BudgetError, match=r"at least \d+M") as caught:
+        run(phantom, tmp_path / "c.nii.gz", weights=tiny, vram="0.02M")
+    assert not (tmp_path / "c.nii.gz").exists()
+    enough = caught.value.expected.removeprefix("at least ")
+    assert run(phantom, tmp_path / "c.nii.gz", weights=tiny, vram=enough).report.peak_bytes <= 2**20 * int(enough[:-1])
 
 
 def test_bad_weights_stop_before_anything_is_written(tmp_path: Path, tiny: str, phantom: Path) -> None:
@@ -165,14 +186,14 @@ def test_a_reference_label_map_is_never_replaced(tmp_path: Path, phantom: Path) 
     for path in phantom.iterdir():
         (case / path.name).write_bytes(path.read_bytes())
     files = find_case(case)
-    assert files.label is not None
-    check_not_reference(files, files.label)  # a phantom's label map is this program's own
-    image = nibabel.load(files.label)
+    (label,) = files.labels
+    check_not_reference(files, label)  # a phantom's label map is this program's own
+    image = nibabel.load(label)
     image.header["descrip"] = b"drawn by hand"
-    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header), files.label)
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header), label)
     with pytest.raises(InputError, match="the case's own label map"):
-        check_not_reference(files, files.label)
-    check_not_reference(replace(files, label=None), files.label)
+        check_not_reference(files, label)
+    check_not_reference(replace(files, labels=()), label)
 
 
 @pytest.mark.gpu
@@ -181,5 +202,6 @@ def test_cuda_agrees_with_the_cpu(tmp_path: Path, tiny: str, phantom: Path) -> N
     cuda = run(phantom, tmp_path / "a.nii.gz", weights=tiny, device="cuda", precision="fp32")
     cpu = run(phantom, tmp_path / "b.nii.gz", weights=tiny, device="cpu", precision="fp32")
     assert (cuda.label_XYZ != cpu.label_XYZ).mean() < 1e-3
+    assert cuda.report.plan is not None
     assert cuda.report.plan.device == "cuda:0"
     assert all(count["run"] + count["skipped"] for region in Region if (count := cuda.report.slices[region.value]))

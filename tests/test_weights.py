@@ -188,7 +188,7 @@ def test_every_mismatch_in_one_error(saved: WeightsFile) -> None:
 )
 def test_weights_of_another_network(saved: WeightsFile, network: str) -> None:
     rewrite(saved.path, {"network": network})
-    with pytest.raises(WeightsError, match="instead of|missing"):
+    with pytest.raises(WeightsError, match=r"instead of|missing"):
         load_network(read_header(saved.path))
 
 
@@ -268,7 +268,7 @@ def test_a_pickle_is_refused_and_never_run(tmp_path: Path, write: Callable[[Any,
 
 
 @given(content=st.binary(max_size=400))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_bytes_are_a_weights_error(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "noise.safetensors"
     path.write_bytes(content)
@@ -277,7 +277,7 @@ def test_random_bytes_are_a_weights_error(content: bytes, tmp_path: Path) -> Non
 
 
 @given(at=st.integers(0, 3000), value=st.integers(0, 255))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_one_wrong_byte_in_the_header_loads_or_is_a_weights_error(saved: WeightsFile, at: int, value: int) -> None:
     content = bytearray(saved.path.read_bytes())
     content[at] = value
@@ -303,9 +303,7 @@ def test_a_set_opens_by_its_folder(whole_set: Path) -> None:
         assert torch.equal(load_network(file).head.weight, expected)
 
 
-def test_a_shipped_set_opens_by_name_by_default_and_by_folder(
-    whole_set: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shipped_set_opens_by_name_by_default_and_by_folder(whole_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "SHIPPED", whole_set)
     edit_index(whole_set, lambda index: index["sets"].update(other=index["sets"]["toy"]))
     assert open_set().name == "toy"

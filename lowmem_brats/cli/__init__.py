@@ -7,9 +7,12 @@ from typing import Any
 import click
 
 from lowmem_brats import __version__
+from lowmem_brats.cli.bench import bench
 from lowmem_brats.cli.demo import demo
+from lowmem_brats.cli.doctor import doctor
 from lowmem_brats.cli.evaluate import evaluate
 from lowmem_brats.cli.phantom import phantom
+from lowmem_brats.cli.plan import plan
 from lowmem_brats.cli.segment import segment
 from lowmem_brats.cli.train import train
 from lowmem_brats.errors import LowmemError
@@ -40,5 +43,5 @@ def main() -> None:
     """
 
 
-for command in (segment, evaluate, train, phantom, demo):
+for command in (segment, evaluate, train, plan, doctor, bench, phantom, demo):
     main.add_command(command)

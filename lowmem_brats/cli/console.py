@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from lowmem_brats.evaluate import PatientScores, Summary
+    from lowmem_brats.memory.planner import InferencePlan, TrainPlan
     from lowmem_brats.segment import SegmentReport
 
 out = Console(highlight=False)
@@ -48,40 +49,61 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
+def show_plan(plan: InferencePlan | TrainPlan) -> None:
+    """One line: how the network will run, and what that is predicted to need."""
+    at_once = getattr(plan, "micro_batch", plan.batch)
+    how = f"{plan.device}, {plan.precision}, batch {plan.batch}"
+    how += f" as {at_once} at once" if at_once < plan.batch else ""
+    how += f", recomputing {recompute} stages" if (recompute := getattr(plan, "recompute", "none")) != "none" else ""
+    parts = " + ".join(f"{name} {mebibytes(count)}" for name, count in plan.components.items() if count)
+    reserve = f", and {mebibytes(plan.reserve_bytes)} kept for CUDA" if plan.reserve_bytes else ""
+    err.print(f"plan: {how}; {mebibytes(plan.predicted_bytes)} predicted = {parts}{reserve}", soft_wrap=True)
+
+
+def show_peak(measured: int, plan: InferencePlan | TrainPlan | None, cuda_peak: dict[str, int] | None) -> None:
+    """One line: the measured peak against the planned one, and on a card its three views."""
+    text = f"peak memory  {mebibytes(measured)} of tensors"
+    if plan:
+        text += f", {measured / plan.predicted_bytes:.1%} of the {mebibytes(plan.predicted_bytes)} predicted"
+    if cuda_peak:
+        text += " · " + " · ".join(f"{name} {mebibytes(count)}" for name, count in cuda_peak.items())
+    out.print(text, soft_wrap=True)
+
+
 def show_segmentation(report: SegmentReport) -> None:
     """Table of voxels and millilitres per tissue, then peak memory and seconds."""
-    table = Table(title=report.case_id, title_justify="left")
-    for heading in ("tissue", "voxels", "mL"):
-        table.add_column(heading, justify="left" if heading == "tissue" else "right")
+    shown = table(report.case_id, "voxels", "mL")
     for tissue, voxels in report.voxels.items():
-        table.add_row(tissue, f"{voxels}", f"{report.millilitres[tissue]:.1f}")
-    out.print(table)
-    plan = report.plan
-    where = "live tensors" if plan.device == "cpu" else "allocated"
-    out.print(
-        f"peak memory  {mebibytes(report.peak_bytes)} {where} ({plan.device}, {plan.precision}, batch {plan.batch})"
-    )
+        shown.add_row(tissue, f"{voxels}", f"{report.millilitres[tissue]:.1f}")
+    out.print(shown)
+    show_peak(report.peak_bytes, report.plan, report.cuda_peak)
     stages = " · ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
     out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}", soft_wrap=True)
     slices = " · ".join(f"{r.upper()} {n['run']} run, {n['skipped']} skipped" for r, n in report.slices.items())
     out.print(f"slices       {slices}", soft_wrap=True)
 
 
+def table(*headings: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are words and whose others are numbers."""
+    result = Table()
+    for number, heading in enumerate(headings):
+        result.add_column(heading, justify="left" if number < left else "right")
+    return result
+
+
 def show_scores(scores: list[PatientScores], summary: Summary) -> None:
     """Table of Dice, HD95, sensitivity and specificity per patient and region, mean and standard deviation below."""
-    table = Table()
-    for heading in ("case", "region", "Dice", "HD95 mm", "sensitivity", "specificity"):
-        table.add_column(heading, justify="left" if heading in ("case", "region") else "right")
+    shown = table("case", "region", "Dice", "HD95 mm", "sensitivity", "specificity", left=2)
 
     def add(name: str, regions: Mapping[object, object]) -> None:
         for region, score in regions.items():
             row = (f"{score.dice:.3f}", f"{score.hd95_mm:.1f}", f"{score.sensitivity:.3f}", f"{score.specificity:.4f}")  # type: ignore[attr-defined]
-            table.add_row(name, region.name, *row)  # type: ignore[attr-defined]
-        table.add_section()
+            shown.add_row(name, region.name, *row)  # type: ignore[attr-defined]
+        shown.add_section()
 
     for patient in scores:
         add(patient.case_id, patient.regions)  # type: ignore[arg-type]
     if summary.patients > 1:
         add(f"mean of {summary.patients}", summary.mean)  # type: ignore[arg-type]
         add("standard deviation", summary.std)  # type: ignore[arg-type]
-    out.print(table)
+    out.print(shown)

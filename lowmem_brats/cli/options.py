@@ -27,6 +27,13 @@ precision = click.option(
     show_default=True,
     help="auto: the half format that the device has hardware for, else fp32.",
 )
+vram = click.option(
+    "--vram",
+    default=SegmentConfig.vram,
+    show_default=True,
+    metavar="2G|1536M|75%|max",
+    help="Memory budget, G is GiB. On a card for everything, CUDA included; on the CPU for live tensors.",
+)
 labels = click.option(
     "--labels",
     type=click.Choice(list(CONVENTIONS)),

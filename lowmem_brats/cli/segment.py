@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--weights", help="A shipped set's name, or a folder written by `train`. Default: the shipped set.")
 @options.device
 @options.precision
-@click.option("--batch", default=SegmentConfig.batch, show_default=True, help="Slices per forward pass.")
+@options.vram
 @options.labels
 @click.option(
     "--min-component",
@@ -98,7 +98,8 @@ def segment_one(
         check_output(path, overwrite)
     check_not_reference(files, target)
     with console.progress(quiet) as on_progress:
-        result = segment_case(files, target, config, on_progress)
+        show_plan = (lambda plan: None) if quiet else console.show_plan
+        result = segment_case(files, target, config, on_progress, show_plan)
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
     if preview:

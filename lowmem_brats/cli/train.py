@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--validation", default=TrainConfig.validation, show_default=True, help="Share of patients held out.")
 @click.option("--augment/--no-augment", default=TrainConfig.augment, show_default=True, help="Warp the slices.")
 @options.device
+@options.vram
 @options.precision
 @options.labels
 @click.option("--seed", default=TrainConfig.seed, show_default=True, help="Of split, weights, order and warps.")
@@ -42,9 +43,12 @@ def train(data: Path, output: Path, width: int, overwrite: bool, quiet: bool, **
     from lowmem_brats.train import train_set
 
     with console.progress(quiet) as on_progress:
-        report = train_set(data, output, config, on_progress, (lambda epoch: None) if quiet else _show)
+        shown = () if quiet else (_show, console.show_plan)
+        report = train_set(data, output, config, on_progress, *shown)
     for text in report.notes:
         console.warn(text)
+    if not quiet:
+        console.show_peak(report.peak_bytes, report.plan, report.cuda_peak)
     console.out.print(f"wrote {output}: segment with it by --weights {output}")
 
 

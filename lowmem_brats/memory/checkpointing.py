@@ -27,7 +27,7 @@ def recomputed(network: SliceNetwork, names: Collection[str]) -> Iterator[None]:
     stages = network.stages()
     chosen = [stages[name] for name in names]
     for stage in chosen:
-        stage.forward = _recomputing(stage, stage.forward)  # type: ignore[method-assign]
+        stage.forward = _recomputing(stage, stage.forward)
     try:
         yield
     finally:
@@ -54,18 +54,19 @@ def _recomputing(stage: nn.Module, plain: Callable[..., Any]) -> Callable[..., A
 
 
 class _FrozenStatistics:
-    """While it is on, batch norm in training normalises as ever but leaves its running statistics alone."""
+    """While it is on, batch norm in training normalises as ever but leaves its running statistics as they are."""
 
     def __init__(self, stage: nn.Module) -> None:
-        norms = [module for module in stage.modules() if isinstance(module, _BatchNorm)]
-        self._tracking = [norm for norm in norms if norm.track_running_stats and norm.training]
+        self._norms = [module for module in stage.modules() if isinstance(module, _BatchNorm)]
+        self._kept: list[tuple[float | None, torch.Tensor | None]] = []
 
     def __enter__(self) -> None:
-        for norm in self._tracking:
-            norm.track_running_stats = False
+        self._kept = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+        for norm in self._norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for norm in self._tracking:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(self._norms, self._kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +15,8 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lowmem_brats.errors import InputError
+from lowmem_brats.memory import cuda
+from lowmem_brats.memory.budget import MemoryBudget, parse_budget
 
 OLD_CARD_ADVICE = (
     "Install a build for it: pip install torch==2.7.1 (Linux; GTX 9xx/10xx and MX cards), see README, Install."
@@ -65,6 +68,30 @@ def unsupported_card(name: str, capability: tuple[int, int], architectures: list
         if (kind == "compute" and built <= capability) or (kind == "sm" and built[0] == major and built[1] <= minor):
             return None
     return f"torch {torch.__version__} has no code for {name} (sm_{major}{minor}). {OLD_CARD_ADVICE}"
+
+
+def open_budget(vram: str, device: torch.device) -> MemoryBudget:
+    """Read `--vram` for a device; on CUDA measure the context, keep room for it and cap the allocator.
+
+    On the CPU shares are of the host's memory, and `max` is no limit. Raises InputError.
+    """
+    if device.type == "cpu":
+        return parse_budget(vram, "cpu", None if vram.strip().lower() == "max" else _host_bytes())
+    context = cuda.measure_context(device)
+    reserve = context + cuda.WORKSPACE
+    budget = parse_budget(vram, "cuda", cuda.available_bytes(device) + context, reserve)
+    if budget.total_bytes is not None:
+        # cuDNN takes its work space from the allocator too: only the context is outside it.
+        cuda.cap_allocator(device, budget.total_bytes - context)
+    return budget
+
+
+def _host_bytes() -> int | None:
+    """The host's memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def storage_bytes(tensor: Tensor) -> int:

@@ -7,7 +7,7 @@ torch cannot differentiate fake CUDA tensors where it finds no card; what differ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class Footprint:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
-@lru_cache(maxsize=None)
+@cache
 def inference_footprint(
     network: NetworkConfig, size_HW: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
 ) -> Footprint:
@@ -56,7 +56,7 @@ def inference_footprint(
         return Footprint(**counter.at_peak)
 
 
-@lru_cache(maxsize=None)
+@cache
 def training_footprint(
     network: NetworkConfig,
     size_HW: tuple[int, int],
@@ -90,7 +90,7 @@ def training_footprint(
         return Footprint(**counter.at_peak)
 
 
-@lru_cache(maxsize=None)
+@cache
 def stage_bytes(
     network: NetworkConfig, size_HW: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> dict[str, int]:
@@ -117,7 +117,7 @@ def stage_bytes(
     return kept
 
 
-@lru_cache(maxsize=None)
+@cache
 def treats_slices_apart(network: NetworkConfig) -> bool:
     """Whether a slice's result is the same in any batch, so that micro-batches are exact: not with batch norm."""
     model = _without_data(network, torch.float32, torch.device("cpu"))

@@ -1,8 +1,42 @@
-"""How a network will run: the plan that is made before any image is read."""
+"""How a network will run inside a budget, decided before any image is read.
+
+Concessions are a written list, tried in the order of what they cost in time; the first that fits is the plan. So more
+memory never gives a slower plan. Needs no data, no weights and no card.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import TypeVar
+
+import torch
+
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.errors import BudgetError
+from lowmem_brats.memory.budget import MIB, MemoryBudget, format_bytes
+from lowmem_brats.memory.footprint import (
+    Footprint,
+    inference_footprint,
+    stage_bytes,
+    training_footprint,
+    treats_slices_apart,
+)
+from lowmem_brats.precision import DTYPES
+
+BATCHES = {"cpu": (1,), "cuda": (32, 16, 8, 4, 2, 1)}
+"""Slices per forward pass, best first. On the CPU one slice at a time is as fast as any number."""
+
+RECOMPUTING = {"none": 0.0, "widest": 0.10, "all": 0.28}
+"""Which stages are recomputed in the backward pass, and what that adds to a step's time: the share of the U-Net's
+operations in those stages, where a step is one forward pass and a backward pass of two."""
+
+TWO_PASSES = 0.33
+"""What micro-batches add to a step's time: one more forward pass, whatever their size."""
+
+LADDER = tuple(size * MIB for size in (256, 512, 1024, 1536, 2048, 4096, 6144, 8192))
+WIDTHS = tuple(range(8, 129, 8))
 
 
 @dataclass(frozen=True)
@@ -15,3 +49,199 @@ class InferencePlan:
     """`fp32`, `fp16` or `bf16`."""
     batch: int
     """Slices per forward pass."""
+    predicted_bytes: int = 0
+    """Most bytes of tensors at once, the network included; 0: not planned."""
+    components: dict[str, int] = field(default_factory=dict)
+    """Those bytes by what they are: parameters, gradients, optimizer, activations."""
+    reserve_bytes: int = 0
+    """Kept free beside them for CUDA."""
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How a training step runs; its gradient is that of the whole batch in every plan."""
+
+    device: str
+    """As torch names it."""
+    precision: str
+    """`fp32`, `fp16` or `bf16`; parameters stay fp32."""
+    batch: int
+    """Slices per optimisation step."""
+    micro_batch: int
+    """Slices on the device at once."""
+    recompute: str = "none"
+    """A key of RECOMPUTING."""
+    stages: tuple[str, ...] = ()
+    """The stages which that means."""
+    relative_time: float = 1.0
+    """Estimated time of a step over that of a step without any limit."""
+    predicted_bytes: int = 0
+    """Most bytes of tensors at once; 0: not planned."""
+    components: dict[str, int] = field(default_factory=dict)
+    """As in InferencePlan."""
+    reserve_bytes: int = 0
+    """As in InferencePlan."""
+
+
+Plan = TypeVar("Plan", InferencePlan, TrainPlan)
+
+
+def plan_inference(
+    network: NetworkConfig,
+    size_HW: tuple[int, int],
+    budget: MemoryBudget,
+    device: str,
+    precision: str,
+    holds_in: str | None = None,
+    most_slices: int = 32,
+) -> InferencePlan:
+    """The fastest way to segment slices of H×W pixels in a budget.
+
+    `precision`: what it will run in; `holds_in`: the widest format that it may fall back to and must also fit in;
+    `most_slices`: no larger batch. Raises BudgetError where not even one slice fits.
+    """
+    where = torch.device(device)
+
+    def count(config: NetworkConfig, plan: InferencePlan, name: str) -> Footprint:
+        return inference_footprint(config, size_HW, plan.batch, DTYPES[name], where)
+
+    batches = sorted({min(batch, most_slices) for batch in BATCHES[where.type]}, reverse=True)
+    plans = (InferencePlan(device, precision, batch) for batch in batches)
+    return _first_that_fits(network, plans, budget, count, holds_in or precision)
+
+
+def plan_train(
+    network: NetworkConfig,
+    size_HW: tuple[int, int],
+    batch: int,
+    budget: MemoryBudget,
+    device: str,
+    precision: str,
+    holds_in: str | None = None,
+) -> TrainPlan:
+    """The fastest way to train with `batch` slices of H×W pixels per step in a budget; arguments as `plan_inference`.
+
+    Raises BudgetError where nothing fits.
+    """
+    where = torch.device(device)
+
+    def count(config: NetworkConfig, plan: TrainPlan, name: str) -> Footprint:
+        return training_footprint(config, size_HW, batch, plan.micro_batch, DTYPES[name], where, plan.stages)
+
+    plans = (
+        TrainPlan(
+            device,
+            precision,
+            batch,
+            micro_batch,
+            recompute,
+            stages_to_recompute(network, size_HW, recompute, DTYPES[precision], where),
+            relative_time,
+        )
+        for recompute, micro_batch, relative_time in training_rows(batch, treats_slices_apart(network))
+    )
+    return _first_that_fits(network, plans, budget, count, holds_in or precision)
+
+
+def training_rows(batch: int, micro_batches: bool) -> list[tuple[str, int, float]]:
+    """What can be conceded in training: stages recomputed, slices at once, relative time; the fastest first."""
+    halvings = [math.ceil(batch / 2**i) for i in range(1, batch.bit_length() + 1)]
+    smaller = sorted({size for size in halvings if size < batch}, reverse=True) if micro_batches else []
+    rows = [(recompute, batch, 1 + cost) for recompute, cost in RECOMPUTING.items()]
+    for recompute, cost in RECOMPUTING.items():
+        rows += [(recompute, size, round(1 + TWO_PASSES + cost, 2)) for size in smaller]
+    return rows
+
+
+def stages_to_recompute(
+    network: NetworkConfig, size_HW: tuple[int, int], recompute: str, dtype: torch.dtype, device: torch.device
+) -> tuple[str, ...]:
+    """The stages that a key of RECOMPUTING means: `widest` are those that spare half of what `all` spare, in order.
+
+    The last stage is in neither: its backward pass comes first, when all it had kept would be needed at once.
+    """
+    spared = stage_bytes(network, size_HW, dtype, device)
+    candidates = list(spared)[:-1]
+    if recompute != "widest":
+        return tuple(candidates) if recompute == "all" else ()
+    chosen: set[str] = set()
+    for name in sorted(candidates, key=lambda name: -spared[name]):
+        if 2 * sum(spared[n] for n in chosen) >= sum(spared[n] for n in candidates):
+            break
+        chosen.add(name)
+    return tuple(name for name in candidates if name in chosen)
+
+
+def ladder(
+    plan: Callable[[MemoryBudget], Plan], reserve_bytes: int = 0, sizes: Iterable[int] = LADDER
+) -> list[tuple[int, Plan | BudgetError]]:
+    """The plan of each budget, in bytes, or why there is none."""
+    rows: list[tuple[int, Plan | BudgetError]] = []
+    for size in sizes:
+        try:
+            rows.append((size, plan(MemoryBudget(size, reserve_bytes))))
+        except BudgetError as error:
+            rows.append((size, error))
+    return rows
+
+
+def largest_width(network: NetworkConfig, plan: Callable[[NetworkConfig], object]) -> int | None:
+    """The most of WIDTHS for which `plan` finds a plan, or None; wider networks are taken to need more."""
+    fits, too_wide = -1, len(WIDTHS)
+    while too_wide - fits > 1:
+        middle = (fits + too_wide) // 2
+        try:
+            plan(replace(network, width=WIDTHS[middle]))
+            fits = middle
+        except BudgetError:
+            too_wide = middle
+    return WIDTHS[fits] if fits >= 0 else None
+
+
+def _first_that_fits(
+    network: NetworkConfig,
+    plans: Iterable[Plan],
+    budget: MemoryBudget,
+    count: Callable[[NetworkConfig, Plan, str], Footprint],
+    holds_in: str,
+) -> Plan:
+    """The first plan that fits in its own precision and in `holds_in`; the last one is taken to need least.
+
+    `count(network, plan, precision)`. Raises BudgetError if not even the last one fits.
+    """
+
+    def need(config: NetworkConfig, plan: Plan, precisions: Iterable[str]) -> int:
+        return max(count(config, plan, name).total for name in precisions)
+
+    for plan in plans:
+        precisions = {plan.precision, holds_in}
+        if budget.allows(need(network, plan, precisions)):
+            footprint = count(network, plan, plan.precision)
+            return replace(
+                plan,
+                predicted_bytes=footprint.total,
+                components=asdict(footprint),
+                reserve_bytes=budget.reserve_bytes,
+            )
+
+    def as_budget(tensor_bytes: int) -> str:
+        return format_budget(tensor_bytes + budget.reserve_bytes)
+
+    narrower = replace(network, width=max(network.width // 16 * 8, min(WIDTHS)))
+    if holds_in == "fp32":
+        concession = f"half precision (--precision fp16 or bf16: {as_budget(need(network, plan, ['fp16']))})"
+    elif narrower != network:
+        concession = f"a narrower network (width {narrower.width}: {as_budget(need(narrower, plan, precisions))})"
+    else:
+        concession = "smaller slices"
+    raise BudgetError(
+        "--vram",
+        f"{format_bytes(budget.total_bytes or 0)}, too little for {network.name} of width {network.width}",
+        f"at least {as_budget(need(network, plan, precisions))}",
+        f"Next to concede: {concession}.",
+    )
+
+
+def format_budget(count: int) -> str:
+    """Bytes rounded up to whole MiB, as `--vram` takes them: never less than asked for."""
+    return f"{-(-count // MIB)}M"

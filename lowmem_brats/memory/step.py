@@ -33,7 +33,8 @@ def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
     with torch.inference_mode():
         slices_NCHW = _to_device(slices_NCHW, parameter.device, parameter.dtype)
         brain_NHW = (slices_NCHW != 0).any(dim=1)  # there is no tumour outside it
-        return ((network(slices_NCHW)[:, 0] > 0) & brain_NHW).cpu()
+        logits_N1HW: Tensor = network(slices_NCHW)
+        return ((logits_N1HW[:, 0] > 0) & brain_NHW).cpu()
 
 
 def build_optimizer(network: SliceNetwork, learning_rate: float) -> torch.optim.Adam:

@@ -28,16 +28,14 @@ class SliceNetwork(nn.Module, ABC):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm that answers in the format of its input; its own sums are in fp32 all the same.
+    """Group norm that computes in the format of its input, its sums in fp32 all the same.
 
-    Under autocast, CUDA's group norm would copy half maps to fp32 and keep the copies for the backward pass: 10 bytes
-    a value in place of 4.
+    Under autocast, CUDA's own would copy half maps to fp32 and keep the copies for the backward pass: 10 bytes a value
+    in place of 4. Half weights add rounding of the size that half maps have anyway (0.3 % of a gradient in bf16).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """[N, c, H, W] → the same shape and format."""
-        if input.device.type != "cuda":  # the CPU mixes formats by itself
-            return super().forward(input)
-        with torch.autocast("cuda", enabled=False):
-            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
             return functional.group_norm(input, self.num_groups, weight, bias, self.eps)

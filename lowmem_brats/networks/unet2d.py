@@ -44,7 +44,7 @@ class DoubleConv(nn.Sequential):
         """[N, c_in, H, W] → [N, c_out, H, W], or half that H and W."""
         if self.pooled:
             features_NCHW = functional.max_pool2d(features_NCHW, 2)
-        return super().forward(features_NCHW)  # type: ignore[no-any-return]
+        return super().forward(features_NCHW)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Up(nn.Module):

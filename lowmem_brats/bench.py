@@ -1,0 +1,159 @@
+"""The peak-memory benchmark: what each plan was predicted to need, what it needed, and how long it took.
+
+Runs the very steps of `segment` and `train` on slices of noise. Shape suffixes: N slices, C modalities, H W in-plane.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lowmem_brats.config import MODALITIES, NetworkConfig
+from lowmem_brats.errors import BudgetError
+from lowmem_brats.memory.device import PeakMeter, open_budget
+from lowmem_brats.memory.planner import (
+    InferencePlan,
+    TrainPlan,
+    plan_inference,
+    plan_train,
+    stages_to_recompute,
+    training_rows,
+)
+from lowmem_brats.memory.step import build_optimizer, place, predict_batch, split_batch, training_step
+from lowmem_brats.networks import SliceNetwork, build_network
+from lowmem_brats.precision import DTYPES
+
+JOBS = ("segment", "train")
+OnRow = Callable[["Row"], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan, run."""
+
+    network: str
+    width: int
+    job: str
+    budget: str
+    plan: InferencePlan | TrainPlan | None
+    """None where nothing fits."""
+    measured_bytes: int = 0
+    """Peak of tensors: allocated on CUDA, live on the CPU."""
+    seconds: float = 0.0
+    """Per slice when segmenting, per optimisation step when training; the median."""
+
+    @property
+    def within(self) -> bool:
+        """Whether tensors and reserve stayed inside the budget that the plan was made for."""
+        return self.plan is not None and self.measured_bytes <= self.plan.predicted_bytes * 1.05
+
+
+def bench_memory(
+    networks: Sequence[NetworkConfig],
+    budgets: Sequence[str],
+    size_HW: tuple[int, int],
+    batch: int,
+    device: torch.device,
+    precision: str,
+    on_row: OnRow = lambda row: None,
+) -> list[Row]:
+    """Plan and run every network in every budget, segmenting and training; rows in that order."""
+    rows = []
+    for network in networks:
+        for job in JOBS:
+            for text in budgets:
+                try:
+                    budget = open_budget(text, device)
+                    arguments = budget, str(device), precision
+                    plan: InferencePlan | TrainPlan = (
+                        plan_inference(network, size_HW, *arguments)
+                        if job == "segment"
+                        else plan_train(network, size_HW, batch, *arguments)
+                    )
+                    row = Row(network.name, network.width, job, text, plan, *_run(network, plan, size_HW))
+                except BudgetError:
+                    row = Row(network.name, network.width, job, text, None)
+                on_row(row)
+                rows.append(row)
+    return rows
+
+
+def bench_concessions(
+    network: NetworkConfig,
+    size_HW: tuple[int, int],
+    batch: int,
+    device: torch.device,
+    precision: str,
+    on_row: OnRow = lambda row: None,
+) -> list[Row]:
+    """Run a training step under each concession of the planner, to compare its time with the planner's estimate."""
+    rows = []
+    for plan in _concessions(network, size_HW, batch, device, precision):
+        row = Row(network.name, network.width, "train", "", plan, *_run(network, plan, size_HW))
+        on_row(row)
+        rows.append(row)
+    return rows
+
+
+def _concessions(
+    network: NetworkConfig, size_HW: tuple[int, int], batch: int, device: torch.device, precision: str
+) -> Iterator[TrainPlan]:
+    for recompute, micro_batch, relative_time in training_rows(batch, True):
+        stages = stages_to_recompute(network, size_HW, recompute, DTYPES[precision], device)
+        yield TrainPlan(str(device), precision, batch, micro_batch, recompute, stages, relative_time)
+
+
+def _run(
+    config: NetworkConfig, plan: InferencePlan | TrainPlan, size_HW: tuple[int, int], repeats: int = 3
+) -> tuple[int, float]:
+    """Peak bytes of one metered step, and the median seconds of `repeats` others."""
+    device = torch.device(plan.device)
+    generator = torch.Generator().manual_seed(0)
+    slices_NCHW = torch.randn(plan.batch, len(MODALITIES), *size_HW, generator=generator)
+    network = build_network(config)
+    if isinstance(plan, InferencePlan):
+        step, resident = _inference(network, plan, slices_NCHW)
+        per_call = plan.batch
+    else:
+        step, resident = _training(network, plan, slices_NCHW)
+        per_call = 1
+    step()  # first calls allocate and choose kernels; in training, Adam makes its state
+    with PeakMeter(device, *network.parameters(), *network.buffers(), *resident()) as meter:
+        step()
+    return meter.peak_bytes, statistics.median(_seconds(step, device) for _ in range(repeats)) / per_call
+
+
+def _inference(
+    network: SliceNetwork, plan: InferencePlan, slices_NCHW: torch.Tensor
+) -> tuple[Callable[[], object], Callable[[], list[torch.Tensor]]]:
+    place(network, torch.device(plan.device), DTYPES[plan.precision]).eval()
+    halves_NCHW = slices_NCHW.half()
+    return (lambda: predict_batch(network, halves_NCHW)), list
+
+
+def _training(
+    network: SliceNetwork, plan: TrainPlan, slices_NCHW: torch.Tensor
+) -> tuple[Callable[[], object], Callable[[], list[torch.Tensor]]]:
+    place(network, torch.device(plan.device)).train()
+    optimizer = build_optimizer(network, 1e-3)
+    scaler = torch.amp.GradScaler("cuda", enabled=plan.precision == "fp16" and plan.device != "cpu")
+    micro_batches = split_batch(slices_NCHW, (slices_NCHW[:, :1] > 1).float(), plan.micro_batch)
+
+    def step() -> object:
+        return training_step(network, optimizer, scaler, micro_batches, DTYPES[plan.precision], plan.stages)
+
+    return step, lambda: [moment for state in optimizer.state.values() for moment in state.values()]
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

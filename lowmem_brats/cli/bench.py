@@ -1,0 +1,135 @@
+"""`lowmem-brats bench`."""
+
+from __future__ import annotations
+
+import json as json_module
+import platform
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lowmem_brats import __version__
+from lowmem_brats.cli import console, options
+from lowmem_brats.config import NetworkConfig, TrainConfig
+from lowmem_brats.files import check_output, replace_when_complete
+
+if TYPE_CHECKING:
+    from lowmem_brats.bench import Row
+
+
+@click.command()
+@click.argument("what", type=click.Choice(("memory", "speed")))
+@click.option("--width", "widths", multiple=True, default=(16, 32), show_default=True, help="Repeat for several.")
+@click.option("--vram", "budgets", multiple=True, default=("128M", "256M", "512M", "1G", "2G"), show_default=True,
+              metavar="2G|1536M", help="Repeat for several; for `memory`.")  # fmt: skip
+@click.option("--batch", default=TrainConfig.batch, show_default=True, help="Slices per training step.")
+@click.option("--size", nargs=2, type=int, default=(240, 240), show_default=True, metavar="H W", help="Of a slice.")
+@options.device
+@options.precision
+@click.option("--json", type=options.FILE, help="Write the rows, hardware, versions and date to this file.")
+@options.overwrite
+def bench(
+    what: str,
+    widths: tuple[int, ...],
+    budgets: tuple[str, ...],
+    batch: int,
+    size: tuple[int, int],
+    json: Path | None,
+    overwrite: bool,
+    **where: str,
+) -> None:
+    """Measure this machine: `memory` runs each plan of each budget and compares its peak with the prediction; `speed`
+    times a training step under each concession that the planner may make.
+
+    Runs the steps of `segment` and `train` on slices of noise: needs no data and no weights.
+    """
+    from lowmem_brats.bench import bench_concessions, bench_memory
+    from lowmem_brats.memory.device import choose_device
+    from lowmem_brats.precision import choose_precision
+
+    if json:
+        check_output(json, overwrite)
+    device, notes = choose_device(where["device"])
+    for note in notes:
+        console.warn(note)
+    arguments = size, batch, device, choose_precision(where["precision"], device)
+    networks = [NetworkConfig(width=width) for width in widths]
+    with console.progress() as on_progress:
+        rows: list[Row] = []
+
+        def on_row(row: Row) -> None:
+            rows.append(row)
+            on_progress("plans run", len(rows), len(rows))
+
+        if what == "memory":
+            bench_memory(networks, budgets, *arguments, on_row)
+        else:
+            for network in networks:
+                bench_concessions(network, *arguments, on_row)
+    _show(rows)
+    if json:
+        with replace_when_complete(json) as partial:
+            partial.write_text(json_module.dumps(_conditions(str(device)) | {"rows": _plain(rows)}, indent=2) + "\n")
+
+
+def _show(rows: list[Row]) -> None:
+    shown = console.table(
+        "job",
+        "width",
+        "budget",
+        "batch",
+        "at once",
+        "recompute",
+        "predicted",
+        "measured",
+        "÷",
+        "within",
+        "seconds",
+        "time",
+    )
+    unlimited: dict[tuple[str, int], float] = {}
+    for row in rows:
+        if row.plan is None:
+            shown.add_row(row.job, f"{row.width}", row.budget, "does not fit")
+            continue
+        plan = row.plan
+        fastest = unlimited.setdefault((row.job, row.width), row.seconds)
+        estimate = getattr(plan, "relative_time", None)
+        shown.add_row(
+            row.job,
+            f"{row.width}",
+            row.budget or "–",
+            f"{plan.batch}",
+            f"{getattr(plan, 'micro_batch', plan.batch)}",
+            getattr(plan, "recompute", "–"),
+            console.mebibytes(plan.predicted_bytes) if plan.predicted_bytes else "–",
+            console.mebibytes(row.measured_bytes),
+            f"{row.measured_bytes / plan.predicted_bytes:.3f}" if plan.predicted_bytes else "–",
+            {True: "yes", False: "NO"}[row.within] if plan.predicted_bytes else "–",
+            f"{row.seconds:.3f}",
+            f"{row.seconds / fastest:.2f}×" + (f" (planned {estimate:.2f}×)" if estimate and not row.budget else ""),
+        )
+    console.out.print(shown)
+    console.out.print(
+        "seconds: per slice (segment) or per step (train), median of 3; time: against the job's first row"
+    )
+
+
+def _plain(rows: list[Row]) -> list[dict[str, Any]]:
+    return [asdict(row) | {"within": row.within} for row in rows]
+
+
+def _conditions(device: str) -> dict[str, Any]:
+    """What a result must state."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "CPU"
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": f"{device} ({name}), {torch.get_num_threads()} threads",
+        "system": platform.platform(),
+        "versions": {"lowmem-brats": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }

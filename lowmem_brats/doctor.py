@@ -1,0 +1,77 @@
+"""What this machine can do, and what to change where it cannot: for `lowmem-brats doctor`. Works without a GPU."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from lowmem_brats import __version__
+from lowmem_brats.errors import WeightsError
+from lowmem_brats.memory.device import unsupported_card
+from lowmem_brats.precision import cpu_has_bf16
+from lowmem_brats.weights import open_set
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis."""
+
+    name: str
+    value: str
+    advice: str = ""
+    """What to do about it; empty where all is well."""
+
+
+def diagnose() -> list[Finding]:
+    """Look at Python, torch, the processor, every card and the shipped weights; never raises for a broken part."""
+    return [
+        Finding("lowmem-brats", __version__),
+        Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Finding("torch", torch.__version__),
+        Finding("processor", _processor()),
+        *_cuda(),
+        _weights(),
+    ]
+
+
+def _processor() -> str:
+    cores = os.cpu_count() or 1
+    half = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware: fp32 is used"
+    return f"{cores} cores, {torch.get_num_threads()} threads, {half}"
+
+
+def _cuda() -> list[Finding]:
+    if not torch.version.cuda:
+        advice = "" if platform.system() == "Darwin" else "If there is an NVIDIA card, install a CUDA build of torch."
+        return [Finding("CUDA", "this torch was built without it: the CPU is used", advice)]
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    build = f"{torch.version.cuda}, cuDNN {cudnn}, for {' '.join(torch.cuda.get_arch_list())}"
+    if not torch.cuda.is_available():
+        return [Finding("CUDA", f"{build}; no device or no driver", "Check the driver with nvidia-smi.")]
+    cards = [_card(index) for index in range(torch.cuda.device_count())]
+    return [Finding("CUDA", build), *cards]
+
+
+def _card(index: int) -> Finding:
+    properties = torch.cuda.get_device_properties(index)
+    capability = torch.cuda.get_device_capability(index)
+    problem = unsupported_card(properties.name, capability, torch.cuda.get_arch_list())
+    value = f"{properties.name}, compute capability {capability[0]}.{capability[1]}, "
+    value += f"{properties.total_memory / 2**20:.0f} MiB"
+    if problem:
+        return Finding(f"cuda:{index}", value, problem)
+    free, _ = torch.cuda.mem_get_info(index)
+    half = "bf16" if capability[0] >= 8 else "fp16 (bf16 would be emulated)"
+    return Finding(f"cuda:{index}", f"{value}, {free / 2**20:.0f} MiB free, half format {half}")
+
+
+def _weights() -> Finding:
+    try:
+        weights = open_set()
+    except WeightsError as error:
+        return Finding("weights", str(error.found), error.advice)
+    size = sum(file.path.stat().st_size for file in weights.files.values())
+    return Finding("weights", f"{weights.name}, {size / 2**20:.1f} MiB, checksums right")

@@ -1,0 +1,81 @@
+"""What only a CUDA card has: a context outside the allocator, a cap on the allocator, and three views of memory.
+
+A process holds on a card: its context (code and libraries, a few hundred MiB, made on first use), what the caching
+allocator reserved, and inside that what tensors have allocated. A budget is for all of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import torch
+
+ASSUMED_CONTEXT = 400 * 2**20
+"""Context of a process where it cannot be measured: about 300 MiB since CUDA 11.7 loads its code lazily."""
+WORKSPACE = 64 * 2**20
+"""Kept for cuDNN's work space and the allocator's rounding, which no count without a card can see."""
+SMALLEST_POOL = 2 * 2**20
+"""The caching allocator's small blocks come in segments of this size."""
+
+
+def measure_context(device: torch.device) -> int:
+    """Bytes that making this process's context took on a card; ASSUMED_CONTEXT where nvidia-smi cannot tell.
+
+    Must be called before anything else has used the card: afterwards the context is there already and the assumed
+    size is returned.
+    """
+    if torch.cuda.is_initialized():
+        return ASSUMED_CONTEXT
+    before = _driver_used(device)
+    torch.zeros(1, device=device).add_(1)
+    after = _driver_used(device)
+    if before is None or after is None or after <= before:
+        return ASSUMED_CONTEXT
+    return after - before - SMALLEST_POOL
+
+
+def _driver_used(device: torch.device) -> int | None:
+    """Used bytes of a card as nvidia-smi reports them, without making a context; None where it cannot."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, f"--id={device.index or 0}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        shown = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return int(float(shown.strip()) * 2**20)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def available_bytes(device: torch.device) -> int:
+    """What is free on a card now, after this process's context and all other processes."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)
+
+
+def cap_allocator(device: torch.device, tensor_bytes: int) -> None:
+    """Make the caching allocator raise torch.OutOfMemoryError rather than reserve more than `tensor_bytes`.
+
+    Without it a Windows driver would quietly spill to host memory, ten times slower.
+    """
+    _, total = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction(min(tensor_bytes / total, 1.0), device)
+
+
+def highest(so_far: dict[str, int] | None, device: str) -> dict[str, int] | None:
+    """The three views of memory, bytes, each the higher of `so_far` and now; None on the CPU.
+
+    `allocated`: held by tensors, and `reserved`: taken by the caching allocator, both peaks since the last reset;
+    `driver`: used on the card by all processes, this one's context included.
+    """
+    where = torch.device(device)
+    if where.type != "cuda":
+        return so_far
+    free, total = torch.cuda.mem_get_info(where)
+    now = {
+        "allocated": torch.cuda.max_memory_allocated(where),
+        "reserved": torch.cuda.max_memory_reserved(where),
+        "driver": total - free,
+    }
+    return {name: max(value, (so_far or now)[name]) for name, value in now.items()}

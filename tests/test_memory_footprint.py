@@ -1,0 +1,162 @@
+"""Counted bytes against a count by hand, and against the real step on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.memory.device import LiveBytes
+from lowmem_brats.memory.footprint import (
+    Footprint,
+    inference_footprint,
+    stage_bytes,
+    training_footprint,
+    treats_slices_apart,
+)
+from lowmem_brats.memory.step import build_optimizer, place, predict_batch, split_batch, training_step
+from lowmem_brats.networks import NETWORKS, SliceNetwork, build_network
+
+CPU = torch.device("cpu")
+SIZE_HW = (32, 48)
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+class OneConvolution(SliceNetwork):
+    """Four weights, no bias: everything that happens to its memory can be listed."""
+
+    stride = 1
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.only = nn.Conv2d(4, 1, 1, bias=False)
+
+    def stages(self) -> dict[str, nn.Module]:
+        return {"only": self.only}
+
+    def forward(self, slices_NCHW: Tensor) -> Tensor:
+        return self.only(slices_NCHW)  # type: ignore[no-any-return]
+
+
+def rounded(count: int) -> int:
+    return -(-count // 512) * 512
+
+
+def real_inference(config: NetworkConfig, batch: int, dtype: torch.dtype) -> LiveBytes:
+    network = place(build_network(config), CPU, dtype).eval()
+    counter = LiveBytes()
+    counter.name("parameters", *network.parameters(), *network.buffers())
+    slices_NCHW = torch.randn(batch, 4, *SIZE_HW).half()
+    with counter:
+        predict_batch(network, slices_NCHW)
+    return counter
+
+
+def real_training(
+    config: NetworkConfig, batch: int, micro_batch: int, dtype: torch.dtype, recompute: tuple[str, ...]
+) -> LiveBytes:
+    network = place(build_network(config), CPU).train()
+    optimizer = build_optimizer(network, 1e-3)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    target_N1HW = (torch.rand(batch, 1, *SIZE_HW) < 0.5).float()
+    micro_batches = split_batch(torch.randn(batch, 4, *SIZE_HW), target_N1HW, micro_batch)
+    counter = LiveBytes()
+    counter.name("parameters", *network.parameters(), *network.buffers())
+    with counter:
+        for _ in range(2):  # Adam's moments exist from the second step on
+            _, stepped = training_step(network, optimizer, scaler, micro_batches, dtype, recompute)
+            assert stepped
+    return counter
+
+
+def test_inference_of_a_toy_equals_the_hand_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "toy", OneConvolution)
+    found = inference_footprint(NetworkConfig(name="toy"), (40, 40), 3, torch.float16, CPU)
+    pixels = 3 * 40 * 40
+    half_slices, half_logits, mask = rounded(2 * 4 * pixels), rounded(2 * pixels), rounded(pixels)
+    # When the masks are joined: where brain is, where the logit is positive, and both.
+    assert found == Footprint(parameters=512, activations=half_slices + half_logits + 3 * mask)
+
+
+def test_training_of_a_toy_equals_the_hand_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "toy", OneConvolution)
+    found = training_footprint(NetworkConfig(name="toy"), (40, 40), 3, 3, torch.float32, CPU)
+    slices, plane = rounded(4 * 4 * 3 * 40 * 40), rounded(4 * 3 * 40 * 40)
+    # When the backward pass reaches the probability: it, its gradient from the sum of products, and that with the
+    # gradient from its own sum added. The scalars are the loss and the slopes of the sums.
+    assert found == Footprint(parameters=512, optimizer=3 * 512, activations=slices + 3 * plane + 3 * 512)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inference_equals_the_real_one_to_the_byte(name: str, norm: str, dtype: torch.dtype) -> None:
+    config = NetworkConfig(name=name, width=8, depth=2, norm=norm)
+    found = inference_footprint(config, SIZE_HW, 2, dtype, CPU)
+    real = real_inference(config, 2, dtype)
+    assert found.total == real.peak
+    assert found.parameters == real.at_peak["parameters"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "micro_batch"), [(3, 3), (5, 2), (3, 1)])
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_training_equals_the_real_one_to_the_byte(
+    name: str, dtype: torch.dtype, batch: int, micro_batch: int, recomputing: bool
+) -> None:
+    config = NetworkConfig(name=name, width=8, depth=2)
+    stages = tuple(build_network(config).stages()) if recomputing else ()
+    found = training_footprint(config, SIZE_HW, batch, micro_batch, dtype, CPU, stages)
+    assert found.total == real_training(config, batch, micro_batch, dtype, stages).peak
+
+
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_training_with_batch_norm_equals_the_real_one(recomputing: bool) -> None:
+    config = NetworkConfig(width=8, depth=2, norm="batch")
+    stages = tuple(build_network(config).stages()) if recomputing else ()
+    found = training_footprint(config, SIZE_HW, 3, 3, torch.float32, CPU, stages)
+    assert found.total == real_training(config, 3, 3, torch.float32, stages).peak
+
+
+def test_components_are_what_they_say() -> None:
+    config = NetworkConfig(width=8, depth=2)
+    found = training_footprint(config, SIZE_HW, 4, 1, torch.float32, CPU)
+    sizes = [rounded(4 * p.numel()) for p in build_network(config).parameters()]
+    assert found.parameters == sum(sizes)
+    assert found.gradients == sum(sizes)  # those of the first micro-batch are there when the second one runs
+    assert found.optimizer == 2 * sum(sizes) + 512 * len(sizes)
+    assert found.total == found.parameters + found.gradients + found.optimizer + found.activations
+
+
+def test_recomputing_the_last_stage_spares_nothing_and_the_others_do() -> None:
+    """Why the planner leaves the last stage out."""
+    config = NetworkConfig(width=8, depth=2)
+    stages = tuple(build_network(config).stages())
+
+    def total(names: tuple[str, ...]) -> int:
+        return training_footprint(config, SIZE_HW, 2, 2, torch.float32, CPU, names).total
+
+    assert total(stages) == total(stages[:-1]) < total(stages[:1]) < total(()) == total(stages[-1:])
+
+
+def test_what_recomputing_a_stage_spares() -> None:
+    config = NetworkConfig(width=8, depth=2)
+    spared = stage_bytes(config, SIZE_HW, torch.float32, CPU)
+    assert list(spared) == list(build_network(config).stages())
+    plane = 8 * SIZE_HW[0] * SIZE_HW[1] * 4
+    # Of the first block's four maps one is its output; its norms keep a mean and a deviation of 8 groups each.
+    assert spared["down.0"] == 3 * plane + 4 * 512
+
+
+def test_counting_takes_no_random_numbers() -> None:
+    """A plan made before a training must not change what is trained."""
+    before = torch.get_rng_state()
+    training_footprint.__wrapped__(NetworkConfig(width=8, depth=1), SIZE_HW, 1, 1, torch.float32, CPU)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_which_networks_treat_slices_apart() -> None:
+    assert treats_slices_apart(NetworkConfig(norm="group"))
+    assert not treats_slices_apart(NetworkConfig(norm="batch"))

@@ -1,0 +1,208 @@
+"""The table of plans per budget, and what is promised of it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.errors import BudgetError
+from lowmem_brats.memory.budget import MIB, MemoryBudget, parse_budget
+from lowmem_brats.memory.footprint import inference_footprint, training_footprint
+from lowmem_brats.memory.planner import (
+    TrainPlan,
+    ladder,
+    largest_width,
+    plan_inference,
+    plan_train,
+    stages_to_recompute,
+    training_rows,
+)
+
+SMALL = NetworkConfig(width=8, depth=2)
+SIZE_HW = (32, 32)
+CPU = torch.device("cpu")
+KIB = 1024
+
+
+def train_small(budget: MemoryBudget, batch: int = 6, precision: str = "fp32", norm: str = "group") -> TrainPlan:
+    return plan_train(NetworkConfig(width=8, depth=2, norm=norm), SIZE_HW, batch, budget, "cpu", precision)
+
+
+def test_training_concessions_in_order() -> None:
+    assert training_rows(10, micro_batches=True) == [
+        ("none", 10, 1.0),
+        ("widest", 10, 1.1),
+        ("all", 10, 1.28),
+        *[("none", size, 1.33) for size in (5, 3, 2, 1)],
+        *[("widest", size, 1.43) for size in (5, 3, 2, 1)],
+        *[("all", size, 1.61) for size in (5, 3, 2, 1)],
+    ]
+    assert training_rows(10, micro_batches=False) == [("none", 10, 1.0), ("widest", 10, 1.1), ("all", 10, 1.28)]
+    assert training_rows(1, micro_batches=True) == [("none", 1, 1.0), ("widest", 1, 1.1), ("all", 1, 1.28)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 10, 155])
+def test_a_later_training_row_is_never_faster(batch: int) -> None:
+    times = [time for _, _, time in training_rows(batch, micro_batches=True)]
+    assert times == sorted(times)
+    assert len({row[:2] for row in training_rows(batch, micro_batches=True)}) == len(times)
+
+
+def test_stages_to_recompute() -> None:
+    def stages(recompute: str) -> tuple[str, ...]:
+        return stages_to_recompute(NetworkConfig(), (240, 240), recompute, torch.bfloat16, CPU)
+
+    assert stages("none") == ()
+    assert stages("widest") == ("down.0", "down.1", "up.2")
+    assert stages("all") == ("down.0", "down.1", "down.2", "down.3", "down.4", "up.0", "up.1", "up.2")
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "precision", "expected"),
+    [
+        (1700, "fp32", ("none", 10)),
+        (1600, "fp32", ("widest", 10)),
+        (900, "fp32", ("all", 10)),
+        (512, "fp32", ("none", 2)),
+        (256, "fp32", ("widest", 1)),
+        (200, "fp32", ("all", 1)),
+        (1024, "bf16", ("none", 10)),
+        (256, "bf16", ("none", 1)),
+        (160, "bf16", ("all", 1)),
+    ],
+)
+def test_training_of_width_32_per_budget(megabytes: int, precision: str, expected: tuple[str, int]) -> None:
+    plan = plan_train(NetworkConfig(), (240, 240), 10, MemoryBudget(megabytes * MIB), "cpu", precision)
+    assert (plan.recompute, plan.micro_batch) == expected
+    assert plan.batch == 10
+    assert plan.predicted_bytes <= megabytes * MIB
+    assert sum(plan.components.values()) == plan.predicted_bytes
+
+
+@pytest.mark.parametrize(("megabytes", "expected"), [(480, 1), (512, 2), (768, 16), (1024, 32), (8192, 32)])
+def test_inference_of_width_32_per_budget_on_a_card(megabytes: int, expected: int) -> None:
+    plan = plan_inference(NetworkConfig(), (240, 240), parse_budget(f"{megabytes}M", "cuda"), "cuda", "fp16")
+    assert plan.batch == expected
+    assert plan.predicted_bytes + plan.reserve_bytes <= megabytes * MIB
+
+
+def test_numbers_that_the_project_promises() -> None:
+    """Issue 3: smallest plans of the width-32 networks, and the paper's width 64 in 2 GiB with its batch of 10."""
+    slices, network, wide = (240, 240), NetworkConfig(width=32), NetworkConfig(width=64)
+    assert inference_footprint(network, slices, 1, torch.float16, CPU).total <= 32 * MIB
+    assert inference_footprint(network, slices, 1, torch.float32, CPU).total <= 64 * MIB
+    two_gib = parse_budget("2G", "cuda")
+    for precision, holds_in in (("fp16", None), ("fp16", "fp32"), ("fp32", None)):
+        assert plan_train(wide, slices, 10, two_gib, "cuda", precision, holds_in).batch == 10
+    for precision in ("bf16", "fp32"):
+        plan_train(network, slices, 10, MemoryBudget(256 * MIB), "cpu", precision)
+        plan_train(network, slices, 155, MemoryBudget(512 * MIB), "cpu", precision)
+
+
+def test_a_plan_also_holds_in_what_it_may_fall_back_to() -> None:
+    network, budget = NetworkConfig(width=64), parse_budget("2G", "cuda")
+    alone = plan_train(network, (240, 240), 10, budget, "cuda", "fp16")
+    safe = plan_train(network, (240, 240), 10, budget, "cuda", "fp16", holds_in="fp32")
+    assert (alone.recompute, alone.micro_batch) == ("widest", 10)
+    assert safe.micro_batch < 10
+    wide = training_footprint(
+        network, (240, 240), 10, safe.micro_batch, torch.float32, torch.device("cuda"), safe.stages
+    )
+    assert safe.predicted_bytes < wide.total <= (budget.tensor_bytes or 0)
+
+
+def test_no_limit_gives_the_fastest_plan() -> None:
+    plan = train_small(MemoryBudget(None))
+    assert (plan.recompute, plan.micro_batch, plan.relative_time) == ("none", 6, 1.0)
+
+
+def test_batch_norm_is_given_no_micro_batches() -> None:
+    least = train_small(MemoryBudget(None), norm="batch").predicted_bytes
+    with pytest.raises(BudgetError):
+        train_small(MemoryBudget(least // 4), norm="batch")
+    train_small(MemoryBudget(least // 4 + 512 * KIB))
+
+
+def test_most_slices_bounds_the_batch() -> None:
+    plan = plan_inference(SMALL, SIZE_HW, MemoryBudget(None), "cuda", "fp16", most_slices=5)
+    assert plan.batch == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(100 * KIB, 8 * MIB), st.integers(0, 2 * MIB), st.sampled_from(["fp32", "bf16"]))
+def test_more_memory_is_never_slower_and_no_plan_exceeds_it(size: int, more: int, precision: str) -> None:
+    try:
+        plan = train_small(MemoryBudget(size), precision=precision)
+    except BudgetError:
+        return
+    assert plan.predicted_bytes <= size
+    assert train_small(MemoryBudget(size + more), precision=precision).relative_time <= plan.relative_time
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 8 * MIB), st.integers(0, 4 * MIB))
+def test_more_memory_never_gives_smaller_batches(size: int, more: int) -> None:
+    def batch(total: int) -> int:
+        try:
+            return plan_inference(SMALL, SIZE_HW, MemoryBudget(total), "cuda", "fp16").batch
+        except BudgetError:
+            return 0
+
+    assert batch(size) <= batch(size + more)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "holds_in", "next_one"),
+    [("cpu", "fp32", None, "half precision"), ("cuda", "fp16", None, "width 8"), ("cuda", "fp16", "fp32", "half")],
+)
+@pytest.mark.parametrize("task", ["train", "segment"])
+def test_a_refusal_names_budgets_that_work(
+    task: str, device: str, precision: str, holds_in: str | None, next_one: str
+) -> None:
+    network = NetworkConfig(width=16, depth=2)
+
+    def plan(config: NetworkConfig, budget: MemoryBudget, precision: str, holds_in: str | None = None) -> object:
+        if task == "train":
+            return plan_train(config, SIZE_HW, 10, budget, device, precision, holds_in)
+        return plan_inference(config, SIZE_HW, budget, device, precision, holds_in)
+
+    with pytest.raises(BudgetError, match=next_one) as refusal:
+        plan(network, MemoryBudget(0), precision, holds_in)
+    named = re.findall(r"\d+M\b", str(refusal.value))
+    assert len(named) == 2
+    plan(network, parse_budget(named[0], device, reserve_bytes=0), precision, holds_in)
+    conceded = (network, "fp16") if "half" in next_one else (NetworkConfig(width=8, depth=2), precision)
+    plan(conceded[0], parse_budget(named[1], device, reserve_bytes=0), conceded[1])
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_last_row_needs_least(batch: int, precision: torch.dtype) -> None:
+    """What a refusal relies on."""
+    needs = []
+    for recompute, micro_batch, _ in training_rows(batch, micro_batches=True):
+        stages = stages_to_recompute(SMALL, SIZE_HW, recompute, precision, CPU)
+        needs.append(training_footprint(SMALL, SIZE_HW, batch, micro_batch, precision, CPU, stages).total)
+    assert needs[-1] == min(needs)
+
+
+def test_ladder_says_what_each_budget_gives() -> None:
+    rows = ladder(train_small, sizes=(64 * KIB, 8 * MIB))
+    assert [size for size, _ in rows] == [64 * KIB, 8 * MIB]
+    assert isinstance(rows[0][1], BudgetError)
+    assert rows[1][1] == train_small(MemoryBudget(8 * MIB))
+
+
+def test_largest_width() -> None:
+    def plan(network: NetworkConfig) -> object:
+        return plan_inference(network, SIZE_HW, budget, "cpu", "fp32")
+
+    budget = MemoryBudget(inference_footprint(NetworkConfig(width=24, depth=2), SIZE_HW, 1, torch.float32, CPU).total)
+    assert largest_width(SMALL, plan) == 24
+    budget = MemoryBudget(1)
+    assert largest_width(SMALL, plan) is None

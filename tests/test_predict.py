@@ -1,0 +1,164 @@
+"""A region's mask does not depend on how its slices are batched, and only active slices are run."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.memory.planner import InferencePlan
+from lowmem_brats.networks import SliceNetwork, build_network
+from lowmem_brats.predict import half_is_sound, place, predict_region
+
+Z, SIDE = 7, 32
+ALL = np.ones(Z, np.bool_)
+SOME = np.array([0, 1, 1, 0, 1, 0, 1], np.bool_)
+
+
+def plan(batch: int = 1, precision: str = "fp32") -> InferencePlan:
+    """Return a plan for the CPU."""
+    return InferencePlan("cpu", precision, batch)
+
+
+def stack(z: int = Z) -> npt.NDArray[np.float16]:
+    """Return slices of noise in a box of brain."""
+    slices_ZCHW = np.zeros((z, 4, SIDE, SIDE), np.float16)
+    slices_ZCHW[:, :, 4:28, 6:26] = np.random.default_rng(0).normal(size=(z, 4, 24, 20))
+    return slices_ZCHW
+
+
+def unet() -> SliceNetwork:
+    """Return a tiny U-Net, the same each time."""
+    torch.manual_seed(0)
+    return place(build_network(NetworkConfig(width=8, depth=2)), plan())
+
+
+class Toy(SliceNetwork):
+    """Logit = first modality + bias; NaN in the formats named; notes the batches it gets."""
+
+    stride = 1
+
+    def __init__(self, bias: float = 0.0, nan_in: tuple[torch.dtype, ...] = ()) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(bias))
+        self.nan_in = nan_in
+        self.batches: list[Tensor] = []
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Return nothing: there is one step only."""
+        return {}
+
+    def forward(self, slices_NCHW: Tensor) -> Tensor:
+        """[N, 4, H, W] → [N, 1, H, W]."""
+        self.batches.append(slices_NCHW)
+        return slices_NCHW[:, :1] + self.bias + (torch.nan if slices_NCHW.dtype in self.nan_in else 0)
+
+
+@pytest.mark.parametrize("active_Z", [ALL, SOME], ids=["all", "some"])
+def test_batches_change_nothing(active_Z: npt.NDArray[np.bool_]) -> None:
+    network, slices_ZCHW = unet(), stack()
+    by_hand_ZHW = np.zeros((Z, SIDE, SIDE), np.bool_)
+    with torch.inference_mode():
+        for z in np.flatnonzero(active_Z):
+            logits_HW = network(torch.from_numpy(slices_ZCHW[z : z + 1]).float())[0, 0].numpy()
+            by_hand_ZHW[z] = (logits_HW > 0) & (slices_ZCHW[z] != 0).any(axis=0)
+    assert 0.05 < by_hand_ZHW[active_Z].mean() < 0.95
+    for batch in (1, 3, 4, 100):
+        mask_ZHW = predict_region(network, slices_ZCHW, active_Z, plan(batch)).mask_ZHW
+        assert mask_ZHW.dtype == np.bool_
+        np.testing.assert_array_equal(mask_ZHW, by_hand_ZHW)
+
+
+def test_only_active_slices_are_run() -> None:
+    network, slices_ZCHW = Toy(), stack()
+    mask_ZHW = predict_region(network, slices_ZCHW, SOME, plan(3)).mask_ZHW
+    assert [len(batch) for batch in network.batches] == [3, 1]
+    np.testing.assert_array_equal(torch.cat(network.batches).numpy(), slices_ZCHW[SOME])
+    assert not mask_ZHW[~SOME].any()
+    np.testing.assert_array_equal(mask_ZHW[SOME], slices_ZCHW[SOME, 0] > 0)
+
+
+def test_nothing_outside_the_brain_is_tumour() -> None:
+    slices_ZCHW = stack()
+    slices_ZCHW[:, 1:, 10:20] = 0  # brain in one modality is enough
+    mask_ZHW = predict_region(Toy(bias=100.0), slices_ZCHW, ALL, plan()).mask_ZHW
+    np.testing.assert_array_equal(mask_ZHW, (slices_ZCHW != 0).any(axis=1))
+
+
+def test_nothing_to_run() -> None:
+    network, reported = Toy(), []
+    found = predict_region(
+        network, stack(), np.zeros(Z, np.bool_), plan(), lambda done, total: reported.append((done, total))
+    )
+    assert found.mask_ZHW.shape == (Z, SIDE, SIDE)
+    assert not found.mask_ZHW.any()
+    assert not network.batches
+    assert not reported
+    assert found.peak_bytes == 512, "the one weight"
+
+
+@pytest.mark.parametrize(("batch", "reports"), [(1, [1, 2, 3, 4]), (3, [3, 4]), (4, [4]), (9, [4])])
+def test_progress_reaches_the_total(batch: int, reports: list[int]) -> None:
+    reported: list[tuple[int, int]] = []
+    predict_region(Toy(), stack(), SOME, plan(batch), lambda done, total: reported.append((done, total)))
+    assert reported == [(done, 4) for done in reports]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_peak_counts_weights_and_one_batch(precision: str) -> None:
+    def peak(z: int, batch: int) -> int:
+        network = place(unet(), plan(batch, precision))
+        return predict_region(network, stack(z), np.ones(z, np.bool_), plan(batch, precision)).peak_bytes
+
+    item = 4 if precision == "fp32" else 2
+    weights = sum(p.numel() for p in unet().parameters()) * item
+    first_block = 2 * 8 * SIDE * SIDE * item  # a convolution's input and output of 8 channels
+    assert peak(1, 1) > weights + first_block
+    assert peak(1, 1) == peak(5, 1) == peak(20, 1)
+    assert peak(20, 4) > peak(20, 1) + 3 * first_block
+    assert peak(20, 4) < 4 * peak(20, 1), "the weights count once"
+
+
+def test_no_graph_is_kept() -> None:
+    network = Toy()
+    predict_region(network, stack(), ALL, plan())
+    assert all(batch.is_inference() for batch in network.batches)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_place_sets_format_layout_and_mode(precision: str, dtype: torch.dtype) -> None:
+    network = build_network(NetworkConfig(width=8, depth=1)).train()
+    placed = place(network, plan(precision=precision))
+    assert placed is network
+    assert not placed.training
+    assert {p.dtype for p in placed.parameters()} == {dtype}
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in placed.parameters() if p.ndim == 4)
+    toy = Toy()
+    place(toy, plan(precision=precision))
+    predict_region(toy, stack(), ALL, plan(2, precision))
+    assert {batch.dtype for batch in toy.batches} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("nan_in", "precision", "sound"),
+    [
+        ((), "fp16", True),
+        ((torch.float16,), "fp16", False),  # GTX 16xx
+        ((torch.float16,), "bf16", True),
+        ((torch.bfloat16,), "bf16", False),
+        ((torch.float16, torch.float32), "fp16", True),  # not the format's fault
+    ],
+)
+def test_half_check_sees_what_the_format_breaks(nan_in: tuple[torch.dtype, ...], precision: str, sound: bool) -> None:
+    assert half_is_sound(Toy(nan_in=nan_in), stack()[0], plan(precision=precision)) is sound
+
+
+def test_half_check_sees_overflow_and_leaves_the_network_placed() -> None:
+    network = Toy(bias=1e6)  # infinite in fp16
+    assert half_is_sound(network, stack()[0], plan(precision="fp16")) is False
+    assert network.bias.dtype == torch.float16
+    assert [batch.dtype for batch in network.batches] == [torch.float32, torch.float16]
+    assert half_is_sound(unet(), stack()[0], plan(precision="bf16")) is True
