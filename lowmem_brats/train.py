@@ -121,14 +121,17 @@ def train_set(
             lambda done, total: on_progress("reading cases", done, total),
         )
         training, validation = cases[: len(training_files)], cases[len(training_files) :]
-        plan = plan_train(config.network, frame_of(training), config.batch, budget, str(device), precision)
+        # Whoever leaves the format to us gets a plan that holds in fp32 too.
+        widest = "fp32" if config.precision == "auto" else precision
+        frame_HW = frame_of(training)
+        plan = plan_train(config.network, frame_HW, config.batch, budget, str(device), precision, widest)
         report.plan = plan
         on_plan(plan)
         runs = (RegionTraining(region, network, training, validation, config, plan) for region in Region)
         paths = {run.region: _train_region(run, out, report, on_progress, on_epoch) for run in runs}
     finally:
         shutil.rmtree(out / "cache", ignore_errors=True)
-    write_index(out, out.name, paths)
+    write_index(out, out.resolve().name, paths)
     with replace_when_complete(out / "run.json") as partial:
         partial.write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report
@@ -191,9 +194,11 @@ class RegionTraining:
 
     def run(self, on_progress: OnProgress, on_epoch: Callable[[Epoch], None]) -> Epoch:
         """Train until the epochs or the time are used up, and return the best epoch by validation Dice."""
-        best, best_state = None, self.network.state_dict()
+        best, best_state = None, {}
         while self._progress() < 1:
             losses = self._run_epoch(on_progress)
+            if not losses:  # the time ran out just now
+                break
             plan = InferencePlan(self.plan.device, self.plan.precision, 1)
             scores = validate(self.network, self.validation, self.region, plan)
             epoch = Epoch(
@@ -208,7 +213,7 @@ class RegionTraining:
             self.epochs.append(epoch)
             on_epoch(epoch)
             if best is None or epoch.mean_dice >= best.mean_dice:
-                best, best_state = epoch, copy.deepcopy(self.network.state_dict())
+                best, best_state = epoch, {k: v.cpu().clone() for k, v in self.network.state_dict().items()}
         if best is None:
             raise RuntimeError("the time limit left no step")
         self.network.load_state_dict(best_state)

@@ -144,7 +144,7 @@ def read_header(path: Path) -> WeightsFile:
 def load_network(file: WeightsFile) -> SliceNetwork:
     """Build the network of a weights file on the CPU, fp32, in evaluation mode.
 
-    Raises WeightsError listing every tensor that is missing, unexpected or of another shape.
+    Raises WeightsError listing every tensor that is missing, unexpected, of another shape or not finite.
     """
     with torch.device("meta"):  # the header is untrusted: nothing is allocated before the file proves to hold as much
         network = build_network(file.network)
@@ -158,6 +158,7 @@ def load_network(file: WeightsFile) -> SliceNetwork:
         for key in wanted.keys() & found.keys()
         if found[key].shape != wanted[key].shape
     ]
+    problems += [f"{key} holds NaN or infinity" for key in found if not found[key].isfinite().all()]
     if problems:
         expected = f"the tensors of {file.network}"
         raise WeightsError(file.path, "; ".join(sorted(problems)), expected, "Use weights of this network.")

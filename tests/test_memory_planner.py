@@ -191,6 +191,15 @@ def test_the_last_row_needs_least(batch: int, precision: torch.dtype) -> None:
     assert needs[-1] == min(needs)
 
 
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_smallest_is_the_last_resort(norm: str) -> None:
+    network = NetworkConfig(width=8, depth=2, norm=norm)
+    plan = plan_train(network, SIZE_HW, 6, MemoryBudget(None), "cpu", "fp32", smallest=True)
+    assert (plan.recompute, plan.micro_batch) == ("all", 1 if norm == "group" else 6)
+    assert train_small(MemoryBudget(plan.predicted_bytes), norm=norm) == plan
+    assert plan_inference(SMALL, SIZE_HW, MemoryBudget(None), "cuda", "fp16", smallest=True).batch == 1
+
+
 def test_ladder_says_what_each_budget_gives() -> None:
     rows = ladder(train_small, sizes=(64 * KIB, 8 * MIB))
     assert [size for size, _ in rows] == [64 * KIB, 8 * MIB]

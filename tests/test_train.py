@@ -25,7 +25,7 @@ from lowmem_brats.weights import load_network, open_set
 
 TINY = NetworkConfig(width=8, depth=1)
 EASY = TrainConfig(
-    network=TINY, epochs=6, batch=2, learning_rate=1e-2, validation=0.34, augment=False, precision="fp32", device="cpu"
+    network=TINY, epochs=10, batch=2, learning_rate=1e-2, validation=0.34, augment=False, precision="fp32", device="cpu"
 )
 FP32 = InferencePlan("cpu", "fp32", 1)
 SIDE, DEPTH = 20, 6
@@ -95,8 +95,8 @@ def test_an_easy_task_is_learnt(trained: tuple[Path, train.TrainReport, list[Epo
     _, report, _ = trained
     for region in Region:
         epochs = [epoch for epoch in report.epochs if epoch.region == region.value]
-        assert epochs[-1].loss < 0.25, region
-        assert epochs[-1].loss < epochs[0].loss, region
+        assert epochs[-1].loss < 0.2, region
+        assert epochs[-1].loss < epochs[0].loss / 2, region
         assert max(epoch.mean_dice for epoch in epochs) > 0.95, region
 
 
@@ -131,8 +131,8 @@ def test_run_json_tells_everything(trained: tuple[Path, train.TrainReport, list[
     assert run["versions"]["torch"] == torch.__version__
     assert len(run["training_cases"]) == 2
     assert sorted(run["training_cases"] + run["validation_cases"]) == ["easy_0", "easy_1", "easy_2"]
-    assert [(e["region"], e["number"]) for e in run["epochs"]] == [(r.value, n) for r in Region for n in range(1, 7)]
-    assert [e["steps"] for e in run["epochs"]] == [6, 12, 18, 24, 30, 36] * 3  # 12 slices by 2
+    assert [(e["region"], e["number"]) for e in run["epochs"]] == [(r.value, n) for r in Region for n in range(1, 11)]
+    assert [e["steps"] for e in run["epochs"]] == [6 * n for n in range(1, 11)] * 3  # 12 slices by 2
     assert all(list(e["validation_dice"]) == run["validation_cases"] for e in run["epochs"])
     assert not any(e["skipped_steps"] for e in run["epochs"])
     assert announced == report.epochs

@@ -394,3 +394,13 @@ def test_index_holds_relative_paths_and_checksums(whole_set: Path, tmp_path: Pat
     assert all(len(row["sha256"]) == 64 for row in index["sets"]["toy"].values())
     whole_set.rename(tmp_path / "moved")
     assert open_set(str(tmp_path / "moved")).name == "toy"
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    network = build_network(NetworkConfig(width=8, depth=2))
+    with torch.no_grad():
+        network.head.bias.fill_(torch.nan)  # type: ignore[operator,union-attr]
+    file = WeightsFile(tmp_path / "wt.safetensors", Region.WT, NetworkConfig(width=8, depth=2), {}, {})
+    save_network(network, file)
+    with pytest.raises(WeightsError, match=r"head\.bias holds NaN or infinity"):
+        load_network(file)

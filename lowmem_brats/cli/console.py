@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -85,7 +86,7 @@ def show_segmentation(report: SegmentReport) -> None:
 
 def table(*headings: str, left: int = 1) -> Table:
     """A table whose first `left` columns are words and whose others are numbers."""
-    result = Table()
+    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for number, heading in enumerate(headings):
         result.add_column(heading, justify="left" if number < left else "right")
     return result

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import click
 
 from lowmem_brats.cli import console
 from lowmem_brats.config import PRECISIONS, NetworkConfig, TrainConfig
 
-PARTS = ("parameters", "gradients", "optimizer", "activations")
+if TYPE_CHECKING:
+    from lowmem_brats.memory.budget import MemoryBudget
+
+PARTS = (("weights", "parameters"), ("grads", "gradients"), ("Adam", "optimizer"), ("maps", "activations"))
+"""Column → component of a plan."""
+LEGEND = "MiB of tensors at the peak: weights, gradients, Adam's moments, maps · time: of a step, estimated"
 
 
 @click.command()
@@ -34,34 +42,43 @@ def plan(
     Bytes are counted by running the real step on tensors without data. G is GiB.
     """
     config = NetworkConfig(name=network, width=width)
+    from lowmem_brats.memory import planner
     from lowmem_brats.memory.budget import CUDA_RESERVE, MemoryBudget, format_bytes, parse_budget
-    from lowmem_brats.memory.planner import LADDER, InferencePlan, TrainPlan, ladder, largest_width
-    from lowmem_brats.memory.planner import plan_inference, plan_train
 
-    def plan_in(budget: MemoryBudget, network: NetworkConfig = config) -> InferencePlan | TrainPlan:
+    def plan_in(budget: MemoryBudget) -> planner.InferencePlan | planner.TrainPlan:
         if training:
-            return plan_train(network, size, batch, budget, device, precision)
-        return plan_inference(network, size, budget, device, precision)
+            return planner.plan_train(config, size, batch, budget, device, precision)
+        return planner.plan_inference(config, size, budget, device, precision)
 
     reserve = 0 if device == "cpu" else CUDA_RESERVE
-    sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else LADDER
-    shown = console.table("budget", "batch", "at once", "recompute", "time", "predicted", *PARTS, "CUDA")
-    widest = []
-    for total, row in ladder(plan_in, reserve, [total for total in sizes if total and total > reserve]):
-        name = format_bytes(total)
+    sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else planner.LADDER
+    heads = "budget", "batch", "at once", "recompute", "time", "MiB", *(name for name, _ in PARTS)
+    shown = console.table(*heads, *(["width"] if training else []))
+    for total, row in planner.ladder(plan_in, reserve, [total for total in sizes if total and total > reserve]):
+        name = format_bytes(total).replace(" GiB", "G").replace(" MiB", "M")
         if isinstance(row, Exception):
-            shown.add_row(name, "does not fit:", row.expected)
+            shown.add_row(name, "–", "–", "–", "–", f"needs {row.expected.removeprefix('at least ')}")
             continue
-        at_once, recompute = getattr(row, "micro_batch", row.batch), getattr(row, "recompute", "–")
-        time = f"{row.relative_time:.2f}×" if isinstance(row, TrainPlan) else "–"
-        bytes_shown = [row.predicted_bytes, *(row.components[part] for part in PARTS), reserve]
-        shown.add_row(name, f"{row.batch}", f"{at_once}", recompute, time, *map(console.mebibytes, bytes_shown))
-        budget = MemoryBudget(total, reserve)
-        widest.append(f"{name}: {largest_width(config, lambda network: plan_in(budget, network))}")
+        counts = (row.predicted_bytes, *(row.components[part] for _, part in PARTS))
+        cells = [name, f"{row.batch}", f"{getattr(row, 'micro_batch', row.batch)}", getattr(row, "recompute", "–")]
+        cells.append(f"{row.relative_time:.2f}×" if isinstance(row, planner.TrainPlan) else "–")
+        cells += [f"{count / 2**20:.1f}" for count in counts]
+        if training:
+            arguments = size, batch, MemoryBudget(total, reserve), device, precision
+            fits = planner.largest_width(config, partial(_plan_smallest, *arguments))
+            cells.append(f"{fits}")
+        shown.add_row(*cells)
     console.out.print(f"{network} of width {width}, slices of {size[0]} × {size[1]}, {device}, {precision}")
     console.out.print(shown)
+    console.out.print(LEGEND + (" · width: the largest that fits" if training else ""), soft_wrap=True)
     if reserve:
-        console.out.print(
-            f"CUDA: {console.mebibytes(reserve)} kept for its context and work space; no budget is smaller"
-        )
-    console.out.print("largest width that fits  " + " · ".join(widest), soft_wrap=True)
+        text = f"each budget also holds {console.mebibytes(reserve)} for CUDA's context and work space"
+        console.out.print(text, soft_wrap=True)
+
+
+def _plan_smallest(
+    size: tuple[int, int], batch: int, budget: MemoryBudget, device: str, precision: str, config: NetworkConfig
+) -> object:
+    from lowmem_brats.memory.planner import plan_train
+
+    return plan_train(config, size, batch, budget, device, precision, smallest=True)

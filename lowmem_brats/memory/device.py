@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,7 +32,7 @@ def choose_device(requested: str) -> tuple[torch.device, list[str]]:
     """
     if requested == "cpu":
         return torch.device("cpu"), []
-    if requested != "auto" and requested.split(":")[0] != "cuda":
+    if requested != "auto" and not re.fullmatch(r"cuda(:\d+)?", requested):
         raise InputError("--device", repr(requested), "auto, cpu, cuda or cuda:N", "Use auto.")
     device = torch.device("cuda:0" if requested in ("auto", "cuda") else requested)
     problem = _cuda_problem(device)

@@ -7,7 +7,7 @@ memory never gives a slower plan. Needs no data, no weights and no card.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
@@ -84,6 +84,7 @@ class TrainPlan:
 
 
 Plan = TypeVar("Plan", InferencePlan, TrainPlan)
+Planned = TypeVar("Planned")
 
 
 def plan_inference(
@@ -94,11 +95,13 @@ def plan_inference(
     precision: str,
     holds_in: str | None = None,
     most_slices: int = 32,
+    smallest: bool = False,
 ) -> InferencePlan:
     """The fastest way to segment slices of H×W pixels in a budget.
 
     `precision`: what it will run in; `holds_in`: the widest format that it may fall back to and must also fit in;
-    `most_slices`: no larger batch. Raises BudgetError where not even one slice fits.
+    `most_slices`: no larger batch; `smallest`: the plan that needs least, however slow. Raises BudgetError where not
+    even one slice fits.
     """
     where = torch.device(device)
 
@@ -106,8 +109,8 @@ def plan_inference(
         return inference_footprint(config, size_HW, plan.batch, DTYPES[name], where)
 
     batches = sorted({min(batch, most_slices) for batch in BATCHES[where.type]}, reverse=True)
-    plans = (InferencePlan(device, precision, batch) for batch in batches)
-    return _first_that_fits(network, plans, budget, count, holds_in or precision)
+    plans = [InferencePlan(device, precision, batch) for batch in batches]
+    return _first_that_fits(network, plans[-1:] if smallest else plans, budget, count, holds_in or precision)
 
 
 def plan_train(
@@ -118,6 +121,7 @@ def plan_train(
     device: str,
     precision: str,
     holds_in: str | None = None,
+    smallest: bool = False,
 ) -> TrainPlan:
     """The fastest way to train with `batch` slices of H×W pixels per step in a budget; arguments as `plan_inference`.
 
@@ -128,7 +132,7 @@ def plan_train(
     def count(config: NetworkConfig, plan: TrainPlan, name: str) -> Footprint:
         return training_footprint(config, size_HW, batch, plan.micro_batch, DTYPES[name], where, plan.stages)
 
-    plans = (
+    plans = [
         TrainPlan(
             device,
             precision,
@@ -139,8 +143,8 @@ def plan_train(
             relative_time,
         )
         for recompute, micro_batch, relative_time in training_rows(batch, treats_slices_apart(network))
-    )
-    return _first_that_fits(network, plans, budget, count, holds_in or precision)
+    ]
+    return _first_that_fits(network, plans[-1:] if smallest else plans, budget, count, holds_in or precision)
 
 
 def training_rows(batch: int, micro_batches: bool) -> list[tuple[str, int, float]]:
@@ -173,10 +177,10 @@ def stages_to_recompute(
 
 
 def ladder(
-    plan: Callable[[MemoryBudget], Plan], reserve_bytes: int = 0, sizes: Iterable[int] = LADDER
-) -> list[tuple[int, Plan | BudgetError]]:
+    plan: Callable[[MemoryBudget], Planned], reserve_bytes: int = 0, sizes: Iterable[int] = LADDER
+) -> list[tuple[int, Planned | BudgetError]]:
     """The plan of each budget, in bytes, or why there is none."""
-    rows: list[tuple[int, Plan | BudgetError]] = []
+    rows: list[tuple[int, Planned | BudgetError]] = []
     for size in sizes:
         try:
             rows.append((size, plan(MemoryBudget(size, reserve_bytes))))
@@ -186,7 +190,10 @@ def ladder(
 
 
 def largest_width(network: NetworkConfig, plan: Callable[[NetworkConfig], object]) -> int | None:
-    """The most of WIDTHS for which `plan` finds a plan, or None; wider networks are taken to need more."""
+    """The most of WIDTHS for which `plan` finds a plan, or None; wider networks are taken to need more.
+
+    Much faster with `smallest` plans.
+    """
     fits, too_wide = -1, len(WIDTHS)
     while too_wide - fits > 1:
         middle = (fits + too_wide) // 2
@@ -200,7 +207,7 @@ def largest_width(network: NetworkConfig, plan: Callable[[NetworkConfig], object
 
 def _first_that_fits(
     network: NetworkConfig,
-    plans: Iterable[Plan],
+    plans: Sequence[Plan],
     budget: MemoryBudget,
     count: Callable[[NetworkConfig, Plan, str], Footprint],
     holds_in: str,
@@ -213,8 +220,9 @@ def _first_that_fits(
     def need(config: NetworkConfig, plan: Plan, precisions: Iterable[str]) -> int:
         return max(count(config, plan, name).total for name in precisions)
 
-    for plan in plans:
-        precisions = {plan.precision, holds_in}
+    last = plans[-1]
+    precisions = {last.precision, holds_in}
+    for plan in plans if budget.allows(need(network, last, precisions)) else ():
         if budget.allows(need(network, plan, precisions)):
             footprint = count(network, plan, plan.precision)
             return replace(
@@ -229,15 +237,15 @@ def _first_that_fits(
 
     narrower = replace(network, width=max(network.width // 16 * 8, min(WIDTHS)))
     if holds_in == "fp32":
-        concession = f"half precision (--precision fp16 or bf16: {as_budget(need(network, plan, ['fp16']))})"
+        concession = f"half precision (--precision fp16 or bf16: {as_budget(need(network, last, ['fp16']))})"
     elif narrower != network:
-        concession = f"a narrower network (width {narrower.width}: {as_budget(need(narrower, plan, precisions))})"
+        concession = f"a narrower network (width {narrower.width}: {as_budget(need(narrower, last, precisions))})"
     else:
         concession = "smaller slices"
     raise BudgetError(
         "--vram",
         f"{format_bytes(budget.total_bytes or 0)}, too little for {network.name} of width {network.width}",
-        f"at least {as_budget(need(network, plan, precisions))}",
+        f"at least {as_budget(need(network, last, precisions))}",
         f"Next to concede: {concession}.",
     )
 
