@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -255,10 +256,12 @@ def test_phantom_writes_cases_that_segment_reads(tmp_path: Path) -> None:
 def test_train_gives_a_set_that_segment_takes(case: Path, tmp_path: Path) -> None:
     shape = [str(n) for n in SMALL_SHAPE]
     assert run("phantom", tmp_path / "data", "-n", 2, "--shape", *shape).exit_code == 0
-    arguments = ("--width", 8, "--epochs", 1, "--batch", 8, "--validation", 0.5)
+    arguments = ("--width", 8, "--epochs", 1, "--batch", 8, "--validation", 0.5, "--vram", "2G", "--device", "cpu")
     result = run("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
     assert result.exit_code == 0, result.output
     assert "validation Dice" in result.output
+    assert "plan: cpu" in result.output
+    assert "100.0% of the" in result.output
     assert run("segment", case, "--weights", tmp_path / "set").exit_code == 0
     assert "holds a weights set already" in fails("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
 
@@ -278,12 +281,16 @@ def test_bad_options(case: Path, tiny: Path, arguments: tuple[str, object]) -> N
 def test_plan_shows_the_ladder_without_weights_or_data() -> None:
     result = run("plan", "--train", "--width", 16)
     assert result.exit_code == 0, result.output
-    for text in ("512 MiB", "8 GiB", "1.00×", "largest width"):
+    for text in ("512M", "8G", "1.00×", "width: the largest that fits"):
         assert text in result.output
 
 
 def test_plan_of_too_small_a_budget_names_one_that_works() -> None:
-    assert "does not fit" in run("plan", "--train", "--device", "cpu", "--vram", "20M").output
+    arguments = ("plan", "--train", "--device", "cpu", "--width", 16, "--size", 64, 64)
+    found = re.search(r"needs (\d+)M", run(*arguments, "--vram", "5M").output)
+    assert found
+    assert "needs" not in run(*arguments, "--vram", f"{found[1]}M").output
+    assert "needs" in run(*arguments, "--vram", f"{int(found[1]) - 1}M").output
 
 
 def test_doctor_speaks_of_everything() -> None:
