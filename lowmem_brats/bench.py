@@ -74,7 +74,7 @@ def bench_memory(
                         if job == "segment"
                         else plan_train(network, size_HW, batch, *arguments)
                     )
-                    row = Row(network.name, network.width, job, text, plan, *_run(network, plan, size_HW))
+                    row = Row(network.name, network.width, job, text, plan, *run_plan(network, plan, size_HW))
                 except BudgetError:
                     row = Row(network.name, network.width, job, text, None)
                 on_row(row)
@@ -93,7 +93,7 @@ def bench_concessions(
     """Run a training step under each concession of the planner, to compare its time with the planner's estimate."""
     rows = []
     for plan in _concessions(network, size_HW, batch, device, precision):
-        row = Row(network.name, network.width, "train", "", plan, *_run(network, plan, size_HW))
+        row = Row(network.name, network.width, "train", "", plan, *run_plan(network, plan, size_HW))
         on_row(row)
         rows.append(row)
     return rows
@@ -107,7 +107,7 @@ def _concessions(
         yield TrainPlan(str(device), precision, batch, micro_batch, recompute, stages, relative_time)
 
 
-def _run(
+def run_plan(
     config: NetworkConfig, plan: InferencePlan | TrainPlan, size_HW: tuple[int, int], repeats: int = 3
 ) -> tuple[int, float]:
     """Peak bytes of one metered step, and the median seconds of `repeats` others."""

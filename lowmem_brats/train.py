@@ -30,6 +30,7 @@ from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import CONVENTIONS, Region
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.device import PeakMeter, choose_device, open_budget
+from lowmem_brats.memory.footprint import treats_slices_apart
 from lowmem_brats.memory.planner import InferencePlan, TrainPlan, plan_train
 from lowmem_brats.memory.step import build_optimizer, split_batch, training_step
 from lowmem_brats.memory.step import place as place_for_training
@@ -250,39 +251,36 @@ class RegionTraining:
         if self.config.augment:
             warp = sample_warp(self._rng, slices_NCHW.shape)
             slices_NCHW, target_N1HW = apply_warp(warp, slices_NCHW, target_N1HW)
+        micro_batches = split_batch(slices_NCHW, target_N1HW, self.plan.micro_batch)
         if self._steps == 1:
             # Adam's state exists now, and from here on every step is alike: its peak is the peak.
             moments = (moment for state in self._optimizer.state.values() for moment in state.values())
             resident = (*self.network.parameters(), *self.network.buffers(), *moments)
             with PeakMeter(torch.device(self.plan.device), *resident) as meter:
-                loss, stepped = self._optimise(slices_NCHW, target_N1HW)
+                loss, stepped = self._optimise(micro_batches)
             self.peak_bytes = meter.peak_bytes
         else:
-            loss, stepped = self._optimise(slices_NCHW, target_N1HW)
+            loss, stepped = self._optimise(micro_batches)
         self._steps += 1
         self._skipped += not stepped
         return loss
 
-    def _optimise(self, slices_NCHW: Tensor, target_N1HW: Tensor) -> tuple[float, bool]:
+    def _optimise(self, micro_batches: list[tuple[Tensor, Tensor]]) -> tuple[float, bool]:
         """`step.training_step`, with smaller micro-batches where the card runs out of memory all the same."""
         while True:
-            micro_batches = split_batch(slices_NCHW, target_N1HW, self.plan.micro_batch)
-            dtype = DTYPES[self.plan.precision]
+            dtype, stages = DTYPES[self.plan.precision], self.plan.stages
             try:
-                return training_step(
-                    self.network, self._optimizer, self._scaler, micro_batches, dtype, self.plan.stages
-                )
+                return training_step(self.network, self._optimizer, self._scaler, micro_batches, dtype, stages)
             except torch.OutOfMemoryError as error:
-                if self.plan.micro_batch == 1:
+                if self.plan.micro_batch == 1 or not treats_slices_apart(self.config.network):
                     raise out_of_memory(self.plan.device) from error
             # Only here, outside the except block, has the failed step let go of its tensors.
             self._optimizer.zero_grad(set_to_none=True)
             empty_cache()
-            smaller = self.plan.micro_batch // 2
-            self.notes.append(
-                f"the card ran out of memory: {smaller} slices at once instead of {self.plan.micro_batch}"
-            )
+            before, smaller = self.plan.micro_batch, self.plan.micro_batch // 2
+            self.notes.append(f"the card ran out of memory: {smaller} slices at once instead of {before}")
             self.plan = replace(self.plan, micro_batch=smaller)
+            micro_batches = [part for pair in micro_batches for part in split_batch(*pair, smaller)]
 
 
 def validate(

@@ -108,7 +108,7 @@ def test_segment_shows_and_writes_everything(case: Path, tiny: Path, tmp_path: P
 
 
 def test_segment_quiet_says_nothing(case: Path, tiny: Path) -> None:
-    assert run("segment", case, "--weights", tiny, "--quiet", "--no-preview").output == ""
+    assert run("segment", case, "--weights", tiny, "--quiet", "--no-preview", "--device", "cpu").output == ""
     assert not (case / "phantom_000_preview.png").exists()
 
 

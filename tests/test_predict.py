@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowmem_brats.config import NetworkConfig
+from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.predict import half_is_sound, place, predict_region
@@ -162,3 +163,30 @@ def test_half_check_sees_overflow_and_leaves_the_network_placed() -> None:
     assert network.bias.dtype == torch.float16
     assert [batch.dtype for batch in network.batches] == [torch.float32, torch.float16]
     assert half_is_sound(unet(), stack()[0], plan(precision="bf16")) is True
+
+
+class Cramped(Toy):
+    """A card on which only so many slices fit."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def forward(self, slices_NCHW: Tensor) -> Tensor:
+        """[N, 4, H, W] → [N, 1, H, W]; OutOfMemoryError for more than `room` slices."""
+        logits_N1HW = super().forward(slices_NCHW)
+        if len(slices_NCHW) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits_N1HW
+
+
+def test_running_out_of_memory_halves_the_batch_and_changes_nothing() -> None:
+    cramped = predict_region(Cramped(room=2), stack(), ALL, plan(batch=5))
+    roomy = predict_region(Toy(), stack(), ALL, plan(batch=5))
+    np.testing.assert_array_equal(cramped.mask_ZHW, roomy.mask_ZHW)
+    assert (cramped.batch, roomy.batch) == (2, 5)
+
+
+def test_running_out_of_memory_with_one_slice_is_an_error() -> None:
+    with pytest.raises(BudgetError, match="out of memory with one slice at a time"):
+        predict_region(Cramped(room=0), stack(), ALL, plan(batch=4))

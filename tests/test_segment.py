@@ -103,7 +103,7 @@ def test_report_counts_what_was_written(tmp_path: Path, tiny: str, phantom: Path
     result = segment_case(
         find_case(phantom),
         tmp_path / "seg.nii.gz",
-        SegmentConfig(weights=tiny, labels="brats2023"),
+        SegmentConfig(weights=tiny, labels="brats2023", device="cpu"),
         lambda *step: progress.append(step),
     )
     report = result.report
@@ -125,7 +125,7 @@ def test_missing_modality_is_noted_and_two_are_enough(tmp_path: Path, tiny: str,
     for name in ("flair", "t1ce"):
         source = next(phantom.glob(f"*_{name}.nii.gz"))
         (case / source.name).write_bytes(source.read_bytes())
-    warnings = run(case, tmp_path / "seg.nii.gz", weights=tiny).report.warnings
+    warnings = run(case, tmp_path / "seg.nii.gz", weights=tiny, device="cpu").report.warnings
     assert [text.split()[0] for text in warnings] == ["t1", "t2"]
 
 

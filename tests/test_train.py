@@ -271,3 +271,35 @@ def test_validation_is_by_patient_on_the_slices_seen() -> None:
     assert next(network.parameters()).dtype == torch.float32
     validate(network, [full], Region.WT, InferencePlan("cpu", "bf16", 1))
     assert next(network.parameters()).dtype == torch.float32, "the network in training stays as it is"
+
+
+def test_running_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a card would do: the step that fails is taken again in smaller parts, with the same gradient."""
+    config = TrainConfig(network=TINY, batch=4, augment=False, precision="fp32", device="cpu")
+    roomy, cramped = region_training(config), region_training(config)
+    forward = cramped.network.forward
+
+    def cramped_forward(slices_NCHW: torch.Tensor) -> torch.Tensor:
+        if len(slices_NCHW) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(slices_NCHW)
+
+    monkeypatch.setattr(cramped.network, "forward", cramped_forward)
+    rows = np.arange(4)
+    assert cramped._step(rows) == pytest.approx(roomy._step(rows), rel=1e-5)
+    for ours, theirs in zip(cramped.network.parameters(), roomy.network.parameters(), strict=True):
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+    assert cramped.plan.micro_batch == 1
+    assert [note.split(": ")[1] for note in cramped.notes] == [
+        "2 slices at once instead of 4",
+        "1 slices at once instead of 2",
+    ]
+
+
+def test_the_measured_peak_of_a_training_is_the_predicted_one(
+    trained: tuple[Path, train.TrainReport, list[Epoch]],
+) -> None:
+    _, report, _ = trained
+    assert report.plan is not None
+    assert report.peak_bytes == report.plan.predicted_bytes > 0

@@ -72,7 +72,7 @@ def bench(
     _show(rows)
     if json:
         with replace_when_complete(json) as partial:
-            partial.write_text(json_module.dumps(_conditions(str(device)) | {"rows": _plain(rows)}, indent=2) + "\n")
+            partial.write_text(json_module.dumps(conditions(str(device)) | {"rows": _plain(rows)}, indent=2) + "\n")
 
 
 def _show(rows: list[Row]) -> None:
@@ -122,7 +122,7 @@ def _plain(rows: list[Row]) -> list[dict[str, Any]]:
     return [asdict(row) | {"within": row.within} for row in rows]
 
 
-def _conditions(device: str) -> dict[str, Any]:
+def conditions(device: str) -> dict[str, Any]:
     """What a result must state."""
     import torch
 

@@ -77,6 +77,7 @@ def show_segmentation(report: SegmentReport) -> None:
     for tissue, voxels in report.voxels.items():
         shown.add_row(tissue, f"{voxels}", f"{report.millilitres[tissue]:.1f}")
     out.print(shown)
+    out.print()
     show_peak(report.peak_bytes, report.plan, report.cuda_peak)
     stages = " · ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
     out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}", soft_wrap=True)
