@@ -1,6 +1,6 @@
 """What the project promises about memory, each row planned and then run: `python benchmarks/bench_memory.py OUT.json`.
 
-The code is that of `lowmem-brats bench`. Rows for a card are planned with its reserve; without a card they run on the CPU.
+The code is that of `lowmem-brats bench`. Without a card the plans run on the CPU.
 """
 
 from __future__ import annotations

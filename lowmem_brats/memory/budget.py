@@ -15,7 +15,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 EXPECTED = "a size such as 2G or 1536M, a share such as 75%, or max"
 
 CUDA_RESERVE = 448 * MIB
-"""Kept free on a card for what no plan can count: 400 MiB for the CUDA context, the rest for cuDNN's work space and the
+"""Kept free on a card for what no plan can count: 384 MiB for the CUDA context, 64 for cuDNN's work space and the
 allocator's rounding. An assumption, not a measurement; a measured context may be given in its place."""
 
 

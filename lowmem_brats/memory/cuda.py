@@ -8,39 +8,43 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import cache
 
 import torch
 
-ASSUMED_CONTEXT = 400 * 2**20
-"""Context of a process where it cannot be measured: about 300 MiB since CUDA 11.7 loads its code lazily."""
-WORKSPACE = 64 * 2**20
+from lowmem_brats.memory.budget import CUDA_RESERVE, MIB
+
+WORKSPACE = 64 * MIB
 """Kept for cuDNN's work space and the allocator's rounding, which no count without a card can see."""
-SMALLEST_POOL = 2 * 2**20
-"""The caching allocator's small blocks come in segments of this size."""
+ASSUMED_CONTEXT = CUDA_RESERVE - WORKSPACE
+"""Context of a process where it cannot be measured."""
 
 
+@cache
 def measure_context(device: torch.device) -> int:
-    """Bytes that making this process's context took on a card; ASSUMED_CONTEXT where nvidia-smi cannot tell.
+    """Bytes that this process's context and cuDNN take on a card; ASSUMED_CONTEXT where nvidia-smi cannot tell.
 
-    Must be called before anything else has used the card: afterwards the context is there already and the assumed
-    size is returned.
+    Asked once per process, before anything else uses the card: later the context is there already.
     """
-    if torch.cuda.is_initialized():
-        return ASSUMED_CONTEXT
     before = _driver_used(device)
-    torch.zeros(1, device=device).add_(1)
+    slices_NCHW = torch.zeros(1, 1, 4, 4, device=device)
+    torch.nn.functional.conv2d(slices_NCHW, slices_NCHW[..., :3, :3])
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
     after = _driver_used(device)
     if before is None or after is None or after <= before:
         return ASSUMED_CONTEXT
-    return after - before - SMALLEST_POOL
+    return after - before - torch.cuda.memory_reserved(device)
 
 
 def _driver_used(device: torch.device) -> int | None:
     """Used bytes of a card as nvidia-smi reports them, without making a context; None where it cannot."""
     program = shutil.which("nvidia-smi")
-    if program is None:
+    # By its name: nvidia-smi and CUDA may number the cards differently.
+    name = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    if program is None or name is None:
         return None
-    query = [program, f"--id={device.index or 0}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    query = [program, f"--id=GPU-{name}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         shown = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
         return int(float(shown.strip()) * 2**20)

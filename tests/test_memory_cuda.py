@@ -1,0 +1,80 @@
+"""What only a card has, as far as it can be tested without one; and on one, that budgets hold."""
+
+from __future__ import annotations
+
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.memory import cuda, device
+from lowmem_brats.memory.budget import CUDA_RESERVE, MIB
+
+CARD = torch.device("cuda:0")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, answer: str | Exception, uuid: str | None = "1-2") -> list[list[str]]:
+    """Make nvidia-smi give this answer; returns the commands that it gets."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command)
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(stdout=answer)
+
+    monkeypatch.setattr(cuda.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(cuda.subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
+    return commands
+
+
+def test_used_memory_is_asked_of_the_card_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = pretend(monkeypatch, "512\n")
+    assert cuda._driver_used(CARD) == 512 * MIB
+    assert "--id=GPU-1-2" in commands[0]
+
+
+@pytest.mark.parametrize("answer", ["[N/A]", "", subprocess.TimeoutExpired("nvidia-smi", 20), OSError("gone")])
+def test_where_nvidia_smi_cannot_tell_nothing_is_known(
+    monkeypatch: pytest.MonkeyPatch, answer: str | Exception
+) -> None:
+    pretend(monkeypatch, answer)
+    assert cuda._driver_used(CARD) is None
+
+
+def test_a_card_without_a_name_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pretend(monkeypatch, "512", uuid=None) == []
+    assert cuda._driver_used(CARD) is None
+
+
+def test_a_budget_on_a_card_keeps_the_context_and_caps_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    caps: list[int] = []
+    monkeypatch.setattr(cuda, "measure_context", lambda card: 300 * MIB)
+    monkeypatch.setattr(cuda, "available_bytes", lambda card: 3700 * MIB)
+    monkeypatch.setattr(cuda, "cap_allocator", lambda card, count: caps.append(count))
+    budget = device.open_budget("2G", CARD)
+    assert budget.tensor_bytes == (2048 - 300 - 64) * MIB
+    assert caps == [(2048 - 300) * MIB]
+    assert device.open_budget("50%", CARD).total_bytes == 2000 * MIB
+    assert device.open_budget("max", CARD).total_bytes == 4000 * MIB
+
+
+def test_the_assumed_context_and_the_work_space_are_the_planners_reserve() -> None:
+    assert cuda.ASSUMED_CONTEXT + cuda.WORKSPACE == CUDA_RESERVE
+
+
+def test_on_the_cpu_there_are_no_views_of_a_card() -> None:
+    assert cuda.highest(None, "cpu") is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("vram", ["768M", "1G", "2G"])
+def test_budgets_hold_on_a_card(vram: str) -> None:
+    from lowmem_brats.bench import bench_memory
+
+    rows = bench_memory([NetworkConfig(width=32)], [vram], (240, 240), 10, CARD, "fp16")
+    assert all(row.plan is None or row.within for row in rows)
