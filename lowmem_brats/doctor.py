@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from lowmem_brats import __version__
-from lowmem_brats.errors import WeightsError
-from lowmem_brats.memory.device import unsupported_card
-from lowmem_brats.precision import cpu_has_bf16
+from lowmem_brats.config import BRATS_SHAPE, NetworkConfig, TrainConfig
+from lowmem_brats.errors import LowmemError, WeightsError
+from lowmem_brats.memory.budget import format_bytes
+from lowmem_brats.memory.device import choose_device, open_budget, unsupported_card
+from lowmem_brats.memory.planner import plan_inference, plan_train
+from lowmem_brats.precision import choose_precision, cpu_has_bf16
 from lowmem_brats.weights import open_set
 
 
@@ -34,6 +37,7 @@ def diagnose() -> list[Finding]:
         Finding("processor", _processor()),
         *_cuda(),
         _weights(),
+        *_plans(),
     ]
 
 
@@ -75,3 +79,22 @@ def _weights() -> Finding:
         return Finding("weights", str(error.found), error.advice)
     size = sum(file.path.stat().st_size for file in weights.files.values())
     return Finding("weights", f"{weights.name}, {size / 2**20:.1f} MiB, checksums right")
+
+
+def _plans() -> list[Finding]:
+    """How this machine would segment and train with all the memory that it has."""
+    device, _ = choose_device("auto")
+    precision, network = choose_precision("auto", device), NetworkConfig()
+    try:
+        arguments = BRATS_SHAPE[:2], open_budget("max", device), str(device), precision
+        segment = plan_inference(network, *arguments)
+        train = plan_train(network, arguments[0], TrainConfig.batch, *arguments[1:])
+    except LowmemError as error:
+        return [Finding("plan", error.found, error.advice)]
+    width = f"width {network.width}, {device}, {precision}"
+    recompute = "no" if train.recompute == "none" else train.recompute
+    at_once = f"{train.micro_batch} of {train.batch} slices at once, {recompute} stages recomputed"
+    return [
+        Finding("segment", f"{width}: {segment.batch} slices at once, {format_bytes(segment.predicted_bytes)}"),
+        Finding("train", f"{width}: {at_once}, {format_bytes(train.predicted_bytes)}"),
+    ]

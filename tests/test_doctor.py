@@ -1,0 +1,54 @@
+"""The diagnosis on machines that this one is not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lowmem_brats import doctor
+
+
+def pretend_card(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], built_for: list[str]) -> None:
+    properties = SimpleNamespace(name=name, total_memory=4 * 2**30)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (3 * 2**30, 4 * 2**30))
+
+
+def test_an_old_card_is_told_which_torch_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_card(monkeypatch, "GTX 1050 Ti", (6, 1), ["sm_70", "sm_75", "sm_80"])
+    build, card = doctor._cuda()
+    assert "for sm_70 sm_75 sm_80" in build.value
+    assert "GTX 1050 Ti, compute capability 6.1, 4096 MiB" in card.value
+    assert "torch==2.7.1" in card.advice
+
+
+def test_a_supported_card_shows_its_memory_and_half_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_card(monkeypatch, "GTX 1650", (7, 5), ["sm_70", "sm_75", "sm_80"])
+    _, card = doctor._cuda()
+    assert card.advice == ""
+    assert "3072 MiB free, half format fp16 (bf16 would be emulated)" in card.value
+    pretend_card(monkeypatch, "RTX 3050", (8, 6), ["sm_80"])
+    assert doctor._cuda()[1].value.endswith("half format bf16")
+
+
+def test_a_cuda_build_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_card(monkeypatch, "none", (0, 0), [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (finding,) = doctor._cuda()
+    assert "no device or no driver" in finding.value
+    assert "nvidia-smi" in finding.advice
+
+
+def test_damaged_weights_do_not_stop_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise doctor.WeightsError("weights", "checksum differs", "another", "Reinstall.")
+
+    monkeypatch.setattr(doctor, "open_set", fail)
+    assert doctor._weights() == doctor.Finding("weights", "checksum differs", "Reinstall.")
