@@ -58,11 +58,12 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for name, (network, plan, most) in promises(arguments.device).items():
-        measured, seconds = run_plan(network, plan, SIZE, repeats=1)
+        measured, reserved, seconds = run_plan(network, plan, SIZE, repeats=1)
         ratio = measured / plan.predicted_bytes
         kept = "kept" if measured <= most * MIB else "BROKEN"
         print(f"{name}: {measured / MIB:.1f} of {most} MiB, measured ÷ predicted {ratio:.3f}, {seconds:.2f} s, {kept}")
-        rows.append({"name": name, "most_mib": most, "measured_bytes": measured, "seconds": seconds} | asdict(plan))
+        figures = {"measured_bytes": measured, "reserved_bytes": reserved, "seconds": seconds}
+        rows.append({"name": name, "most_mib": most} | figures | asdict(plan))
     arguments.out.write_text(json.dumps(conditions(arguments.device) | {"rows": rows}, indent=2) + "\n")
 
 

@@ -8,24 +8,27 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.errors import BudgetError
+from lowmem_brats.memory import cuda
 from lowmem_brats.memory.device import PeakMeter, open_budget
 from lowmem_brats.memory.planner import (
     InferencePlan,
     TrainPlan,
+    check_slices,
     plan_inference,
     plan_train,
     stages_to_recompute,
     training_rows,
 )
-from lowmem_brats.memory.step import build_optimizer, place, predict_batch, split_batch, training_step
+from lowmem_brats.memory.step import build_optimizer, build_scaler, place, predict_batch, split_batch, training_step
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.precision import DTYPES
+from lowmem_brats.predict import empty_cache
 
 JOBS = ("segment", "train")
 OnRow = Callable[["Row"], None]
@@ -43,13 +46,26 @@ class Row:
     """None where nothing fits."""
     measured_bytes: int = 0
     """Peak of tensors: allocated on CUDA, live on the CPU."""
+    reserved_bytes: int = 0
+    """Most that CUDA's allocator took from the card; 0 on the CPU."""
     seconds: float = 0.0
     """Per slice when segmenting, per optimisation step when training; the median."""
+    tensor_bytes: int | None = None
+    """What the budget left for tensors; None: no limit."""
+    out_of_memory: bool = False
+    """The plan was made, but the device had no room for it."""
 
     @property
     def within(self) -> bool:
-        """Whether tensors and reserve stayed inside the budget that the plan was made for."""
-        return self.plan is not None and self.measured_bytes <= self.plan.predicted_bytes * 1.05
+        """Whether it stayed inside the budget: live tensors on the CPU; on CUDA all that its allocator took."""
+        if self.plan is None or self.out_of_memory:
+            return False
+        if self.tensor_bytes is None:
+            return True
+        if torch.device(self.plan.device).type == "cuda":
+            # The rest of the reserve is the context, which is there as measured.
+            return self.reserved_bytes <= self.tensor_bytes + cuda.WORKSPACE
+        return self.measured_bytes <= self.tensor_bytes
 
 
 def bench_memory(
@@ -66,6 +82,7 @@ def bench_memory(
     for network in networks:
         for job in JOBS:
             for text in budgets:
+                row = Row(network.name, network.width, job, text, None)
                 try:
                     budget = open_budget(text, device)
                     arguments = budget, str(device), precision
@@ -74,9 +91,9 @@ def bench_memory(
                         if job == "segment"
                         else plan_train(network, size_HW, batch, *arguments)
                     )
-                    row = Row(network.name, network.width, job, text, plan, *run_plan(network, plan, size_HW))
+                    row = _run(network, replace(row, plan=plan, tensor_bytes=budget.tensor_bytes), plan, size_HW)
                 except BudgetError:
-                    row = Row(network.name, network.width, job, text, None)
+                    pass  # the row says that nothing fits
                 on_row(row)
                 rows.append(row)
     return rows
@@ -91,9 +108,10 @@ def bench_concessions(
     on_row: OnRow = lambda row: None,
 ) -> list[Row]:
     """Run a training step under each concession of the planner, to compare its time with the planner's estimate."""
+    check_slices(network, size_HW, batch)
     rows = []
     for plan in _concessions(network, size_HW, batch, device, precision):
-        row = Row(network.name, network.width, "train", "", plan, *run_plan(network, plan, size_HW))
+        row = _run(network, Row(network.name, network.width, "train", "", plan), plan, size_HW)
         on_row(row)
         rows.append(row)
     return rows
@@ -107,10 +125,23 @@ def _concessions(
         yield TrainPlan(str(device), precision, batch, micro_batch, recompute, stages, relative_time)
 
 
+def _run(network: NetworkConfig, row: Row, plan: InferencePlan | TrainPlan, size_HW: tuple[int, int]) -> Row:
+    """The row with what running its plan took, or that there was no room."""
+    empty_cache()  # what the row before left would count here
+    try:
+        measured, reserved, seconds = run_plan(network, plan, size_HW)
+        return replace(row, measured_bytes=measured, reserved_bytes=reserved, seconds=seconds)
+    except torch.OutOfMemoryError:
+        pass
+    # Only here, outside the except block, has the failed run let go of its tensors.
+    empty_cache()
+    return replace(row, out_of_memory=True)
+
+
 def run_plan(
     config: NetworkConfig, plan: InferencePlan | TrainPlan, size_HW: tuple[int, int], repeats: int = 3
-) -> tuple[int, float]:
-    """Peak bytes of one metered step, and the median seconds of `repeats` others."""
+) -> tuple[int, int, float]:
+    """Peak bytes of one metered step, bytes that CUDA's allocator took for all, median seconds of `repeats` others."""
     device = torch.device(plan.device)
     generator = torch.Generator().manual_seed(0)
     slices_NCHW = torch.randn(plan.batch, len(MODALITIES), *size_HW, generator=generator)
@@ -124,7 +155,9 @@ def run_plan(
     step()  # first calls allocate and choose kernels; in training, Adam makes its state
     with PeakMeter(device, *network.parameters(), *network.buffers(), *resident()) as meter:
         step()
-    return meter.peak_bytes, statistics.median(_seconds(step, device) for _ in range(repeats)) / per_call
+    peak = meter.peak_bytes
+    seconds = statistics.median(_seconds(step, device) for _ in range(repeats)) / per_call
+    return peak, torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0, seconds
 
 
 def _inference(
@@ -140,7 +173,7 @@ def _training(
 ) -> tuple[Callable[[], object], Callable[[], list[torch.Tensor]]]:
     place(network, torch.device(plan.device)).train()
     optimizer = build_optimizer(network, 1e-3)
-    scaler = torch.amp.GradScaler("cuda", enabled=plan.precision == "fp16" and plan.device != "cpu")
+    scaler = build_scaler(torch.device(plan.device), DTYPES[plan.precision])
     micro_batches = split_batch(slices_NCHW, (slices_NCHW[:, :1] > 1).float(), plan.micro_batch)
 
     def step() -> object:

@@ -128,15 +128,16 @@ def _case_id(folder: Path, images: Mapping[str, Path]) -> str:
     return shared or folder.resolve().name
 
 
-def find_labelled_cases(data: Path) -> list[CaseFiles]:
-    """Every sub-folder of `data` that holds a case with a label map, in order of name.
+def find_labelled_cases(data: Path) -> tuple[list[CaseFiles], list[Path]]:
+    """The sub-folders of `data` that hold a case with a label map, by name, and the folders without one.
 
     Raises InputError when `data` is no folder, a sub-folder is ambiguous, or none is complete.
     """
     if not data.is_dir():
         raise InputError(data, "is not a folder", "a folder of case folders", "Check the path.")
     folders = sorted(p for p in data.iterdir() if p.is_dir() and niftis(p))
-    cases = [case for case in map(find_case, folders) if case.labels]
+    found = [find_case(folder) for folder in folders]
+    cases = [case for case in found if case.labels]
     for case in cases:
         if len(case.labels) > 1:
             names = ", ".join(p.name for p in case.labels)
@@ -148,4 +149,4 @@ def find_labelled_cases(data: Path) -> list[CaseFiles]:
             "sub-folders with four modalities and *_seg.nii.gz each",
             "Point to the folder that holds the case folders.",
         )
-    return cases
+    return cases, [case.folder for case in found if not case.labels]

@@ -16,7 +16,6 @@ BRATS_SHAPE = (240, 240, 155)
 """Voxels X, Y, Z of a BraTS volume, 1 mm each."""
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)

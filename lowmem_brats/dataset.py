@@ -31,6 +31,7 @@ class CachedCase:
     slices_ZCHW: npt.NDArray[np.float16]
     depth_ZHW: npt.NDArray[np.uint8]
     """How many of the nested regions hold a pixel: region r is `depth >= r.depth`."""
+    warnings: tuple[str, ...] = ()
 
     def seen_by(self, region: Region) -> npt.NDArray[np.bool_]:
         """Which slices [Z] a region's network has to segment: those with brain and with the region's parent."""
@@ -89,7 +90,8 @@ def _cache_case(files: CaseFiles, folder: Path, stride: int, convention: LabelCo
     paths = folder / f"{files.case_id}_slices.npy", folder / f"{files.case_id}_depth.npy"
     np.save(paths[0], stack.slices_ZCHW)
     np.save(paths[1], cut_label(depth_XYZ, stack))
-    return CachedCase(files.case_id, *(np.load(path, mmap_mode="r") for path in paths))
+    slices_ZCHW, depth_ZHW = (np.load(path, mmap_mode="r") for path in paths)
+    return CachedCase(files.case_id, slices_ZCHW, depth_ZHW, tuple(case.warnings))
 
 
 def frame_of(cases: Sequence[CachedCase]) -> tuple[int, int]:

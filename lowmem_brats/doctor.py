@@ -11,11 +11,14 @@ import torch
 from lowmem_brats import __version__
 from lowmem_brats.config import BRATS_SHAPE, NetworkConfig, TrainConfig
 from lowmem_brats.errors import LowmemError, WeightsError
+from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import format_bytes
 from lowmem_brats.memory.device import choose_device, open_budget, unsupported_card
 from lowmem_brats.memory.planner import plan_inference, plan_train
 from lowmem_brats.precision import choose_precision, cpu_has_bf16
 from lowmem_brats.weights import open_set
+
+BROKEN_ADVICE = "Check the driver with nvidia-smi, close other programs on the card, or use --device cpu."
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Look at Python, torch, the processor, every card and the shipped weights; never raises for a broken part."""
+    plans = _plans()  # first, because looking at the cards makes the context whose size it measures
     return [
         Finding("lowmem-brats", __version__),
         Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -37,7 +41,7 @@ def diagnose() -> list[Finding]:
         Finding("processor", _processor()),
         *_cuda(),
         _weights(),
-        *_plans(),
+        *plans,
     ]
 
 
@@ -53,10 +57,23 @@ def _cuda() -> list[Finding]:
         return [Finding("CUDA", "this torch was built without it: the CPU is used", advice)]
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     build = f"{torch.version.cuda}, cuDNN {cudnn}, for {' '.join(torch.cuda.get_arch_list())}"
+    build += f", driver {cuda.driver_version()}"
     if not torch.cuda.is_available():
         return [Finding("CUDA", f"{build}; no device or no driver", "Check the driver with nvidia-smi.")]
-    cards = [_card(index) for index in range(torch.cuda.device_count())]
+    cards = [_working_card(index) for index in range(torch.cuda.device_count())]
     return [Finding("CUDA", build), *cards]
+
+
+def _working_card(index: int) -> Finding:
+    try:
+        return _card(index)
+    except RuntimeError as error:
+        return Finding(f"cuda:{index}", f"fails: {_first_line(error)}", BROKEN_ADVICE)
+
+
+def _first_line(error: RuntimeError) -> str:
+    """CUDA's errors go on for a screen about debugging."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _card(index: int) -> Finding:
@@ -83,14 +100,17 @@ def _weights() -> Finding:
 
 def _plans() -> list[Finding]:
     """How this machine would segment and train with all the memory that it has."""
-    device, _ = choose_device("auto")
-    precision, network = choose_precision("auto", device), NetworkConfig()
+    network = NetworkConfig()
     try:
+        device, _ = choose_device("auto")
+        precision = choose_precision("auto", device)
         arguments = BRATS_SHAPE[:2], open_budget("max", device), str(device), precision
         segment = plan_inference(network, *arguments)
         train = plan_train(network, arguments[0], TrainConfig.batch, *arguments[1:])
     except LowmemError as error:
         return [Finding("plan", error.found, error.advice)]
+    except RuntimeError as error:
+        return [Finding("plan", f"fails: {_first_line(error)}", BROKEN_ADVICE)]
     width = f"width {network.width}, {device}, {precision}"
     recompute = "no" if train.recompute == "none" else train.recompute
     at_once = f"{train.micro_batch} of {train.batch} slices at once, {recompute} stages recomputed"

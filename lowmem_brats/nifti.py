@@ -246,9 +246,9 @@ def write_label_map(label_XYZ: npt.NDArray[np.uint8], reference: Volume, path: P
 
 
 def write_volume(data_XYZ: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: Path) -> None:
-    """Write a volume in LPS order with its affine, as BraTS stores its files. Raises InputError as above."""
+    """Write a synthetic volume in LPS order with its affine, as BraTS stores its files. Raises InputError as above."""
     image = nibabel.Nifti1Image(data_XYZ, affine)
-    image.header["descrip"] = _DESCRIPTION.encode()
+    image.header["descrip"] = b"synthetic, no patient"
     image.header.set_xyzt_units("mm")
     _save(image, path)
 
@@ -259,5 +259,5 @@ def _save(image: Any, path: Path) -> None:
 
 
 def is_own_result(path: Path) -> bool:
-    """Whether this program wrote the file."""
+    """Whether the file is a label map that `write_label_map` wrote."""
     return bytes(_load(path).header["descrip"]).startswith(b"lowmem-brats")

@@ -36,6 +36,19 @@ class Prediction:
     """Slices per forward pass at the end: the plan's, or less after the card ran out of memory."""
 
 
+def sound_precision(
+    load: Callable[[], SliceNetwork], slice_CHW: npt.NDArray[np.float16], device: str, precision: str
+) -> tuple[str, list[str]]:
+    """The precision to run in, with a note where a card's half format fails `half_is_sound` and it is fp32 instead.
+
+    `load` gives the network, fp32 on the CPU; it is called only where there is something to check.
+    """
+    plan = InferencePlan(device, precision, batch=1)
+    if device == "cpu" or precision == "fp32" or half_is_sound(load(), slice_CHW, plan):
+        return precision, []
+    return "fp32", [f"{precision} gives NaN on this card: running in fp32"]
+
+
 def half_is_sound(network: SliceNetwork, slice_CHW: npt.NDArray[np.float16], plan: InferencePlan) -> bool:
     """Whether the plan's half format gives finite logits for one slice where fp32 on the CPU does.
 
@@ -50,8 +63,14 @@ def half_is_sound(network: SliceNetwork, slice_CHW: npt.NDArray[np.float16], pla
 
 
 def place(network: SliceNetwork, plan: InferencePlan) -> SliceNetwork:
-    """Move a network (in place) to the plan's device and format, in evaluation mode."""
-    return step.place(network, torch.device(plan.device), DTYPES[plan.precision]).eval()
+    """Move a network (in place) to the plan's device and format, in evaluation mode.
+
+    Raises BudgetError where it does not fit.
+    """
+    try:
+        return step.place(network, torch.device(plan.device), DTYPES[plan.precision]).eval()
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(plan.device) from error
 
 
 def predict_region(

@@ -6,41 +6,38 @@ is exact, because fusion is nested: a slice without WT can hold no TC or ET. One
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from lowmem_brats import __version__
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
 from lowmem_brats.memory import cuda
-from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
-from lowmem_brats.networks import SliceNetwork, stride_of
+from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
 from lowmem_brats.postprocess import drop_small_components
 from lowmem_brats.precision import choose_precision
-from lowmem_brats.predict import half_is_sound, place, predict_region
+from lowmem_brats.predict import place, predict_region, sound_precision
 from lowmem_brats.slices import SliceStack, prepare, to_volume
-from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, open_set
+from lowmem_brats.weights import WeightsSet, load_network, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass
 class SegmentReport:
-    """Everything that happened to one case; JSON-ready with `asdict`."""
+    """Everything that happened to one case."""
 
     case_id: str
     output: str
@@ -48,9 +45,9 @@ class SegmentReport:
     labels: str
     vram: str
     versions: dict[str, str]
-    plan: InferencePlan | None = None
+    plan: InferencePlan
     """Made when the size of the brain is known."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
     """Per stage, in order."""
     slices: dict[str, dict[str, int]] = field(default_factory=dict)
     """Per region: `run` and `skipped`, of the slices that hold brain."""
@@ -77,12 +74,10 @@ class Segmentation:
 
 
 def output_path(files: CaseFiles, requested: Path | None) -> Path:
-    """Where a case's label map goes: `requested` if it names a file, else `<case_id>_seg.nii.gz` there or beside it."""
-    if requested is None or requested.is_dir():
-        return (requested or files.folder) / f"{files.case_id}_seg.nii.gz"
-    if not requested.name.endswith((".nii", ".nii.gz")):
-        raise InputError(requested, "no such folder, and no NIfTI name", "a folder, or NAME.nii.gz", "Change -o.")
-    return requested
+    """Where a case's label map goes: `requested` if it ends in .nii or .nii.gz, else `<case_id>_seg.nii.gz` in it."""
+    if requested is not None and requested.name.endswith((".nii", ".nii.gz")):
+        return requested
+    return (requested or files.folder) / f"{files.case_id}_seg.nii.gz"
 
 
 def check_not_reference(files: CaseFiles, output: Path) -> None:
@@ -104,57 +99,59 @@ def segment_case(
     `on_progress(region, slices done, slices in all)`; `on_plan` is called before a network runs. Raises InputError,
     WeightsError or BudgetError before anything is written.
     """
-    convention = CONVENTIONS[config.labels]
+    convention, seconds = CONVENTIONS[config.labels], dict[str, float]()
     weights = open_set(config.weights)
-    device, notes = choose_device(config.device)
+    device, warnings = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     budget = open_budget(config.vram, device)
-    report = SegmentReport(
-        files.case_id, str(output), weights.name, convention.name, config.vram, _versions(), warnings=notes
-    )
-    with _timed(report, "read"):
+    with _timed(seconds, "read"):
         case = read_case(files)
-        report.warnings += case.warnings
-    with _timed(report, "prepare"):
+    with _timed(seconds, "prepare"):
         stack = prepare(case.images_CXYZ, stride_of(weights.network))
-    with _timed(report, "plan"):
+    with _timed(seconds, "plan"):
+        load = partial(load_network, weights.files[Region.WT])
+        precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)
         size_HW = (stack.slices_ZCHW.shape[2], stack.slices_ZCHW.shape[3])
-        report.plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
-        on_plan(report.plan)
-    masks = _predict_regions(weights, stack, config, budget, report, on_progress)
-    with _timed(report, "fuse"):
+        plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
+        on_plan(plan)
+    report = SegmentReport(
+        files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
+    )
+    report.warnings = warnings + notes + case.warnings
+    masks = _predict_regions(weights, stack, config, report, on_progress)
+    with _timed(seconds, "fuse"):
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
         voxel_mm3 = float(np.prod(case.spacing_mm))
         label_XYZ = drop_small_components(label_XYZ, config.min_component, voxel_mm3)
-    with _timed(report, "write"):
+    with _timed(seconds, "write"):
         write_label_map(label_XYZ, case.reference, output)
     _count(report, label_XYZ, convention, voxel_mm3)
     return Segmentation(case, label_XYZ, report)
 
 
+def _middle_slice(stack: SliceStack) -> npt.NDArray[np.float16]:
+    """A slice with brain."""
+    brain = np.flatnonzero(stack.brain_Z)
+    middle_CHW: npt.NDArray[np.float16] = stack.slices_ZCHW[brain[len(brain) // 2]]
+    return middle_CHW
+
+
 def _predict_regions(
-    weights: WeightsSet,
-    stack: SliceStack,
-    config: SegmentConfig,
-    budget: MemoryBudget,
-    report: SegmentReport,
-    on_progress: OnProgress,
+    weights: WeightsSet, stack: SliceStack, config: SegmentConfig, report: SegmentReport, on_progress: OnProgress
 ) -> dict[Region, npt.NDArray[np.bool_]]:
     """Run the three networks, one in memory at a time: region → mask_ZHW."""
     masks: dict[Region, npt.NDArray[np.bool_]] = {}
     active_Z = stack.brain_Z
     for region in Region:
-        with _timed(report, region.value):
-            network = _load(weights.files[region], stack, active_Z, budget, report)
-            plan = _planned(report)
+        plan = report.plan
+        with _timed(report.seconds, region.value):
             prediction = predict_region(
-                network,
+                place(load_network(weights.files[region]), plan),
                 stack.slices_ZCHW,
                 active_Z,
                 plan,
                 lambda done, total, name=region.name: on_progress(name, done, total),  # type: ignore[misc]
             )
-            del network
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
             report.plan = replace(plan, batch=prediction.batch)
@@ -165,31 +162,6 @@ def _predict_regions(
         if config.skip_slices:
             active_Z = active_Z & masks[region].any(axis=(1, 2))
     return masks
-
-
-def _planned(report: SegmentReport) -> InferencePlan:
-    if report.plan is None:
-        raise RuntimeError("networks run only after planning")
-    return report.plan
-
-
-def _load(
-    file: WeightsFile,
-    stack: SliceStack,
-    active_Z: npt.NDArray[np.bool_],
-    budget: MemoryBudget,
-    report: SegmentReport,
-) -> SliceNetwork:
-    """Load a network to where the plan wants it; plan again in fp32 where the card's half format gives NaN."""
-    plan, network = _planned(report), load_network(file)
-    if plan.device != "cpu" and plan.precision != "fp32" and active_Z.any():
-        middle = stack.slices_ZCHW[np.flatnonzero(active_Z)[active_Z.sum() // 2]]
-        if not half_is_sound(network, middle, plan):
-            report.warnings.append(f"{plan.precision} gives NaN on this card: running in fp32")
-            size_HW = (stack.slices_ZCHW.shape[2], stack.slices_ZCHW.shape[3])
-            plan = report.plan = plan_inference(file.network, size_HW, budget, plan.device, "fp32")
-            network = load_network(file)
-    return place(network, plan)
 
 
 def _count(
@@ -210,17 +182,8 @@ def _process_peak_bytes() -> int | None:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
-def _versions() -> dict[str, str]:
-    return {"lowmem-brats": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
 @contextmanager
-def _timed(report: SegmentReport, stage: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    report.seconds[stage] = time.perf_counter() - began
-
-
-def as_json(report: SegmentReport) -> dict[str, object]:
-    """The report as plain values."""
-    return asdict(report)
+    seconds[stage] = time.perf_counter() - began

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from lowmem_brats import __version__
 from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.files import replace_when_complete
@@ -92,7 +94,7 @@ def open_set(name: str | None = None) -> WeightsSet:
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
         entries = [entry for rows in index["sets"].values() for entry in rows.values()]
         texts = [index["default"], *(entry[key] for entry in entries for key in ("file", "sha256"))]
         if all(isinstance(text, str) for text in texts):
@@ -182,6 +184,11 @@ def save_network(network: SliceNetwork, file: WeightsFile) -> None:
         partial.write_bytes(save(tensors, header))  # save_file() reports a full disk as an error of its own
 
 
+def versions() -> dict[str, str]:
+    """What computed: for reports and headers."""
+    return {"lowmem-brats": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
 def write_index(folder: Path, name: str, files: Mapping[Region, Path]) -> None:
     """Write `folder/index.json` for one set of files that lie in or under `folder`."""
     rows = {
@@ -189,4 +196,4 @@ def write_index(folder: Path, name: str, files: Mapping[Region, Path]) -> None:
         for region, path in files.items()
     }
     with replace_when_complete(folder / INDEX) as partial:
-        partial.write_text(json.dumps({"default": name, "sets": {name: rows}}, indent=2) + "\n")
+        partial.write_text(json.dumps({"default": name, "sets": {name: rows}}, indent=2) + "\n", encoding="utf-8")

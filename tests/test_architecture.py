@@ -20,6 +20,7 @@ FLOORS = (
     ("nifti", "memory"),
     ("weights", "dataset"),
     ("predict",),
+    ("fit",),
     ("segment", "train", "evaluate", "preview", "bench", "doctor"),
     ("cli",),
     ("__main__",),

@@ -194,7 +194,9 @@ def test_labelled_cases_in_order_of_name(tmp_path: Path) -> None:
         touch(tmp_path / case_id, f"{case_id}_t1.nii", f"{case_id}_t2.nii", f"{case_id}_seg.nii")
     touch(tmp_path / "C0", "C0_t1.nii", "C0_t2.nii")  # no label
     touch(tmp_path / "notes", "readme.txt")
-    assert [case.case_id for case in find_labelled_cases(tmp_path)] == ["C1", "C2"]
+    cases, unlabelled = find_labelled_cases(tmp_path)
+    assert [case.case_id for case in cases] == ["C1", "C2"]
+    assert [folder.name for folder in unlabelled] == ["C0"]
 
 
 def test_no_labelled_case_is_an_error(tmp_path: Path) -> None:

@@ -107,6 +107,34 @@ def test_segment_shows_and_writes_everything(case: Path, tiny: Path, tmp_path: P
     assert not [p for p in case.iterdir() if p.name.startswith(".")]
 
 
+def test_a_folder_for_the_results_is_made(case: Path, tiny: Path, tmp_path: Path) -> None:
+    assert run("segment", case, "--weights", tiny, "-o", tmp_path / "a" / "b[1]").exit_code == 0
+    assert (tmp_path / "a" / "b[1]" / "phantom_000_seg.nii.gz").exists()
+
+
+def test_an_input_or_another_output_is_never_replaced(case: Path, tiny: Path, tmp_path: Path) -> None:
+    t1 = case / "phantom_000_t1.nii.gz"
+    before = t1.read_bytes()
+    arguments = ("segment", case, "--weights", tiny, "--overwrite")
+    assert "is an input of the same command" in fails(*arguments, "-o", t1)
+    assert "is an input of the same command" in fails(*arguments, "-o", tmp_path / "x.nii", "--report", t1)
+    x = tmp_path / "x.nii.gz"
+    assert "is another output of the same command" in fails(*arguments, "-o", x, "--report", x)
+    assert t1.read_bytes() == before
+    twin = shutil.copytree(case, tmp_path / "twin")
+    output = fails("segment", case, twin, "--weights", tiny, "-o", tmp_path / "out", "--overwrite")
+    assert "is another output of the same command" in output
+    same = tmp_path / "s.csv"
+    seg = tmp_path / "out" / "phantom_000_seg.nii.gz"
+    assert "is another output" in fails("evaluate", seg, seg, "--csv", same, "--json", same)
+    assert "is an input" in fails("evaluate", seg, seg, "--csv", seg, "--overwrite")
+
+
+def test_brackets_in_a_path_are_shown_as_they_are(case: Path, tiny: Path) -> None:
+    bracketed = case.rename(case.with_name("case[bold]"))
+    assert "case[bold]/phantom_000_seg.nii.gz" in run("segment", bracketed, "--weights", tiny).output
+
+
 def test_segment_quiet_says_nothing(case: Path, tiny: Path) -> None:
     assert run("segment", case, "--weights", tiny, "--quiet", "--no-preview", "--device", "cpu").output == ""
     assert not (case / "phantom_000_preview.png").exists()
@@ -194,6 +222,8 @@ def test_output_folder_must_be_writable(
     case: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "is not a folder" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "no" / "x.nii.gz")
+    (tmp_path / "file").touch()
+    assert "File exists" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "file")
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
     assert "is not writable" in fails("segment", case, "--weights", tiny)
 
@@ -266,6 +296,39 @@ def test_train_gives_a_set_that_segment_takes(case: Path, tmp_path: Path) -> Non
     assert "holds a weights set already" in fails("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
 
 
+def test_train_touches_nothing_but_its_set(tmp_path: Path) -> None:
+    shape = [str(n) for n in SMALL_SHAPE]
+    out = tmp_path / "out"
+    assert run("phantom", out / "cache", "-n", 2, "--shape", *shape).exit_code == 0
+    arguments = ("train", out / "cache", "-o", out, "--width", 8, "--epochs", 1, "--validation", 0.5, "--device", "cpu")
+    fails(*arguments, "--vram", "0.1M")
+    assert len(list(out.rglob("*.nii.gz"))) == 10
+    assert run(*arguments).exit_code == 0
+    assert len(list(out.rglob("*.nii.gz"))) == 10
+    assert sorted(p.name for p in out.iterdir()) == [
+        "cache", "et.safetensors", "index.json", "run.json", "tc.safetensors", "wt.safetensors"
+    ]  # fmt: skip
+
+
+def test_train_says_which_cases_it_leaves_out_or_doubts(tmp_path: Path) -> None:
+    shape = [str(n) for n in SMALL_SHAPE]
+    assert run("phantom", tmp_path / "data", "-n", 3, "--shape", *shape).exit_code == 0
+    next((tmp_path / "data" / "phantom_000").glob("*_seg*")).unlink()
+    next((tmp_path / "data" / "phantom_001").glob("*_t2*")).unlink()
+    arguments = ("--width", 8, "--epochs", 1, "--validation", 0.5, "--device", "cpu", "-q")
+    output = run("train", tmp_path / "data", "-o", tmp_path / "set", *arguments).output
+    assert "phantom_000 has no label map: left out" in output
+    assert "phantom_001: t2 is missing" in output
+
+
+@pytest.mark.parametrize("command", ["train", "phantom"])
+def test_a_file_where_a_folder_is_due_is_no_traceback(command: str, tmp_path: Path) -> None:
+    (tmp_path / "f.txt").touch()
+    run("phantom", tmp_path / "data", "-n", 2, "--shape", *map(str, SMALL_SHAPE))
+    arguments = ("train", tmp_path / "data", "-o") if command == "train" else ("phantom",)
+    assert "f.txt" in fails(*arguments, tmp_path / "f.txt")
+
+
 def test_train_needs_labelled_cases(tmp_path: Path) -> None:
     assert "none with a label map" in fails("train", tmp_path, "-o", tmp_path / "set")
 
@@ -293,6 +356,29 @@ def test_plan_of_too_small_a_budget_names_one_that_works() -> None:
     assert "needs" in run(*arguments, "--vram", f"{int(found[1]) - 1}M").output
 
 
+@pytest.mark.parametrize("command", [("plan",), ("plan", "--train"), ("bench", "memory"), ("bench", "speed")])
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [(("--size", 100, 100), "--size 96 96"), (("--size", 0, -16), "--size 16 16"), (("--batch", 0), "at least 1")],
+)
+def test_slices_that_no_network_takes(command: tuple[str, ...], arguments: tuple[object, ...], advice: str) -> None:
+    where = "--device", "cpu", "--width", 8, "--precision", "fp32"
+    assert advice in fails(*command, *arguments, *where)
+
+
+def test_every_budget_asked_of_plan_gets_a_row() -> None:
+    arguments = ("plan", "--width", 8, "--size", 32, 32)
+    for vram in ("1M", "256M", "448M"):
+        assert re.search(rf"^{vram} .*needs \d+M", run(*arguments, "--vram", vram).output, re.MULTILINE)
+    assert re.search(r"^256M .*needs \d+M", run(*arguments).output, re.MULTILINE)
+    assert re.search(r"^no limit .*1", run(*arguments, "--vram", "max", "--device", "cpu").output, re.MULTILINE)
+    unlimited = run(*arguments, "--vram", "max", "--device", "cpu", "--train")
+    assert unlimited.exit_code == 0, unlimited.output
+    assert re.search(r"^no limit .*any", unlimited.output, re.MULTILINE)
+    assert "unknown" in fails(*arguments, "--vram", "max")
+    assert "such as 2G" in fails(*arguments, "--vram", "9" * 400 + "G")
+
+
 def test_doctor_speaks_of_everything() -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output
@@ -305,7 +391,7 @@ def test_bench_measures_what_was_planned(tmp_path: Path) -> None:
     result = run("bench", "memory", "--vram", "16M", "--vram", "1M", *arguments, "--json", tmp_path / "b.json")
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "b.json").read_text())
-    assert {"date", "device", "versions", "rows"} <= content.keys()
+    assert {"date", "device", "processor", "memory", "versions", "command", "rows"} <= content.keys()
     planned = [row for row in content["rows"] if row["plan"]]
     assert {row["job"] for row in planned} == {"segment", "train"}
     assert all(row["within"] and row["measured_bytes"] == row["plan"]["predicted_bytes"] for row in planned)

@@ -84,6 +84,8 @@ def test_a_named_device_is_never_replaced(
         "cudaX",
         "cuda:x",
         "cuda:-1",
+        "cuda:99999999999999999999",
+        "cuda:\u0661",
     ],
 )
 def test_no_such_device(requested: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +111,22 @@ def test_todays_torch_does_not_run_on_old_cards(capability: tuple[int, int]) -> 
     assert problem is not None
     assert f"NVIDIA GeForce GTX 1060 (sm_{capability[0]}{capability[1]})" in problem
     assert "pip install torch==2.7.1" in problem
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "advice"),
+    [
+        ((3, 5), TORCH_2_13, "use the CPU"),
+        ((3, 5), TORCH_2_7, "use the CPU"),
+        ((5, 0), TORCH_2_13, "torch==2.7.1"),
+        ((6, 1), TORCH_2_13, "torch==2.7.1"),
+        ((12, 0), TORCH_2_7, "newest torch"),
+        ((7, 5), ["sm_80"], "newest torch"),
+    ],
+)
+def test_the_advice_fits_the_card(capability: tuple[int, int], architectures: list[str], advice: str) -> None:
+    problem = unsupported_card("a card", capability, architectures) or ""
+    assert [text for text in ("use the CPU", "torch==2.7.1", "newest torch") if text in problem] == [advice]
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,30 @@ def test_damaged_weights_do_not_stop_the_diagnosis(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(doctor, "open_set", fail)
     assert doctor._weights() == doctor.Finding("weights", "checksum differs", "Reinstall.")
+
+
+def test_the_context_is_measured_before_any_card_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(doctor, "_plans", lambda: order.append("plans") or [])
+    monkeypatch.setattr(doctor, "_cuda", lambda: order.append("cards") or [])
+    doctor.diagnose()
+    assert order == ["plans", "cards"]
+
+
+def test_a_card_that_fails_does_not_stop_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(index: object) -> None:
+        raise RuntimeError("CUDA error: unknown error\nCompile with TORCH_USE_CUDA_DSA")
+
+    pretend_card(monkeypatch, "RTX 3050", (8, 6), ["sm_80"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    monkeypatch.setattr(doctor, "choose_device", fail)
+    _, card = doctor._cuda()
+    assert card == doctor.Finding("cuda:0", "fails: CUDA error: unknown error", doctor.BROKEN_ADVICE)
+    assert doctor._plans() == [doctor.Finding("plan", card.value, doctor.BROKEN_ADVICE)]
+
+
+@pytest.mark.parametrize("version", ["570.86.15", "unknown"])
+def test_the_drivers_version_is_shown(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    pretend_card(monkeypatch, "RTX 3050", (8, 6), ["sm_80"])
+    monkeypatch.setattr(doctor.cuda, "driver_version", lambda: version)
+    assert doctor._cuda()[0].value.endswith(f"driver {version}")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_brats.errors import InputError
-from lowmem_brats.memory.budget import CUDA_RESERVE, GIB, MIB, MemoryBudget, format_bytes, parse_budget
+from lowmem_brats.memory.budget import CUDA_RESERVE, GIB, MIB, MemoryBudget, format_budget, format_bytes, parse_budget
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,10 @@ def test_what_can_be_written(text: str, expected: int) -> None:
     assert parse_budget(text, "cuda", 8 * GIB).total_bytes == expected
 
 
-@pytest.mark.parametrize("text", ["", "2", "2K", "-2G", "0%", "101%", "%", "G", "two G", "2Gi b", "1e9", "inf"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "2", "2K", "-2G", "0%", "101%", "%", "G", "two G", "2Gi b", "1e9", "inf", "9" * 400 + "G"],
+)
 def test_what_cannot(text: str) -> None:
     with pytest.raises(InputError, match="such as 2G"):
         parse_budget(text, "cpu", 8 * GIB)
@@ -76,3 +79,11 @@ def test_bytes_as_text(count: int, expected: str) -> None:
 @given(st.integers(1, 100_000))
 def test_mebibytes_are_read_exactly(count: int) -> None:
     assert parse_budget(f"{count}M").total_bytes == count * MIB
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, "0M"), (1, "1M"), (1536 * MIB, "1536M"), (2 * GIB, "2G"), (2 * GIB + 1, "2049M")]
+)
+def test_a_budget_as_text_is_never_less(count: int, expected: str) -> None:
+    assert format_budget(count) == expected
+    assert (parse_budget(expected).total_bytes or 0) >= count

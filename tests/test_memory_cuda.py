@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lowmem_brats.config import NetworkConfig
+from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory import cuda, device
 from lowmem_brats.memory.budget import CUDA_RESERVE, MIB
 
@@ -60,6 +61,43 @@ def test_a_budget_on_a_card_keeps_the_context_and_caps_the_allocator(monkeypatch
     assert caps == [(2048 - 300) * MIB]
     assert device.open_budget("50%", CARD).total_bytes == 2000 * MIB
     assert device.open_budget("max", CARD).total_bytes == 4000 * MIB
+
+
+@pytest.mark.parametrize("vram", ["0M", "256M", "300M", "364M"])
+def test_a_budget_that_cuda_itself_would_fill_is_refused(monkeypatch: pytest.MonkeyPatch, vram: str) -> None:
+    monkeypatch.setattr(cuda, "measure_context", lambda card: 300 * MIB)
+    monkeypatch.setattr(cuda, "available_bytes", lambda card: 3700 * MIB)
+    monkeypatch.setattr(cuda, "cap_allocator", lambda card, count: pytest.fail("capped"))
+    with pytest.raises(BudgetError, match=r"more than 364M.*300 MiB for its context and 64 MiB for work space"):
+        device.open_budget(vram, CARD)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (100 * MIB, 402 * MIB, 300 * MIB),
+        (100 * MIB, 101 * MIB, cuda.ASSUMED_CONTEXT),  # less than the allocator alone took
+        (500 * MIB, 402 * MIB, cuda.ASSUMED_CONTEXT),
+        (None, 402 * MIB, cuda.ASSUMED_CONTEXT),
+    ],
+)
+def test_a_context_that_cannot_be_is_assumed(
+    monkeypatch: pytest.MonkeyPatch, before: int | None, after: int, expected: int
+) -> None:
+    answers = iter([before, after])
+    monkeypatch.setattr(cuda, "_driver_used", lambda device: next(answers))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * MIB)
+    assert cuda.measure_context.__wrapped__(torch.device("cpu")) == expected
+
+
+def test_the_drivers_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "570.86.15\n570.86.15\n")
+    assert cuda.driver_version() == "570.86.15"
+    pretend(monkeypatch, OSError("gone"))
+    assert cuda.driver_version() == "unknown"
+    monkeypatch.setattr(cuda.shutil, "which", lambda name: None)
+    assert cuda.driver_version() == "unknown"
 
 
 def test_the_assumed_context_and_the_work_space_are_the_planners_reserve() -> None:

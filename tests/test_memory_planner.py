@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_brats.config import NetworkConfig
-from lowmem_brats.errors import BudgetError
+from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory.budget import MIB, MemoryBudget, parse_budget
 from lowmem_brats.memory.footprint import inference_footprint, training_footprint
 from lowmem_brats.memory.planner import (
@@ -180,15 +180,46 @@ def test_a_refusal_names_budgets_that_work(
     plan(conceded[0], parse_budget(named[1], device, reserve_bytes=0), conceded[1])
 
 
-@pytest.mark.parametrize("batch", [1, 6])
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_last_row_needs_least(batch: int, precision: torch.dtype) -> None:
-    """What a refusal relies on."""
+@pytest.mark.parametrize("batch", [1, 2, 6])
+@pytest.mark.parametrize(("width", "size_HW"), [(8, (32, 32)), (8, (64, 96)), (32, (16, 16)), (64, (16, 16))])
+def test_the_smallest_plan_needs_least_and_a_refusal_names_it(width: int, size_HW: tuple[int, int], batch: int) -> None:
+    network = NetworkConfig(width=width, depth=2)
     needs = []
     for recompute, micro_batch, _ in training_rows(batch, micro_batches=True):
-        stages = stages_to_recompute(SMALL, SIZE_HW, recompute, precision, CPU)
-        needs.append(training_footprint(SMALL, SIZE_HW, batch, micro_batch, precision, CPU, stages).total)
-    assert needs[-1] == min(needs)
+        stages = stages_to_recompute(network, size_HW, recompute, torch.float32, CPU)
+        needs.append(training_footprint(network, size_HW, batch, micro_batch, torch.float32, CPU, stages).total)
+    arguments = network, size_HW, batch
+    smallest = plan_train(*arguments, MemoryBudget(min(needs)), "cpu", "fp32", smallest=True)
+    assert smallest.predicted_bytes == min(needs)
+    assert plan_train(*arguments, MemoryBudget(min(needs)), "cpu", "fp32").predicted_bytes == min(needs)
+    with pytest.raises(BudgetError, match=f"at least {-(-min(needs) // MIB)}M"):
+        plan_train(*arguments, MemoryBudget(min(needs) - 1), "cpu", "fp32")
+
+
+def test_two_passes_can_need_more_than_one() -> None:
+    """With wide networks and small slices: they hold gradients through a forward pass."""
+    network = NetworkConfig(width=64, depth=2)
+    plan = plan_train(network, (16, 16), 2, MemoryBudget(None), "cpu", "fp32", smallest=True)
+    assert (plan.recompute, plan.micro_batch) == ("all", 2)
+
+
+@pytest.mark.parametrize(
+    ("size_HW", "nearest"),
+    [((100, 100), "96 96"), ((0, 0), "16 16"), ((-16, 32), "16 32"), ((104, 16), "112 16"), ((10**18, 16), "16384 16")],
+)
+def test_slices_that_the_network_cannot_take(size_HW: tuple[int, int], nearest: str) -> None:
+    for plan in (
+        lambda: plan_inference(NetworkConfig(width=8), size_HW, MemoryBudget(None), "cpu", "fp32"),
+        lambda: plan_train(NetworkConfig(width=8), size_HW, 1, MemoryBudget(None), "cpu", "fp32"),
+    ):
+        with pytest.raises(InputError, match=f"nearest is --size {nearest}\\."):
+            plan()
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_none(batch: int) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        train_small(MemoryBudget(None), batch)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
@@ -205,6 +236,7 @@ def test_ladder_says_what_each_budget_gives() -> None:
     assert [size for size, _ in rows] == [64 * KIB, 8 * MIB]
     assert isinstance(rows[0][1], BudgetError)
     assert rows[1][1] == train_small(MemoryBudget(8 * MIB))
+    assert ladder(train_small, sizes=(None,)) == [(None, train_small(MemoryBudget(None)))]
 
 
 def test_largest_width() -> None:

@@ -13,21 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-from lowmem_brats import train
+from lowmem_brats import fit, train
 from lowmem_brats.config import MODALITIES, NetworkConfig, TrainConfig
 from lowmem_brats.dataset import CachedCase
 from lowmem_brats.errors import InputError
+from lowmem_brats.fit import Epoch, RegionTraining, validate
 from lowmem_brats.labels import Region
-from lowmem_brats.memory.planner import InferencePlan, TrainPlan
+from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.networks import SliceNetwork, build_network
-from lowmem_brats.train import Epoch, RegionTraining, train_set, validate
+from lowmem_brats.train import train_set
 from lowmem_brats.weights import load_network, open_set
 
 TINY = NetworkConfig(width=8, depth=1)
 EASY = TrainConfig(
     network=TINY, epochs=10, batch=2, learning_rate=1e-2, validation=0.34, augment=False, precision="fp32", device="cpu"
 )
-FP32 = InferencePlan("cpu", "fp32", 1)
+FP32 = TrainPlan("cpu", "fp32", 1, 1)
 SIDE, DEPTH = 20, 6
 
 
@@ -111,7 +112,7 @@ def test_the_set_opens_and_segments(trained: tuple[Path, train.TrainReport, list
         assert file.training["training_cases"] == 2
         assert file.training["precision"] == "fp32"
         assert set(file.training["versions"]) == {"lowmem-brats", "torch", "python"}
-        scores = validate(load_network(file), [cached(seed=5)], region, FP32)
+        scores, _ = validate(load_network(file), TINY, [cached(seed=5)], region, FP32)
         assert scores["case"] > 0.9, region
 
 
@@ -160,7 +161,7 @@ def test_progress_covers_reading_and_every_step(easy_data: Path, tmp_path: Path)
 
 def test_an_interrupted_training_leaves_no_cache(easy_data: Path, tmp_path: Path) -> None:
     def interrupt(epoch: Epoch) -> None:
-        assert (tmp_path / "out" / "cache").is_dir()
+        assert len(list((tmp_path / "out").glob(".training-*/cache/*.npy"))) == 6
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -183,11 +184,11 @@ def test_one_case_is_not_enough(easy_data: Path, tmp_path: Path) -> None:
 def test_the_best_epoch_is_kept(scores: list[float], best: int, monkeypatch: pytest.MonkeyPatch) -> None:
     states: list[dict[str, torch.Tensor]] = []
 
-    def score(network: SliceNetwork, *_: object) -> dict[str, float]:
+    def score(network: SliceNetwork, *_: object) -> tuple[dict[str, float], int]:
         states.append(copy.deepcopy(network.state_dict()))
-        return {"a": scores[len(states) - 1] + 0.1, "b": scores[len(states) - 1] - 0.1}
+        return {"a": scores[len(states) - 1] + 0.1, "b": scores[len(states) - 1] - 0.1}, 0
 
-    monkeypatch.setattr(train, "validate", score)
+    monkeypatch.setattr(fit, "validate", score)
     training = region_training(TrainConfig(**vars(EASY) | {"epochs": 3}))
     chosen = training.run(silent, silent)
     assert (chosen.number, chosen.mean_dice) == (best, pytest.approx(scores[best - 1]))
@@ -202,7 +203,7 @@ def test_the_best_epoch_is_kept(scores: list[float], best: int, monkeypatch: pyt
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A clock of seconds that only the test moves."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(fit, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -231,6 +232,23 @@ def test_even_the_shortest_time_allows_a_step(clock: SimpleNamespace) -> None:
     assert training.run(tick, silent).steps == 1
 
 
+def test_training_without_any_finite_gradient_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = region_training(EASY)
+    monkeypatch.setattr(fit, "training_step", lambda *_: (float("nan"), False))
+    with pytest.raises(InputError, match=r"no gradient of \d+ steps was finite"):
+        training.run(silent, silent)
+
+
+def test_validation_is_in_the_measured_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and Adam's state are on the device too while a validation runs."""
+    monkeypatch.setattr(fit, "validate", lambda *_: ({"a": 1.0}, 2**30))
+    training = region_training(EASY)
+    training.run(silent, silent)
+    count = sum(-(-p.numel() * 4 // 512) * 512 for p in training.network.parameters())
+    steps = len(list(training.network.parameters())) * 512  # Adam counts its steps in a tensor per parameter
+    assert training.peak_bytes == 2**30 + 3 * count + steps
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_step_without_finite_gradient_is_left_out(bad: float) -> None:
     training = region_training(TrainConfig(**vars(EASY) | {"epochs": 1, "batch": 1}))
@@ -250,8 +268,8 @@ def test_a_step_without_finite_gradient_is_left_out(bad: float) -> None:
 
 def test_augmentation_is_switched(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
-    sample = train.sample_warp
-    monkeypatch.setattr(train, "sample_warp", lambda rng, shape: calls.append(tuple(shape)) or sample(rng, shape))
+    sample = fit.sample_warp
+    monkeypatch.setattr(fit, "sample_warp", lambda rng, shape: calls.append(tuple(shape)) or sample(rng, shape))
     for augment, expected in ((False, []), (True, [(3, 4, SIDE, SIDE)] * 2)):
         region_training(TrainConfig(**vars(EASY) | {"epochs": 1, "batch": 3, "augment": augment})).run(silent, silent)
         assert calls == expected
@@ -264,12 +282,12 @@ def test_validation_is_by_patient_on_the_slices_seen() -> None:
     torch.nn.init.ones_(network.head.bias)
     full, half = cached("full"), cached("half")
     half.depth_ZHW[: DEPTH // 2] = 0
-    scores = validate(network, [full, half], Region.TC, FP32)
+    scores, _ = validate(network, TINY, [full, half], Region.TC, FP32)
     core = int((easy_depth()[0] >= 2).sum())
     expected = 2 * core / (core + SIDE * SIDE)
     assert scores == {"full": pytest.approx(expected), "half": pytest.approx(expected)}
     assert next(network.parameters()).dtype == torch.float32
-    validate(network, [full], Region.WT, InferencePlan("cpu", "bf16", 1))
+    validate(network, TINY, [full], Region.WT, TrainPlan("cpu", "bf16", 1, 1))
     assert next(network.parameters()).dtype == torch.float32, "the network in training stays as it is"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
@@ -30,6 +31,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except LowmemError as error:
             raise _Shown(str(error)) from error
+        except OSError as error:  # a folder that cannot be made or read, a full disk
+            if error.errno == errno.EPIPE:
+                raise
+            raise _Shown(f"{error.filename or 'file'}: {error.strerror or error}") from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import platform
+import re
+import shlex
+import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -96,6 +100,9 @@ def _show(rows: list[Row]) -> None:
             shown.add_row(row.job, f"{row.width}", row.budget, "does not fit")
             continue
         plan = row.plan
+        if row.out_of_memory:
+            shown.add_row(row.job, f"{row.width}", row.budget or "–", f"{plan.batch}", "out of memory")
+            continue
         fastest = unlimited.setdefault((row.job, row.width), row.seconds)
         estimate = getattr(plan, "relative_time", None)
         shown.add_row(
@@ -123,13 +130,33 @@ def _plain(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def conditions(device: str) -> dict[str, Any]:
-    """What a result must state."""
+    """What a result must state: date, hardware, versions and the command."""
     import torch
 
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "CPU"
+    from lowmem_brats.memory.budget import format_bytes
+    from lowmem_brats.memory.cuda import driver_version
+    from lowmem_brats.memory.device import host_bytes
+
+    name = _processor()
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        name = f"{properties.name}, {format_bytes(properties.total_memory)}, driver {driver_version()}"
+    memory = host_bytes()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": f"{device} ({name}), {torch.get_num_threads()} threads",
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "memory": format_bytes(memory) if memory else "unknown",
         "system": platform.platform(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"lowmem-brats": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def _processor() -> str:
+    """The processor's name; Linux tells it in a file only."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or "CPU"

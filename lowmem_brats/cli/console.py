@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from lowmem_brats.memory.planner import InferencePlan, TrainPlan
     from lowmem_brats.segment import SegmentReport
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Paths hold brackets, and whoever reads from a pipe wants whole lines.
+_WIDTH = None if sys.stdout.isatty() else 160
+out = Console(highlight=False, markup=False, soft_wrap=True, width=_WIDTH)
+err = Console(stderr=True, highlight=False, markup=False)
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -42,7 +45,7 @@ def progress(quiet: bool = False) -> Iterator[OnProgress]:
 
 def warn(text: str) -> None:
     """Show a warning; also when quiet, because nothing is silent."""
-    err.print(f"warning: {text}", style="yellow", markup=False)
+    err.print(f"warning: {text}", style="yellow")
 
 
 def mebibytes(count: int) -> str:
@@ -58,17 +61,17 @@ def show_plan(plan: InferencePlan | TrainPlan) -> None:
     how += f", recomputing {recompute} stages" if (recompute := getattr(plan, "recompute", "none")) != "none" else ""
     parts = " + ".join(f"{name} {mebibytes(count)}" for name, count in plan.components.items() if count)
     reserve = f", and {mebibytes(plan.reserve_bytes)} kept for CUDA" if plan.reserve_bytes else ""
-    err.print(f"plan: {how}; {mebibytes(plan.predicted_bytes)} predicted = {parts}{reserve}", soft_wrap=True)
+    err.print(f"plan: {how}; {mebibytes(plan.predicted_bytes)} predicted = {parts}{reserve}")
 
 
 def show_peak(measured: int, plan: InferencePlan | TrainPlan | None, cuda_peak: dict[str, int] | None) -> None:
     """One line: the measured peak against the planned one, and on a card its three views."""
-    text = f"peak memory  {mebibytes(measured)} of tensors"
-    if plan:
+    text = f"peak memory  {mebibytes(measured)} of tensors" if measured else "peak memory  not measured: too few steps"
+    if plan and measured:
         text += f", {measured / plan.predicted_bytes:.1%} of the {mebibytes(plan.predicted_bytes)} predicted"
     if cuda_peak:
         text += " · " + " · ".join(f"{name} {mebibytes(count)}" for name, count in cuda_peak.items())
-    out.print(text, soft_wrap=True)
+    out.print(text)
 
 
 def show_segmentation(report: SegmentReport) -> None:
@@ -80,9 +83,9 @@ def show_segmentation(report: SegmentReport) -> None:
     out.print()
     show_peak(report.peak_bytes, report.plan, report.cuda_peak)
     stages = " · ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
-    out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}", soft_wrap=True)
+    out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}")
     slices = " · ".join(f"{r.upper()} {n['run']} run, {n['skipped']} skipped" for r, n in report.slices.items())
-    out.print(f"slices       {slices}", soft_wrap=True)
+    out.print(f"slices       {slices}")
 
 
 def table(*headings: str, left: int = 1) -> Table:

@@ -29,8 +29,9 @@ def demo(out: Path, seed: int, device: str) -> None:
     config = SegmentConfig(device=device)
     console.out.print("making a synthetic case (geometry and noise, not a patient) …")
     folder = write_phantom(out, seed, BRATS_SHAPE, overwrite=True)
-    report = segment_one(find_case(folder), out, config, preview=True, overwrite=True, quiet=False)
+    outputs = [out / f"{folder.name}_seg.nii.gz", out / f"{folder.name}_preview.png"]
+    segment_one(find_case(folder), outputs, config, quiet=False)
     convention = CONVENTIONS[config.labels]
-    pair = (folder.name, Path(str(report["output"])), folder / f"{folder.name}_seg.nii.gz")
+    pair = (folder.name, outputs[0], folder / f"{folder.name}_seg.nii.gz")
     scores = evaluate_pairs([pair], convention, convention)
     console.show_scores(scores, summarise(scores))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lowmem_brats.cli import console, options
-from lowmem_brats.files import check_output, replace_when_complete
+from lowmem_brats.files import check_apart, check_output, replace_when_complete
 from lowmem_brats.labels import CONVENTIONS
 
 
@@ -41,12 +41,13 @@ def evaluate(
         check_output(path, overwrite)
     conventions = CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
     pairs = pair_files(predicted, reference)
+    check_apart(filter(None, (csv, json)), (path for _, *paths in pairs for path in paths))
     with console.progress(quiet) as on_progress:
         scores = evaluate_pairs(pairs, *conventions, lambda done, total: on_progress("scoring", done, total))
     summary = summarise(scores)
     for target, render in ((csv, to_csv), (json, to_json)):
         if target:
             with replace_when_complete(target) as partial:
-                partial.write_text(render(scores, summary))
+                partial.write_text(render(scores, summary), encoding="utf-8", newline="")
     if not quiet:
         console.show_scores(scores, summary)

@@ -43,7 +43,9 @@ def plan(
     """
     config = NetworkConfig(name=network, width=width)
     from lowmem_brats.memory import planner
-    from lowmem_brats.memory.budget import CUDA_RESERVE, MemoryBudget, format_bytes, parse_budget
+    from lowmem_brats.memory.budget import CUDA_RESERVE, MemoryBudget, format_budget, parse_budget
+
+    planner.check_slices(config, size, batch)
 
     def plan_in(budget: MemoryBudget) -> planner.InferencePlan | planner.TrainPlan:
         if training:
@@ -54,8 +56,8 @@ def plan(
     sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else planner.LADDER
     heads = "budget", "batch", "at once", "recompute", "time", "MiB", *(name for name, _ in PARTS)
     shown = console.table(*heads, *(["width"] if training else []))
-    for total, row in planner.ladder(plan_in, reserve, [total for total in sizes if total and total > reserve]):
-        name = format_bytes(total).replace(" GiB", "G").replace(" MiB", "M")
+    for total, row in planner.ladder(plan_in, reserve, sizes):
+        name = "no limit" if total is None else format_budget(total)
         if isinstance(row, Exception):
             shown.add_row(name, "–", "–", "–", "–", f"needs {row.expected.removeprefix('at least ')}")
             continue
@@ -63,7 +65,9 @@ def plan(
         cells = [name, f"{row.batch}", f"{getattr(row, 'micro_batch', row.batch)}", getattr(row, "recompute", "–")]
         cells.append(f"{row.relative_time:.2f}×" if isinstance(row, planner.TrainPlan) else "–")
         cells += [f"{count / 2**20:.1f}" for count in counts]
-        if training:
+        if training and total is None:
+            cells.append("any")
+        elif training:
             arguments = size, batch, MemoryBudget(total, reserve), device, precision
             fits = planner.largest_width(config, partial(_plan_smallest, *arguments))
             cells.append(f"{fits}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from lowmem_brats.case_files import CaseFiles, find_case, stem
 from lowmem_brats.cli import console, options
 from lowmem_brats.config import MODALITIES, SegmentConfig
 from lowmem_brats.errors import InputError, LowmemError
-from lowmem_brats.files import check_output, replace_when_complete
+from lowmem_brats.files import check_apart, check_output, replace_when_complete
 
 if TYPE_CHECKING:
     from lowmem_brats.segment import Segmentation
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=options.FILE,
-    help="File, or existing folder, for the label map. Default: CASE/<case_id>_seg.nii.gz.",
+    help="A .nii or .nii.gz file for the label map, or a folder. Default: CASE/<case_id>_seg.nii.gz.",
 )
 @click.option("--t1", type=options.FILE, help="T1 image, where its name is of no known convention; also:")
 @click.option("--t1ce", type=options.FILE, help="T1 with contrast agent.")
@@ -62,54 +63,64 @@ def segment(
     """
     explicit = {m: path for m in MODALITIES if (path := settings.pop(m))}
     config = SegmentConfig(**settings)  # type: ignore[arg-type]
-    if len(cases) > 1 and (explicit or (output and not output.is_dir())):
-        raise InputError(
-            "segment", f"{len(cases)} cases", "one case for --t1 … or -o FILE", "Give -o an existing folder."
-        )
+    if len(cases) > 1 and (explicit or (output and output.name.endswith((".nii", ".nii.gz")))):
+        raise InputError("segment", f"{len(cases)} cases", "one case for --t1 … or -o FILE", "Give -o a folder.")
     if report:
         check_output(report, overwrite)
-    reports, failures = [], []
+    reports, failures, taken = [], [], [report] if report else []
     for path in cases:
         try:
             files = find_case(path, explicit)  # type: ignore[arg-type]
-            reports.append(segment_one(files, output, config, preview, overwrite, quiet))
+            outputs = _outputs(files, output, preview, overwrite, taken)
+            taken += outputs
+            reports.append(segment_one(files, outputs, config, quiet))
         except LowmemError as error:
             if len(cases) == 1:
                 raise
             failures.append(error)
-            console.err.print(f"Error: {error}", style="red", markup=False)
+            console.err.print(f"Error: {error}", style="red")
     if report:
         with replace_when_complete(report) as partial:
-            partial.write_text(json.dumps({"cases": reports}, indent=2) + "\n")
+            partial.write_text(json.dumps({"cases": reports}, indent=2) + "\n", encoding="utf-8")
     if failures:
         names = ", ".join(str(f.where) for f in failures)
         raise InputError("segment", f"{len(failures)} of {len(cases)} cases failed ({names})", "none", "See above.")
 
 
-def segment_one(
-    files: CaseFiles, output: Path | None, config: SegmentConfig, preview: bool, overwrite: bool, quiet: bool
-) -> dict[str, object]:
-    """Segment a case, write label map and preview, show the tables; returns the report as plain values."""
-    from lowmem_brats.segment import as_json, check_not_reference, output_path, segment_case
+def _outputs(files: CaseFiles, output: Path | None, preview: bool, overwrite: bool, taken: list[Path]) -> list[Path]:
+    """Paths of label map and, if wanted, picture, checked against each other, the inputs and what was `taken`."""
+    from lowmem_brats.segment import check_not_reference, output_path
 
     target = output_path(files, output)
-    picture = target.with_name(f"{files.case_id}_preview.png")
-    for path in (target, picture) if preview else (target,):
+    outputs = [target, target.with_name(f"{files.case_id}_preview.png")] if preview else [target]
+    check_apart([*taken, *outputs], [*files.images.values(), *filter(None, [files.stacked])])
+    if output and target.parent == output:
+        output.mkdir(parents=True, exist_ok=True)
+    for path in outputs:
         check_output(path, overwrite)
     check_not_reference(files, target)
+    return outputs
+
+
+def segment_one(files: CaseFiles, outputs: list[Path], config: SegmentConfig, quiet: bool) -> dict[str, object]:
+    """Segment a case, write its label map and, where a second path is given, its picture; show the tables.
+
+    Returns the report as plain values.
+    """
+    from lowmem_brats.segment import segment_case
+
+    target, *pictures = outputs
     with console.progress(quiet) as on_progress:
         show_plan = (lambda plan: None) if quiet else console.show_plan
         result = segment_case(files, target, config, on_progress, show_plan)
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
-    if preview:
+    for picture in pictures:
         write_preview(result, picture, f"{stem(target)} (lowmem-brats, {result.report.weights})")
     if not quiet:
         console.show_segmentation(result.report)
-        console.out.print(
-            "wrote        " + "\n             ".join(map(str, [target, picture] if preview else [target]))
-        )
-    return as_json(result.report)
+        console.out.print("wrote        " + "\n             ".join(map(str, outputs)))
+    return asdict(result.report)
 
 
 def write_preview(result: Segmentation, path: Path, title: str) -> None:

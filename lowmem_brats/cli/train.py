@@ -12,7 +12,7 @@ from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.errors import InputError
 
 if TYPE_CHECKING:
-    from lowmem_brats.train import Epoch
+    from lowmem_brats.fit import Epoch
 
 
 @click.command()
@@ -49,11 +49,13 @@ def train(data: Path, output: Path, width: int, overwrite: bool, quiet: bool, **
         console.warn(text)
     if not quiet:
         console.show_peak(report.peak_bytes, report.plan, report.cuda_peak)
-    console.out.print(f"wrote {output}: segment with it by --weights {output}")
+        cases = f"{len(report.training_cases)} cases, {len(report.validation_cases)} to validate"
+        console.out.print(f"wrote        {output} ({cases}): segment with it by --weights {output}")
 
 
 def _show(epoch: Epoch) -> None:
     console.out.print(
         f"{epoch.region.upper()} epoch {epoch.number:3d}  step {epoch.steps:6d}  loss {epoch.loss:.3f}  "
         f"validation Dice {epoch.mean_dice:.3f}  {epoch.seconds:.0f} s"
+        + (f"  {epoch.skipped_steps} steps left out: gradient not finite" if epoch.skipped_steps else "")
     )

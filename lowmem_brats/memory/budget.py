@@ -10,7 +10,7 @@ from lowmem_brats.errors import InputError
 MIB = 1024**2
 GIB = 1024**3
 _UNITS = {"M": MIB, "G": GIB}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([MG])(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([MG])(?:i?B)?", re.IGNORECASE)
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 EXPECTED = "a size such as 2G or 1536M, a share such as 75%, or max"
 
@@ -72,3 +72,9 @@ def format_bytes(count: int) -> str:
     if count >= 10 * MIB or count == 0:
         return f"{count / MIB:.0f} MiB"
     return f"{count / MIB:.2g} MiB" if count >= MIB / 100 else f"{count} bytes"
+
+
+def format_budget(count: int) -> str:
+    """Bytes as `--vram` takes them, `512M` or `2G`, rounded up to whole MiB: never less than asked for."""
+    mebibytes = -(-count // MIB)
+    return f"{mebibytes // 1024}G" if mebibytes and mebibytes % 1024 == 0 else f"{mebibytes}M"

@@ -32,24 +32,38 @@ def measure_context(device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     after = _driver_used(device)
-    if before is None or after is None or after <= before:
+    if before is None or after is None:
         return ASSUMED_CONTEXT
-    return after - before - torch.cuda.memory_reserved(device)
+    # Another program may have given memory back meanwhile: then the difference says nothing.
+    taken = after - before - torch.cuda.memory_reserved(device)
+    return taken if taken > 0 else ASSUMED_CONTEXT
 
 
 def _driver_used(device: torch.device) -> int | None:
     """Used bytes of a card as nvidia-smi reports them, without making a context; None where it cannot."""
-    program = shutil.which("nvidia-smi")
     # By its name: nvidia-smi and CUDA may number the cards differently.
     name = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    if program is None or name is None:
-        return None
-    query = [program, f"--id=GPU-{name}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
-        shown = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        return int(float(shown.strip()) * 2**20)
-    except (OSError, subprocess.SubprocessError, ValueError):
+        return None if name is None else int(float(_ask_driver("memory.used", f"--id=GPU-{name}")) * MIB)
+    except ValueError:
         return None
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version, or `unknown`."""
+    return (_ask_driver("driver_version").splitlines() or ["unknown"])[0]
+
+
+def _ask_driver(field: str, *flags: str) -> str:
+    """What nvidia-smi answers for a field, a line per card; empty where it is absent or fails."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    query = [program, *flags, f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def available_bytes(device: torch.device) -> int:

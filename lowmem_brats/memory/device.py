@@ -15,13 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory import cuda
-from lowmem_brats.memory.budget import MemoryBudget, parse_budget
-
-OLD_CARD_ADVICE = (
-    "Install a build for it: pip install torch==2.7.1 (Linux; GTX 9xx/10xx and MX cards), see README, Install."
-)
+from lowmem_brats.memory.budget import MemoryBudget, format_budget, format_bytes, parse_budget
 
 
 def choose_device(requested: str) -> tuple[torch.device, list[str]]:
@@ -32,9 +28,9 @@ def choose_device(requested: str) -> tuple[torch.device, list[str]]:
     """
     if requested == "cpu":
         return torch.device("cpu"), []
-    if requested != "auto" and not re.fullmatch(r"cuda(:\d+)?", requested):
+    if requested != "auto" and not re.fullmatch(r"cuda(:[0-9]{1,2})?", requested):
         raise InputError("--device", repr(requested), "auto, cpu, cuda or cuda:N", "Use auto.")
-    device = torch.device("cuda:0" if requested in ("auto", "cuda") else requested)
+    device = torch.device("cuda", int(requested.partition(":")[2] or 0))
     problem = _cuda_problem(device)
     if problem is None:
         return device, []
@@ -68,26 +64,46 @@ def unsupported_card(name: str, capability: tuple[int, int], architectures: list
         built = (int(digits[:-1]), int(digits[-1]))
         if (kind == "compute" and built <= capability) or (kind == "sm" and built[0] == major and built[1] <= minor):
             return None
-    return f"torch {torch.__version__} has no code for {name} (sm_{major}{minor}). {OLD_CARD_ADVICE}"
+    return f"torch {torch.__version__} has no code for {name} (sm_{major}{minor}). {_card_advice(capability)}"
+
+
+def _card_advice(capability: tuple[int, int]) -> str:
+    """Which torch has code for a card that the installed one has none for."""
+    if capability < (5, 0):
+        return "No current torch supports so old a card: use the CPU."
+    if capability < (7, 5):
+        return (
+            "Install a build for it: pip install torch==2.7.1 (Linux; GTX 9xx/10xx and MX cards), see README, Install."
+        )
+    return "Install the newest torch: pip install --upgrade torch."
 
 
 def open_budget(vram: str, device: torch.device) -> MemoryBudget:
     """Read `--vram` for a device; on CUDA measure the context, keep room for it and cap the allocator.
 
-    On the CPU shares are of the host's memory, and `max` is no limit. Raises InputError.
+    On the CPU shares are of the host's memory, and `max` is no limit. Raises InputError, and BudgetError where CUDA
+    itself leaves nothing for tensors.
     """
     if device.type == "cpu":
-        return parse_budget(vram, "cpu", None if vram.strip().lower() == "max" else _host_bytes())
+        return parse_budget(vram, "cpu", None if vram.strip().lower() == "max" else host_bytes())
     context = cuda.measure_context(device)
     reserve = context + cuda.WORKSPACE
     budget = parse_budget(vram, "cuda", cuda.available_bytes(device) + context, reserve)
+    if budget.tensor_bytes == 0:
+        parts = f"{format_bytes(context)} for its context and {format_bytes(cuda.WORKSPACE)} for work space"
+        raise BudgetError(
+            "--vram",
+            f"{format_bytes(budget.total_bytes or 0)}, which CUDA itself would fill",
+            f"more than {format_budget(reserve)}",
+            f"CUDA needs {parts} before any tensor. Give more, or use --device cpu.",
+        )
     if budget.total_bytes is not None:
         # cuDNN takes its work space from the allocator too: only the context is outside it.
         cuda.cap_allocator(device, budget.total_bytes - context)
     return budget
 
 
-def _host_bytes() -> int | None:
+def host_bytes() -> int | None:
     """The host's memory, where the system tells."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.memory.device import LiveBytes, storage_bytes
-from lowmem_brats.memory.step import build_optimizer, compute_gradients, memory_format, predict_batch
+from lowmem_brats.memory.step import build_optimizer, build_scaler, compute_gradients, memory_format, predict_batch
 from lowmem_brats.networks import SliceNetwork, build_network
 
 
@@ -84,7 +84,7 @@ def training_footprint(
         with counter:
             _begin(optimizer)
             counter.name("optimizer", *(t for state in optimizer.state.values() for t in state.values()))
-            scaler = torch.amp.GradScaler("cpu", enabled=False)
+            scaler = build_scaler(torch.device("cpu"), dtype)
             compute_gradients(model, optimizer, scaler, micro_batches, dtype, recompute)
             optimizer.step()
         return Footprint(**counter.at_peak)

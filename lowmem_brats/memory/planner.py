@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 
 from lowmem_brats.config import NetworkConfig
-from lowmem_brats.errors import BudgetError
-from lowmem_brats.memory.budget import MIB, MemoryBudget, format_bytes
+from lowmem_brats.errors import BudgetError, InputError
+from lowmem_brats.memory.budget import MIB, MemoryBudget, format_budget, format_bytes
 from lowmem_brats.memory.footprint import (
     Footprint,
     inference_footprint,
@@ -23,6 +23,7 @@ from lowmem_brats.memory.footprint import (
     training_footprint,
     treats_slices_apart,
 )
+from lowmem_brats.networks import stride_of
 from lowmem_brats.precision import DTYPES
 
 BATCHES = {"cpu": (1,), "cuda": (32, 16, 8, 4, 2, 1)}
@@ -37,6 +38,8 @@ TWO_PASSES = 0.33
 
 LADDER = tuple(size * MIB for size in (256, 512, 1024, 1536, 2048, 4096, 6144, 8192))
 WIDTHS = tuple(range(8, 129, 8))
+LARGEST_SIDE = 16384
+"""Pixels. No image has more, and counts of bytes must not overflow."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,9 @@ def plan_inference(
 
     `precision`: what it will run in; `holds_in`: the widest format that it may fall back to and must also fit in;
     `most_slices`: no larger batch; `smallest`: the plan that needs least, however slow. Raises BudgetError where not
-    even one slice fits.
+    even one slice fits, and InputError as `check_slices`.
     """
+    check_slices(network, size_HW)
     where = torch.device(device)
 
     def count(config: NetworkConfig, plan: InferencePlan, name: str) -> Footprint:
@@ -110,7 +114,7 @@ def plan_inference(
 
     batches = sorted({min(batch, most_slices) for batch in BATCHES[where.type]}, reverse=True)
     plans = [InferencePlan(device, precision, batch) for batch in batches]
-    return _first_that_fits(network, plans[-1:] if smallest else plans, budget, count, holds_in or precision)
+    return _choose(network, plans, plans[-1:], budget, count, holds_in or precision, smallest)
 
 
 def plan_train(
@@ -125,8 +129,9 @@ def plan_train(
 ) -> TrainPlan:
     """The fastest way to train with `batch` slices of H×W pixels per step in a budget; arguments as `plan_inference`.
 
-    Raises BudgetError where nothing fits.
+    Raises BudgetError where nothing fits, and InputError as `check_slices`.
     """
+    check_slices(network, size_HW, batch)
     where = torch.device(device)
 
     def count(config: NetworkConfig, plan: TrainPlan, name: str) -> Footprint:
@@ -144,7 +149,25 @@ def plan_train(
         )
         for recompute, micro_batch, relative_time in training_rows(batch, treats_slices_apart(network))
     ]
-    return _first_that_fits(network, plans[-1:] if smallest else plans, budget, count, holds_in or precision)
+    # Of plans with as many passes, more recomputing and fewer slices at once take maps away and add nothing. But two
+    # passes hold gradients through a forward pass, which can outweigh the maps that they spare.
+    ends = [plan for plan in plans if plan.recompute == "all" and plan.micro_batch in (batch, 1)]
+    return _choose(network, plans, ends, budget, count, holds_in or precision, smallest)
+
+
+def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 1) -> None:
+    """Refuse slices that the network cannot take, and batches of none. Raises InputError."""
+    if batch < 1:
+        raise InputError("--batch", str(batch), "at least 1", "Use 1 or more.")
+    stride = stride_of(network)
+    if any(side % stride or not stride <= side <= LARGEST_SIDE for side in size_HW):
+        nearest = [min(max(stride, (side + stride // 2) // stride * stride), LARGEST_SIDE) for side in size_HW]
+        raise InputError(
+            "--size",
+            f"{size_HW[0]} × {size_HW[1]}",
+            f"multiples of {stride} from {stride} to {LARGEST_SIDE}",
+            f"The nearest is --size {nearest[0]} {nearest[1]}.",
+        )
 
 
 def training_rows(batch: int, micro_batches: bool) -> list[tuple[str, int, float]]:
@@ -177,10 +200,10 @@ def stages_to_recompute(
 
 
 def ladder(
-    plan: Callable[[MemoryBudget], Planned], reserve_bytes: int = 0, sizes: Iterable[int] = LADDER
-) -> list[tuple[int, Planned | BudgetError]]:
-    """The plan of each budget, in bytes, or why there is none."""
-    rows: list[tuple[int, Planned | BudgetError]] = []
+    plan: Callable[[MemoryBudget], Planned], reserve_bytes: int = 0, sizes: Iterable[int | None] = LADDER
+) -> list[tuple[int | None, Planned | BudgetError]]:
+    """The plan of each budget, in bytes (None: no limit), or why there is none."""
+    rows: list[tuple[int | None, Planned | BudgetError]] = []
     for size in sizes:
         try:
             rows.append((size, plan(MemoryBudget(size, reserve_bytes))))
@@ -205,25 +228,27 @@ def largest_width(network: NetworkConfig, plan: Callable[[NetworkConfig], object
     return WIDTHS[fits] if fits >= 0 else None
 
 
-def _first_that_fits(
+def _choose(
     network: NetworkConfig,
     plans: Sequence[Plan],
+    ends: Sequence[Plan],
     budget: MemoryBudget,
     count: Callable[[NetworkConfig, Plan, str], Footprint],
     holds_in: str,
+    smallest: bool,
 ) -> Plan:
-    """The first plan that fits in its own precision and in `holds_in`; the last one is taken to need least.
+    """The first plan that fits in its own precision and in `holds_in`; if `smallest`, the one that needs least.
 
-    `count(network, plan, precision)`. Raises BudgetError if not even the last one fits.
+    `ends`: those plans of which one needs least; `count(network, plan, precision)`. Raises BudgetError if none fits.
     """
+    precisions = sorted({plans[0].precision, holds_in})
 
-    def need(config: NetworkConfig, plan: Plan, precisions: Iterable[str]) -> int:
-        return max(count(config, plan, name).total for name in precisions)
+    def need(plan: Plan) -> int:
+        return max(count(network, plan, name).total for name in precisions)
 
-    last = plans[-1]
-    precisions = {last.precision, holds_in}
-    for plan in plans if budget.allows(need(network, last, precisions)) else ():
-        if budget.allows(need(network, plan, precisions)):
+    candidates = [min(ends, key=need)] if smallest else plans
+    for plan in candidates if any(budget.allows(need(end)) for end in ends) else ():
+        if budget.allows(need(plan)):
             footprint = count(network, plan, plan.precision)
             return replace(
                 plan,
@@ -232,24 +257,20 @@ def _first_that_fits(
                 reserve_bytes=budget.reserve_bytes,
             )
 
-    def as_budget(tensor_bytes: int) -> str:
+    def least(config: NetworkConfig, names: Sequence[str]) -> str:
+        tensor_bytes = min(max(count(config, plan, name).total for name in names) for plan in ends)
         return format_budget(tensor_bytes + budget.reserve_bytes)
 
     narrower = replace(network, width=max(network.width // 16 * 8, min(WIDTHS)))
     if holds_in == "fp32":
-        concession = f"half precision (--precision fp16 or bf16: {as_budget(need(network, last, ['fp16']))})"
+        concession = f"half precision (--precision fp16 or bf16: {least(network, ['fp16'])})"
     elif narrower != network:
-        concession = f"a narrower network (width {narrower.width}: {as_budget(need(narrower, last, precisions))})"
+        concession = f"a narrower network (width {narrower.width}: {least(narrower, precisions)})"
     else:
         concession = "smaller slices"
     raise BudgetError(
         "--vram",
         f"{format_bytes(budget.total_bytes or 0)}, too little for {network.name} of width {network.width}",
-        f"at least {as_budget(need(network, last, precisions))}",
+        f"at least {least(network, precisions)}",
         f"Next to concede: {concession}.",
     )
-
-
-def format_budget(count: int) -> str:
-    """Bytes rounded up to whole MiB, as `--vram` takes them: never less than asked for."""
-    return f"{-(-count // MIB)}M"

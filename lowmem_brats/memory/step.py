@@ -5,7 +5,8 @@ What runs and what is counted are these same functions. Shape suffixes: N slices
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ def build_optimizer(network: SliceNetwork, learning_rate: float) -> torch.optim.
     return torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
 
 
+def build_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """What keeps small gradients of fp16 from becoming 0 on a card; it does nothing for other formats and the CPU."""
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16 and device.type == "cuda")
+
+
 def split_batch(slices_NCHW: Tensor, target_N1HW: Tensor, micro_batch: int) -> list[tuple[Tensor, Tensor]]:
     """Cut a batch into micro-batches of at most so many slices."""
     return list(zip(slices_NCHW.split(micro_batch), target_N1HW.split(micro_batch), strict=True))
@@ -70,8 +76,9 @@ def compute_gradients(
 
     with recomputed(network, recompute):
         loss = backward_batch_dice(logits_of, micro_batches, scaler.scale)
-    scaler.unscale_(optimizer)
-    return loss, torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+    with _retryable(optimizer, scaler):
+        scaler.unscale_(optimizer)
+        return loss, torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
 
 
 def training_step(
@@ -84,14 +91,30 @@ def training_step(
 ) -> tuple[float, bool]:
     """One optimisation step, arguments as `compute_gradients`; returns the loss and whether a step was taken.
 
-    No step is taken where the gradient is not finite.
+    No step is taken where the gradient is not finite. After an exception, such as torch.OutOfMemoryError, the step can
+    be tried again.
     """
     loss, norm = compute_gradients(network, optimizer, scaler, micro_batches, dtype, recompute)
-    finite = bool(torch.isfinite(norm))
-    if finite:
-        scaler.step(optimizer)
-    scaler.update()
+    with _retryable(optimizer, scaler):
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            scaler.step(optimizer)
+        scaler.update()
     return float(loss), finite
+
+
+@contextmanager
+def _retryable(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Iterator[None]:
+    """Leave optimizer and scaler as before a step if the block, which begins after `scaler.scale`, fails."""
+    try:
+        yield
+    except BaseException:
+        if scaler.is_enabled():
+            # To set the scale to what it is also makes the scaler forget that it has unscaled this step's gradients.
+            scaler.update(scaler.get_scale())
+        for parameter in [p for p, state in optimizer.state.items() if "exp_avg_sq" not in state]:
+            del optimizer.state[parameter]  # Adam had no room for the second moment
+        raise
 
 
 def _to_device(slices_NCHW: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
