@@ -399,3 +399,10 @@ def test_bench_measures_what_was_planned(tmp_path: Path) -> None:
     speed = run("bench", "speed", *arguments)
     assert speed.exit_code == 0, speed.output
     assert "planned 1.33×" in speed.output
+
+
+def test_lines_are_whole_in_a_pipe(case: Path, tiny: Path) -> None:
+    result = run("segment", case, "--weights", tiny)
+    (planned,) = [line for line in result.stderr.splitlines() if line.startswith("plan: ")]
+    assert planned.endswith("MiB")
+    assert "activations" in planned

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Paths hold brackets, and whoever reads from a pipe wants whole lines.
 _WIDTH = None if sys.stdout.isatty() else 160
 out = Console(highlight=False, markup=False, soft_wrap=True, width=_WIDTH)
-err = Console(stderr=True, highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 OnProgress = Callable[[str, int, int], None]
 
