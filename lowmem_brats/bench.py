@@ -25,7 +25,15 @@ from lowmem_brats.memory.planner import (
     stages_to_recompute,
     training_rows,
 )
-from lowmem_brats.memory.step import build_optimizer, build_scaler, place, predict_batch, split_batch, training_step
+from lowmem_brats.memory.step import (
+    build_optimizer,
+    build_scaler,
+    moments,
+    place,
+    predict_batch,
+    split_batch,
+    training_step,
+)
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.precision import DTYPES
 from lowmem_brats.predict import empty_cache
@@ -179,7 +187,7 @@ def _training(
     def step() -> object:
         return training_step(network, optimizer, scaler, micro_batches, DTYPES[plan.precision], plan.stages)
 
-    return step, lambda: [moment for state in optimizer.state.values() for moment in state.values()]
+    return step, lambda: moments(optimizer)
 
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:

@@ -24,7 +24,7 @@ from lowmem_brats.labels import Region
 from lowmem_brats.memory.device import PeakMeter, storage_bytes
 from lowmem_brats.memory.footprint import treats_slices_apart
 from lowmem_brats.memory.planner import InferencePlan, TrainPlan
-from lowmem_brats.memory.step import build_optimizer, build_scaler, split_batch, training_step
+from lowmem_brats.memory.step import build_optimizer, build_scaler, moments, split_batch, training_step
 from lowmem_brats.metrics import dice
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.precision import DTYPES
@@ -113,8 +113,7 @@ class RegionTraining:
 
     def _resident(self) -> list[Tensor]:
         """What stays on the device between steps: weights and Adam's state."""
-        state = [moment for moments in self._optimizer.state.values() for moment in moments.values()]
-        return [*self.network.parameters(), *self.network.buffers(), *state]
+        return [*self.network.parameters(), *self.network.buffers(), *moments(self._optimizer)]
 
     def _resident_bytes(self) -> int:
         """What a meter of the validation does not see: CUDA's allocator knows all, the count on the CPU nothing."""

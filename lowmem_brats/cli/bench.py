@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lowmem_brats import __version__
 from lowmem_brats.cli import console, options
 from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.files import check_output, replace_when_complete
@@ -136,6 +135,7 @@ def conditions(device: str) -> dict[str, Any]:
     from lowmem_brats.memory.budget import format_bytes
     from lowmem_brats.memory.cuda import driver_version
     from lowmem_brats.memory.device import host_bytes
+    from lowmem_brats.weights import versions
 
     name = _processor()
     if device.startswith("cuda"):
@@ -149,7 +149,7 @@ def conditions(device: str) -> dict[str, Any]:
         "memory": format_bytes(memory) if memory else "unknown",
         "system": platform.platform(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"lowmem-brats": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
 
 

@@ -17,7 +17,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.memory.device import LiveBytes, storage_bytes
-from lowmem_brats.memory.step import build_optimizer, build_scaler, compute_gradients, memory_format, predict_batch
+from lowmem_brats.memory.step import (
+    build_optimizer,
+    build_scaler,
+    compute_gradients,
+    memory_format,
+    moments,
+    predict_batch,
+)
 from lowmem_brats.networks import SliceNetwork, build_network
 
 
@@ -83,7 +90,7 @@ def training_footprint(
             parameter.register_post_accumulate_grad_hook(lambda p: counter.name("gradients", p.grad))
         with counter:
             _begin(optimizer)
-            counter.name("optimizer", *(t for state in optimizer.state.values() for t in state.values()))
+            counter.name("optimizer", *moments(optimizer))
             scaler = build_scaler(torch.device("cpu"), dtype)
             compute_gradients(model, optimizer, scaler, micro_batches, dtype, recompute)
             optimizer.step()

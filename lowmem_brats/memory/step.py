@@ -43,6 +43,11 @@ def build_optimizer(network: SliceNetwork, learning_rate: float) -> torch.optim.
     return torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
 
 
+def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What the optimizer keeps between steps; nothing before the first."""
+    return [tensor for state in optimizer.state.values() for tensor in state.values()]
+
+
 def build_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """What keeps small gradients of fp16 from becoming 0 on a card; it does nothing for other formats and the CPU."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16 and device.type == "cuda")
