@@ -1,24 +1,30 @@
-"""The paper's nine warps, composed into one interpolation, and a change of contrast.
+"""Training slices changed at random: the paper's nine warps in one interpolation, intensities, lost modalities.
 
-Source: Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation",
-Table I: left–right flip, two translations, two scalings, two shears, rotation, elastic transform. Two deviations: every
-warp is about the slice's centre, and what comes from outside the slice is background. Intensity scale and shift are
-this project's addition. Sampling is apart from application, so a warp can be replayed.
-Shape suffixes: N slices, C modalities, H W in-plane.
+Source of the warps: Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor
+Segmentation", Table I: left–right flip, two translations, two scalings, two shears, rotation, elastic transform. Two
+deviations: every warp is about the slice's centre, and what comes from outside the slice is background. Gamma, noise
+and gain are among the augmentations of Isensee et al. 2021, "nnU-Net: a self-configuring method for deep
+learning-based biomedical image segmentation"; how often and how strongly each acts, the offset and the bias field are
+this project's choice.
+
+Sampling is apart from application, so an augmentation can be replayed. Each slice is computed in the same way whatever
+else is in the batch, so micro-batches give exactly what the batch gives.
+Shape suffixes: N slices, C modalities, K regions, H W in-plane, h w a coarse grid.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
+WARP_PROBABILITY = 0.9  # of all nine: the network also sees slices as they are
 FLIP_PROBABILITY = 0.5
 TRANSLATION = 0.1  # of the slice's size
 SCALE = 0.1
@@ -26,81 +32,212 @@ SHEAR = 0.05
 ROTATION_DEGREES = 15.0
 ELASTIC_ALPHA, ELASTIC_SIGMA = 600.0, 30.0  # pixels
 ELASTIC_STEP = 8  # the field is that smooth: one noise value per 8×8 pixels describes it
-INTENSITY_SCALE, INTENSITY_SHIFT = 0.2, 0.2  # of a brain's standard deviation
+
+GAMMA_PROBABILITY, GAMMA = 0.3, 1.5  # from 1 / GAMMA, which brightens, to GAMMA, which darkens, each half the time
+BIAS_PROBABILITY, BIAS = 0.3, 0.2  # of the logarithm of the field at the points of a coarse grid
+BIAS_GRID = 4  # points along each side
+BIAS_MEAN = 3.0
+"""Mean ÷ standard deviation of the brain's values before z-scoring: 1.9 (T2) to 4.3 (T1) in two BraTS cases.
+
+A bias field multiplies the scanner's values I, but slices hold z = (I − mean) / deviation. With c = mean / deviation,
+I = deviation · (z + c), so I · field has the z-score (z + c) · field − c.
+"""
+CONTRAST_PROBABILITY, GAIN, OFFSET = 0.5, 0.2, 0.2  # offset: of a brain's standard deviation
+NOISE_PROBABILITY, NOISE = 0.2, 0.15  # largest sigma, of a brain's standard deviation
+MOST_LOST = 2  # modalities
+EPSILON = 1e-6  # stands in for a divisor of 0, and for a value of 0 inside the brain, which would mean background
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Warp:
-    """One draw for a batch of N slices."""
+class Augmentation:
+    """One draw for N slices; where an operation is off, its parameters are neutral."""
 
     matrix_N22: Floats
-    """Centred output (x, y) → centred input (x, y), pixels."""
+    """Centred output (x, y) → centred input (x, y), pixels; off: identity."""
     shift_N2: Floats
-    """Added to the input (x, y), pixels."""
-    noise_N2hw: Floats
-    """U(−1, 1) on the coarse elastic grid."""
+    """Added to the input (x, y), pixels; off: 0."""
+    elastic_N2hw: Floats
+    """Also added, smooth, one value per ELASTIC_STEP pixels; off: 0."""
+    gamma_NC: Floats
+    """Exponent on the brain's values between their least and largest; off: 1."""
+    bias_NChw: Floats
+    """Logarithm of the bias field; off: 0."""
     gain_NC: Floats
     offset_NC: Floats
+    """The brain's values times the gain plus the offset; off: 1 and 0."""
+    sigma_NC: Floats
+    """Standard deviation of the noise; off: 0."""
+    seed_N: npt.NDArray[np.int64]
+    """Of the noise."""
+    kept_NC: npt.NDArray[np.bool_]
+    """Which modalities are not lost."""
+
+    def part(self, start: int, stop: int) -> Augmentation:
+        """The draw of slices start to stop: what it makes of them is exactly what the whole makes of them."""
+        return Augmentation(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
 
-def sample_warp(rng: np.random.Generator, shape_NCHW: Sequence[int]) -> Warp:
-    """Draw the parameters of Table I for every slice of a batch, each slice on its own."""
+def sample_augmentation(rng: np.random.Generator, shape_NCHW: Sequence[int], modality_dropout: float) -> Augmentation:
+    """Draw for every slice of a batch, each on its own.
+
+    `modality_dropout`: share of slices, 0 to 1, that lose one or two modalities, never all.
+    """
     n, channels, height, width = shape_NCHW
 
-    def uniform(limit: float, *size: int) -> Floats:
-        return rng.uniform(-limit, limit, size).astype(np.float32)
+    def uniform(limit: float, *size: int) -> npt.NDArray[np.float64]:
+        return rng.uniform(-limit, limit, (n, *size))
 
+    def chosen(probability: float) -> npt.NDArray[np.bool_]:
+        return rng.random(n) < probability
+
+    def switched(on_N: npt.NDArray[np.bool_], drawn: npt.NDArray[np.float64], neutral: npt.ArrayLike) -> Floats:
+        on = on_N.reshape(n, *[1] * (drawn.ndim - 1))
+        return np.where(on, drawn, neutral).astype(np.float32)
+
+    warp_N, contrast_N = chosen(WARP_PROBABILITY), chosen(CONTRAST_PROBABILITY)
+    noise_N2hw = uniform(1.0, 2, -(-height // ELASTIC_STEP), -(-width // ELASTIC_STEP))
+    bias_NChw = uniform(BIAS, channels, BIAS_GRID, BIAS_GRID)
+    bias_NChw -= bias_NChw.mean(axis=(2, 3), keepdims=True)  # z-scoring takes out what is the same everywhere
+    return Augmentation(
+        matrix_N22=switched(warp_N, _draw_matrices(rng, n), np.eye(2)),
+        shift_N2=switched(warp_N, uniform(TRANSLATION, 2) * (width, height), 0),
+        elastic_N2hw=switched(warp_N, _smooth(noise_N2hw), 0),
+        gamma_NC=switched(chosen(GAMMA_PROBABILITY), np.exp(uniform(math.log(GAMMA), channels)), 1),
+        bias_NChw=switched(chosen(BIAS_PROBABILITY), bias_NChw, 0),
+        gain_NC=switched(contrast_N, 1 + uniform(GAIN, channels), 1),
+        offset_NC=switched(contrast_N, uniform(OFFSET, channels), 0),
+        sigma_NC=switched(chosen(NOISE_PROBABILITY), rng.uniform(0, NOISE, (n, channels)), 0),
+        seed_N=rng.integers(2**32, size=n),
+        kept_NC=_draw_kept(rng, n, channels, modality_dropout),
+    )
+
+
+def _draw_matrices(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+    """Flip, scalings, shears and rotation as one matrix per slice, [N, 2, 2]."""
     flip = np.where(rng.random(n) < FLIP_PROBABILITY, -1.0, 1.0)
-    shift = uniform(TRANSLATION, n, 2) * np.array([width, height], np.float32)
-    scale, shear = 1 / (1 + uniform(SCALE, n, 2)), uniform(SHEAR, n, 2)
-    angle = uniform(np.deg2rad(ROTATION_DEGREES), n)
+    scale, shear = 1 / (1 + rng.uniform(-SCALE, SCALE, (2, n))), rng.uniform(-SHEAR, SHEAR, (2, n))
+    angle = np.deg2rad(rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES, n))
     one, zero = np.ones(n), np.zeros(n)
-    steps: tuple[list[npt.NDArray[np.floating]], ...] = (
-        [flip, zero, zero, one],
-        [scale[:, 0], zero, zero, scale[:, 1]],
-        [one, zero, shear[:, 1], one],  # vertical shear: y moves with x
-        [one, shear[:, 0], zero, one],
-        [np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)],
+    steps = (
+        (flip, zero, zero, one),
+        (scale[0], zero, zero, scale[1]),
+        (one, zero, shear[0], one),  # vertical shear: y moves with x
+        (one, shear[1], zero, one),
+        (np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)),
     )
-    matrix = np.broadcast_to(np.eye(2), (n, 2, 2))
+    matrix_N22 = np.eye(2)
     for step in steps:
-        matrix = matrix @ np.stack(step, axis=-1).reshape(n, 2, 2)
-    coarse = (-(-height // ELASTIC_STEP), -(-width // ELASTIC_STEP))
-    return Warp(
-        matrix.astype(np.float32),
-        shift,
-        uniform(1.0, n, 2, *coarse),
-        1 + uniform(INTENSITY_SCALE, n, channels),
-        uniform(INTENSITY_SHIFT, n, channels),
-    )
+        matrix_N22 = matrix_N22 @ np.stack(step, axis=-1).reshape(n, 2, 2)
+    return matrix_N22
 
 
-def _displacement(noise_N2hw: Floats, size_HW: tuple[int, int]) -> Tensor:
-    """Elastic displacement in pixels, [N, H, W, 2], of the stated alpha and sigma."""
-    # The mean of 8×8 fine noise values varies 8 times less than one of them.
+def _smooth(noise_N2hw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Elastic displacement in pixels of the stated alpha and sigma, from U(−1, 1) on the coarse grid."""
     sigma = ELASTIC_SIGMA / ELASTIC_STEP
-    coarse = gaussian_filter(noise_N2hw, (0, 0, sigma, sigma), mode="constant") * (ELASTIC_ALPHA / ELASTIC_STEP)
-    fine = functional.interpolate(torch.from_numpy(coarse), size_HW, mode="bilinear", align_corners=False)
-    return fine.permute(0, 2, 3, 1)
+
+    def gaussian(length: int) -> npt.NDArray[np.float64]:
+        points = np.arange(length) / sigma
+        return np.exp(-((points[:, None] - points) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi))
+
+    # The mean of 8×8 fine noise values varies 8 times less than one of them.
+    alpha = ELASTIC_ALPHA / ELASTIC_STEP
+    return alpha * gaussian(noise_N2hw.shape[2]) @ noise_N2hw @ gaussian(noise_N2hw.shape[3])
 
 
-def apply_warp(warp: Warp, slices_NCHW: Tensor, target_N1HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp slices (bilinear) and targets (nearest) by one set of coordinates, then scale and shift the brain's values.
+def _draw_kept(rng: np.random.Generator, n: int, channels: int, dropout: float) -> npt.NDArray[np.bool_]:
+    """Which modalities stay, [N, C]; at least one."""
+    lost_N = np.where(rng.random(n) < dropout, rng.integers(1, MOST_LOST, n, endpoint=True), 0)
+    order_NC = rng.random((n, channels)).argsort(axis=1)
+    return order_NC >= np.minimum(lost_N, channels - 1)[:, None]
 
-    `slices_NCHW`: float, background 0; `target_N1HW`: float 0 or 1. Returns new tensors of the same shapes.
+
+def apply_augmentation(augmentation: Augmentation, slices_NCHW: Tensor, target_NKHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Warp slices (bilinear) and targets (nearest) by one set of coordinates, then change the slices' intensities.
+
+    `slices_NCHW`: fp32 z-scores, background 0; `target_NKHW`: float 0 or 1; both on one device. Returns new tensors of
+    the same shapes; background and lost modalities are exactly 0, brain is not.
     """
-    height, width = slices_NCHW.shape[-2:]
-    rows = torch.arange(height) - (height - 1) / 2
-    columns = torch.arange(width) - (width - 1) / 2
-    centred_HW2 = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
-    source_NHW2 = torch.einsum("nij,hwj->nhwi", torch.from_numpy(warp.matrix_N22), centred_HW2)
-    source_NHW2 += torch.from_numpy(warp.shift_N2)[:, None, None] + _displacement(warp.noise_N2hw, (height, width))
-    grid_NHW2 = (source_NHW2 * 2 / torch.tensor([width, height])).to(slices_NCHW.device)
+    slices_NCHW, target_NKHW = _warp(augmentation, slices_NCHW, target_NKHW)
+    return _change_intensities(augmentation, slices_NCHW), target_NKHW
+
+
+def _warp(augmentation: Augmentation, slices_NCHW: Tensor, target_NKHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Slices that do not move are copied: interpolated, brain would leak into background by rounding."""
+    height, width = slices_NCHW.shape[2:]
+    grid_NHW2 = _grid(augmentation, (height, width), slices_NCHW.device)
     warped_NCHW = functional.grid_sample(slices_NCHW, grid_NHW2, align_corners=False)
-    target_N1HW = functional.grid_sample(target_N1HW, grid_NHW2, mode="nearest", align_corners=False)
-    gain, offset = (
-        torch.from_numpy(v)[:, :, None, None].to(slices_NCHW.device) for v in (warp.gain_NC, warp.offset_NC)
+    warped_NKHW = functional.grid_sample(target_NKHW, grid_NHW2, mode="nearest", align_corners=False)
+    moves_N = (
+        (augmentation.matrix_N22 != np.eye(2)).any(axis=(1, 2))
+        | augmentation.shift_N2.any(axis=1)
+        | augmentation.elastic_N2hw.any(axis=(1, 2, 3))
     )
-    return (warped_NCHW * gain + offset) * (warped_NCHW != 0), target_N1HW
+    for i in np.flatnonzero(~moves_N):
+        warped_NCHW[i], warped_NKHW[i] = slices_NCHW[i], target_NKHW[i]
+    return warped_NCHW, warped_NKHW
+
+
+def _grid(augmentation: Augmentation, size_HW: tuple[int, int], device: torch.device) -> Tensor:
+    """Where each output pixel comes from, (x, y) in [−1, 1] from edge to edge, [N, H, W, 2]."""
+    height, width = size_HW
+    matrix_N22, shift_N2, elastic_N2hw = (
+        torch.from_numpy(values).to(device)
+        for values in (augmentation.matrix_N22, augmentation.shift_N2, augmentation.elastic_N2hw)
+    )
+    x_W = torch.arange(width, device=device) - (width - 1) / 2
+    y_H1 = torch.arange(height, device=device)[:, None] - (height - 1) / 2
+    pixel_211 = torch.tensor([2 / width, 2 / height], device=device)[:, None, None]
+    # Scaled while small: one value per row, per column and per point of the coarse grid.
+    from_x_N21W = (matrix_N22[:, :, :1, None] * x_W + shift_N2[:, :, None, None]) * pixel_211
+    from_y_N2H1 = matrix_N22[:, :, 1:, None] * y_H1 * pixel_211
+    grid_N2HW = functional.interpolate(elastic_N2hw * pixel_211, size_HW, mode="bilinear", align_corners=False)
+    return grid_N2HW.add_(from_x_N21W).add_(from_y_N2H1).permute(0, 2, 3, 1).contiguous()
+
+
+def _change_intensities(augmentation: Augmentation, slices_NCHW: Tensor) -> Tensor:
+    """In place. What sums over pixels or draws noise works on one slice at a time, so micro-batches change nothing."""
+    device = slices_NCHW.device
+    gamma_NC11, gain_NC11, offset_NC11, sigma_NC11, kept_NC11 = (
+        torch.from_numpy(values_NC).to(device)[:, :, None, None]
+        for values_NC in (
+            augmentation.gamma_NC,
+            augmentation.gain_NC,
+            augmentation.offset_NC,
+            augmentation.sigma_NC,
+            augmentation.kept_NC,
+        )
+    )
+    brain_NCHW = (slices_NCHW != 0) & kept_NC11
+    for i in np.flatnonzero((augmentation.gamma_NC != 1).any(axis=1)):
+        slices_NCHW[i] = _apply_gamma(slices_NCHW[i], brain_NCHW[i], gamma_NC11[i])
+    for i in np.flatnonzero(augmentation.bias_NChw.any(axis=(1, 2, 3))):
+        bias_1Chw = torch.from_numpy(augmentation.bias_NChw[i : i + 1]).to(device)
+        size_HW = slices_NCHW.shape[2:]
+        field_CHW = functional.interpolate(bias_1Chw, size_HW, mode="bicubic", align_corners=True)[0].exp_()
+        slices_NCHW[i] = (slices_NCHW[i] + BIAS_MEAN) * field_CHW - BIAS_MEAN
+    slices_NCHW.mul_(gain_NC11).add_(offset_NC11)
+    for i in np.flatnonzero(augmentation.sigma_NC.any(axis=1)):
+        generator = torch.Generator(device).manual_seed(int(augmentation.seed_N[i]))
+        slices_NCHW[i] += sigma_NC11[i] * torch.randn(slices_NCHW[i].shape, generator=generator, device=device)
+    slices_NCHW.masked_fill_(slices_NCHW == 0, EPSILON)
+    return slices_NCHW.masked_fill_(~brain_NCHW, 0)
+
+
+def _apply_gamma(slice_CHW: Tensor, brain_CHW: Tensor, gamma_C11: Tensor) -> Tensor:
+    """Raise the brain's values, from their least to their largest, to a power; mean and deviation stay, as z-scored."""
+    low_C11 = slice_CHW.masked_fill(~brain_CHW, torch.inf).amin((1, 2), keepdim=True)
+    # To divide by the range, high − low, would change nothing: a factor goes when the deviation is restored.
+    curved_CHW = (slice_CHW - low_C11).clamp(min=0) ** gamma_C11
+    mean_C11, deviation_C11 = _moments(slice_CHW, brain_CHW)
+    curved_mean_C11, curved_deviation_C11 = _moments(curved_CHW, brain_CHW)
+    return (curved_CHW - curved_mean_C11) * (deviation_C11 / curved_deviation_C11.clamp(min=EPSILON)) + mean_C11
+
+
+def _moments(slice_CHW: Tensor, brain_CHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the brain's values, [C, 1, 1] each; NaN where there is none."""
+    count_C11 = brain_CHW.sum((1, 2), keepdim=True)
+    mean_C11 = (slice_CHW * brain_CHW).sum((1, 2), keepdim=True) / count_C11
+    variance_C11 = ((slice_CHW - mean_C11) * brain_CHW).square().sum((1, 2), keepdim=True) / count_C11
+    return mean_C11, variance_C11.sqrt()

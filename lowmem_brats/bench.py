@@ -14,6 +14,7 @@ import torch
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.errors import BudgetError
+from lowmem_brats.loss import find_loss
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.device import PeakMeter, open_budget
 from lowmem_brats.memory.planner import (
@@ -25,15 +26,7 @@ from lowmem_brats.memory.planner import (
     stages_to_recompute,
     training_rows,
 )
-from lowmem_brats.memory.step import (
-    build_optimizer,
-    build_scaler,
-    moments,
-    place,
-    predict_batch,
-    split_batch,
-    training_step,
-)
+from lowmem_brats.memory.step import TrainingStep, place, predict_batch, split_batch
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.precision import DTYPES
 from lowmem_brats.predict import empty_cache
@@ -179,15 +172,13 @@ def _inference(
 def _training(
     network: SliceNetwork, plan: TrainPlan, slices_NCHW: torch.Tensor
 ) -> tuple[Callable[[], object], Callable[[], list[torch.Tensor]]]:
-    place(network, torch.device(plan.device)).train()
-    optimizer = build_optimizer(network, 1e-3)
-    scaler = build_scaler(torch.device(plan.device), DTYPES[plan.precision])
+    training = TrainingStep(place(network, torch.device(plan.device)).train(), find_loss("dice"))
     micro_batches = split_batch(slices_NCHW, (slices_NCHW[:, :1] > 1).float(), plan.micro_batch)
 
     def step() -> object:
-        return training_step(network, optimizer, scaler, micro_batches, DTYPES[plan.precision], plan.stages)
+        return training.take(micro_batches, 1e-3, DTYPES[plan.precision], plan.stages)
 
-    return step, lambda: moments(optimizer)
+    return step, training.moments
 
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:

@@ -101,14 +101,21 @@ def find_case(path: Path, explicit: Mapping[str, Path] | None = None) -> CaseFil
     labels = tuple(by_kind.get("seg", ()))
     if not images and len(unnamed) == 1:
         return CaseFiles(stem(unnamed[0]), path, {}, stacked=unnamed[0], labels=labels)
-    _check_enough(path, images)
-    for first, second in combinations(images, 2):
-        if images[first] == images[second]:
-            raise InputError(images[first], f"given as {first} and as {second}", "a file for each", "Name both files.")
+    _check_images(path, images)
     return CaseFiles(_case_id(path, images), path, images, labels=labels)
 
 
-def _check_enough(path: Path, images: Mapping[str, Path]) -> None:
+def named_case(images: Mapping[str, Path]) -> CaseFiles:
+    """A case whose files are all named, modality → file. Raises InputError for fewer than two, or one file twice."""
+    first = next(iter(images.values()))
+    _check_images(first, images)
+    return CaseFiles(_case_id(first.parent, images), first.parent, images)
+
+
+def _check_images(path: Path, images: Mapping[str, Path]) -> None:
+    for first, second in combinations(images, 2):
+        if images[first] == images[second]:
+            raise InputError(images[first], f"given as {first} and as {second}", "a file for each", "Name both files.")
     if len(images) >= FEWEST_MODALITIES:
         return
     missing = [m for m in MODALITIES if m not in images]
@@ -126,27 +133,3 @@ def _case_id(folder: Path, images: Mapping[str, Path]) -> str:
     prefixes = {_split_name(p)[0] for p in images.values()}
     shared = prefixes.pop() if len(prefixes) == 1 else ""
     return shared or folder.resolve().name
-
-
-def find_labelled_cases(data: Path) -> tuple[list[CaseFiles], list[Path]]:
-    """The sub-folders of `data` that hold a case with a label map, by name, and the folders without one.
-
-    Raises InputError when `data` is no folder, a sub-folder is ambiguous, or none is complete.
-    """
-    if not data.is_dir():
-        raise InputError(data, "is not a folder", "a folder of case folders", "Check the path.")
-    folders = sorted(p for p in data.iterdir() if p.is_dir() and niftis(p))
-    found = [find_case(folder) for folder in folders]
-    cases = [case for case in found if case.labels]
-    for case in cases:
-        if len(case.labels) > 1:
-            names = ", ".join(p.name for p in case.labels)
-            raise InputError(case.folder, f"two label maps ({names})", "one per case", "Move the wrong one away.")
-    if not cases:
-        raise InputError(
-            data,
-            f"{len(folders)} case folders, none with a label map",
-            "sub-folders with four modalities and *_seg.nii.gz each",
-            "Point to the folder that holds the case folders.",
-        )
-    return cases, [case.folder for case in found if not case.labels]

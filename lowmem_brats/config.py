@@ -16,6 +16,7 @@ BRATS_SHAPE = (240, 240, 155)
 """Voxels X, Y, Z of a BraTS volume, 1 mm each."""
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+SCHEDULES = ("cosine", "plateau")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class NetworkConfig:
     """Number of 2×2 poolings; H and W must be multiples of 2^depth."""
     norm: str = "group"
     """`group` (8 groups) or `batch` (to reproduce the paper)."""
+    outputs: int = 1
+    """Logit maps: 1 for one region's network; 3 for one network of WT, TC and ET (the paper's U-Net 3C)."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
@@ -38,6 +41,8 @@ class NetworkConfig:
             raise InputError("network depth", str(self.depth), "1 to 5 poolings", "Use 4, as the paper does.")
         if self.norm not in ("group", "batch"):
             raise InputError("network norm", repr(self.norm), "'group' or 'batch'", "Use 'group'.")
+        if self.outputs not in (1, 3):
+            raise InputError("network outputs", str(self.outputs), "1 region or 3", "Use 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +71,50 @@ class SegmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train the networks of a set."""
+    """How to train the networks of a set; together with the data it decides every weight."""
 
     network: NetworkConfig = NetworkConfig()
-    """The architecture of each region's network."""
+    """The architecture of each region's network; with three `outputs` there is one network for all regions."""
+    regions: tuple[str, ...] = ("wt", "tc", "et")
+    """Which regions' networks to train."""
+    loss: str = "dice"
+    """Keys of `loss.LOSSES` joined by `+`: the sum of them."""
+    augment: bool = True
+    """Warp the training slices and change their contrast at random."""
+    modality_dropout: float = 0.1
+    """Share of training slices that lose one or two modalities, so that a missing one is survivable; with `augment`."""
     epochs: int = 80
-    """Passes over the training slices per region (80 in the paper)."""
-    max_minutes: float | None = None
-    """Time limit for all regions together; the learning rate still decays to zero. None: no limit."""
+    """Passes over the training slices per network (80 in the paper)."""
+    max_seconds: float | None = None
+    """Time limit for all networks together; the learning rate still decays. None: no limit."""
+    patience: int | None = None
+    """Stop a network after so many epochs without a better validation Dice. None: never."""
     batch: int = 10
     """Slices per optimisation step (10 in the paper)."""
     learning_rate: float = 1e-3
-    """Adam's initial step size; decays to zero along a half cosine."""
+    """Largest step size."""
+    schedule: str = "cosine"
+    """`cosine`: to zero along a half cosine; `plateau`: halved after 5 epochs without a better validation Dice."""
+    warmup: int = 100
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """Of AdamW; 0 is Adam."""
+    clip_norm: float = 12.0
+    """Longer gradients are shortened to it."""
+    finetune: str | None = None
+    """A weights set to start from, a shipped one's name or a folder. None: fresh weights."""
+    average: float = 0.99
+    """Decay of the weights' moving average, which is validated and kept, per 10 steps; 0: no average."""
     validation: float = 0.1
     """Fraction of patients held out to choose the best epoch."""
-    augment: bool = True
-    """Warp and re-scale the training slices at random."""
+    test: float = 0.1
+    """Fraction of patients held out to be scored once at the end; 0: none."""
+    fold: tuple[int, int] | None = None
+    """(k, n): validate on fold k, from 1, of n folds of the patients that are not held out for the test."""
+    strict: bool = False
+    """Refuse to train where a case cannot be read, instead of leaving it out."""
     precision: str = "auto"
-    """One of PRECISIONS; parameters stay fp32."""
+    """`auto`: the device's half format, with fp32 while training is unstable; else one format throughout."""
     device: str = "auto"
     """As in SegmentConfig."""
     vram: str = "max"
@@ -94,11 +125,26 @@ class TrainConfig:
     """Split, initial weights, order and augmentation follow from it."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1:
-            raise InputError(
-                "training", f"{self.epochs} epochs of batch {self.batch}", "at least 1 of each", "Raise it."
-            )
-        if not 0 < self.validation < 1:
-            raise InputError("--validation", str(self.validation), "between 0 and 1", "Use 0.1.")
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise InputError("--max-minutes", str(self.max_minutes), "more than 0", "Leave it out for no limit.")
+        where = {
+            "--epochs": (self.epochs, self.epochs >= 1, "1 or more"),
+            "--batch": (self.batch, self.batch >= 1, "1 or more"),
+            "--max-time": (self.max_seconds, self.max_seconds is None or self.max_seconds > 0, "more than 0"),
+            "--patience": (self.patience, self.patience is None or self.patience >= 1, "1 or more"),
+            "--learning-rate": (self.learning_rate, self.learning_rate > 0, "more than 0"),
+            "--schedule": (self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            "--warmup": (self.warmup, self.warmup >= 0, "0 or more"),
+            "--weight-decay": (self.weight_decay, self.weight_decay >= 0, "0 or more"),
+            "--clip": (self.clip_norm, self.clip_norm > 0, "more than 0"),
+            "--average": (self.average, 0 <= self.average < 1, "0 or more and less than 1"),
+            "--modality-dropout": (self.modality_dropout, 0 <= self.modality_dropout <= 1, "0 to 1"),
+            "--validation": (self.validation, 0 < self.validation < 1, "between 0 and 1"),
+            "--test": (self.test, 0 <= self.test < 1, "0 or more and less than 1"),
+            "--fold": (self.fold, self.fold is None or 1 <= self.fold[0] <= self.fold[1] >= 2, "K/N, as in 1/5"),
+            "--region": (self.regions, bool(self.regions) and set(self.regions) <= {"wt", "tc", "et"}, "wt, tc or et"),
+        }
+        for option, (found, valid, expected) in where.items():
+            if not valid:
+                raise InputError(option, str(found), expected, "Leave the option out for the default.")
+        if self.validation + self.test >= 1:
+            found = f"--validation {self.validation} and --test {self.test}"
+            raise InputError("split", found, "some patients left to train on", "Lower them.")

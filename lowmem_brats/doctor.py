@@ -94,7 +94,7 @@ def _weights() -> Finding:
         weights = open_set()
     except WeightsError as error:
         return Finding("weights", str(error.found), error.advice)
-    size = sum(file.path.stat().st_size for file in weights.files.values())
+    size = sum(file.path.stat().st_size for file in weights.files)
     return Finding("weights", f"{weights.name}, {size / 2**20:.1f} MiB, checksums right")
 
 

@@ -1,208 +1,271 @@
-"""Fit one region's network: batches, steps, epochs, validation by patient.
+"""Fit one network: steps, epochs, validation by patient, and what a checkpoint of it holds.
 
 Source: Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation":
-Adam, batches of 10 slices, batch Dice. Shape suffixes: N slices in a batch, Z slices of a case, C modalities, H W
-in-plane.
+Adam, batches of 10 slices, batch Dice.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowmem_brats.augment import apply_warp, sample_warp
-from lowmem_brats.config import NetworkConfig, TrainConfig
-from lowmem_brats.dataset import CachedCase, frame_of, gather, training_rows
+from lowmem_brats import parallel
+from lowmem_brats.batches import Batch, Batches
+from lowmem_brats.config import TrainConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import Region
+from lowmem_brats.loss import find_loss
 from lowmem_brats.memory.device import PeakMeter, storage_bytes
 from lowmem_brats.memory.footprint import treats_slices_apart
-from lowmem_brats.memory.planner import InferencePlan, TrainPlan
-from lowmem_brats.memory.step import build_optimizer, build_scaler, moments, split_batch, training_step
-from lowmem_brats.metrics import dice
-from lowmem_brats.networks import SliceNetwork, build_network
-from lowmem_brats.precision import DTYPES
-from lowmem_brats.predict import empty_cache, out_of_memory, place, predict_region
+from lowmem_brats.memory.planner import TrainPlan
+from lowmem_brats.memory.step import Outcome, TrainingStep
+from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.optimisation import WeightAverage, learning_rate, stops_early
+from lowmem_brats.precision import DTYPES, PrecisionController
+from lowmem_brats.predict import empty_cache, out_of_memory
+from lowmem_brats.slice_cache import CachedCase
+from lowmem_brats.validate import Validation, validate
 
-OnProgress = Callable[[str, int, int], None]
+CHECKPOINT_SECONDS = 600.0
+CURVE_STEPS = 10  # to a point of the loss's curve
+_PLAIN = ("curve", "notes", "switches", "peaks", "steps", "_skipped", "_fallback_steps", "_epoch_began", "_losses")
 
 
 @dataclass(frozen=True)
 class Epoch:
     """What one pass over the training slices gave."""
 
-    region: str
+    network: str
     number: int
     steps: int
-    loss: float
-    """Mean batch Dice loss."""
-    validation_dice: dict[str, float]
-    """Per validation patient, on the slices that hold the region's parent in the reference."""
+    """Since the training began, as the next three."""
     seconds: float
-    """Since the region's training began."""
     skipped_steps: int
-    """Steps left out because the gradient was not finite."""
+    """Left out because the gradient was not finite."""
+    fallback_steps: int
+    """Taken in the safer format."""
+    slices_per_second: float
+    loss: float
+    """Mean over the epoch's steps."""
+    validation_dice: dict[str, dict[str, float]]
+    """Region → patient → Dice, on the slices that hold the region's parent in the reference."""
+
+    @property
+    def region_dice(self) -> dict[str, float]:
+        """Region → mean over the validation patients."""
+        return {region: float(np.mean(list(scores.values()))) for region, scores in self.validation_dice.items()}
 
     @property
     def mean_dice(self) -> float:
-        """Mean over the validation patients."""
-        return float(np.mean(list(self.validation_dice.values())))
+        """Mean over regions and validation patients."""
+        return float(np.mean(list(self.region_dice.values())))
 
 
-class RegionTraining:
-    """The training of one region's network, in place; afterwards it holds the best epoch's weights."""
+@dataclass(frozen=True)
+class Listener:
+    """Who is told of what happens."""
+
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    on_epoch: Callable[[Epoch, Validation], None] = lambda epoch, validation: None
+    on_checkpoint: Callable[[], None] = lambda: None
+    """Called after every epoch and every ten minutes, between two steps."""
+
+
+class NetworkTraining:
+    """The training of one network, in place.
+
+    `regions`: what it segments, one or all three; `network`: placed by `memory.step.place`; `plans`: how to take a step
+    in the format to train in, first, and in the safer one to fall back to, if any.
+    """
 
     def __init__(
         self,
-        region: Region,
+        regions: tuple[Region, ...],
         network: SliceNetwork,
         training: Sequence[CachedCase],
         validation: Sequence[CachedCase],
         config: TrainConfig,
-        plan: TrainPlan,
+        plans: Sequence[TrainPlan],
     ) -> None:
-        self.region, self.network, self.config, self.plan = region, network, config, plan
-        self.training, self.validation = training, validation
+        self.regions, self.network, self.config = regions, network, config
+        self.validation, self.batches = validation, Batches(training, regions, config)
+        self.name = " ".join(region.value for region in regions)
+        self.plans = {plan.precision: plan for plan in plans}
+        self.controller = PrecisionController(plans[0].precision, plans[-1].precision)
         self.epochs: list[Epoch] = []
-        self._frame_HW = frame_of(training)
-        self._rows = np.array(training_rows(training, region))
-        self._rng = np.random.default_rng([config.seed, region.depth])
-        self._optimizer = build_optimizer(network, config.learning_rate)
-        self._scaler = build_scaler(torch.device(plan.device), DTYPES[plan.precision])
-        self._began = time.monotonic()
-        self._steps = self._skipped = 0
-        self.peak_bytes = 0
-        """Most bytes of tensors in a step or in validation; 0 before the second step."""
+        self.curve: list[tuple[int, float]] = []
+        """(step, mean loss of the steps since the last point)."""
         self.notes: list[str] = []
+        self.switches: list[tuple[int, str]] = []
+        """(step, why the format changed)."""
+        self.peaks: dict[str, int] = {}
+        """Format → most bytes of tensors in a step or in validation; from the second step on."""
+        self.best_state: dict[str, Tensor] = {}
+        """Weights of the best epoch, fp32 on the host."""
+        self._step = TrainingStep(network, find_loss(config.loss), config.weight_decay, config.clip_norm)
+        self._average = WeightAverage(network, config.average)
+        self.steps = 0
+        """Taken so far, those included that were left out because the gradient was not finite."""
+        self._skipped = self._fallback_steps = self._epoch_began = 0
+        self._losses: list[float] = []
+        self._seconds_before, self._began = 0.0, time.monotonic()
 
-    def run(self, on_progress: OnProgress, on_epoch: Callable[[Epoch], None]) -> Epoch:
-        """Train until the epochs or the time are used up, and return the best epoch by validation Dice."""
-        while self._progress() < 1:
-            losses = self._run_epoch(on_progress)
-            if not losses:  # the time ran out just now
-                break
-            if self._skipped == self._steps:
-                found = f"no gradient of {self._steps} steps was finite"
-                advice = "Pass --precision fp32, or a smaller --learning-rate."
-                raise InputError(f"training {self.region.name}", found, "finite gradients", advice)
-            self._optimizer.zero_grad(set_to_none=True)  # validation needs the room
-            scores, peak_bytes = validate(self.network, self.config.network, self.validation, self.region, self.plan)
-            self.peak_bytes = self.peak_bytes and max(self.peak_bytes, peak_bytes + self._resident_bytes())
-            epoch = Epoch(
-                self.region.value,
-                len(self.epochs) + 1,
-                self._steps,
-                float(np.mean(losses)),
-                scores,
-                time.monotonic() - self._began,
-                self._skipped,
-            )
-            self.epochs.append(epoch)
-            on_epoch(epoch)
-            best = max(self.epochs, key=lambda each: (each.mean_dice, each.number))
-            if epoch is best:
-                best_state = {key: value.cpu().clone() for key, value in self.network.state_dict().items()}
-        self.network.load_state_dict(best_state)
-        return best
-
-    def _resident(self) -> list[Tensor]:
-        """What stays on the device between steps: weights and Adam's state."""
-        return [*self.network.parameters(), *self.network.buffers(), *moments(self._optimizer)]
-
-    def _resident_bytes(self) -> int:
-        """What a meter of the validation does not see: CUDA's allocator knows all, the count on the CPU nothing."""
-        return sum(map(storage_bytes, self._resident())) if self.plan.device == "cpu" else 0
+    def run(self, tell: Listener) -> Epoch:
+        """Train until epochs, time or patience are used up; returns the best epoch by validation Dice."""
+        self._began = saved = time.monotonic()
+        while self._progress() < 1 and not stops_early(self.config, self._scores):
+            for batch in self.batches.read(len(self.epochs), self.steps - self._epoch_began):
+                if (progress := self._progress()) >= 1:
+                    break
+                self._take(batch, progress)
+                done = self.steps - self._epoch_began
+                tell.on_progress(f"{self.name.upper()} epoch {len(self.epochs) + 1}", done, self.batches.per_epoch)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS and done < self.batches.per_epoch:
+                    tell.on_checkpoint()
+                    saved = time.monotonic()
+            self._end_epoch(tell)
+            saved = time.monotonic()
+        return self.best
 
     @property
-    def _steps_per_epoch(self) -> int:
-        return max(len(self._rows) // self.config.batch, 1)
+    def best(self) -> Epoch:
+        """The epoch with the highest mean validation Dice, the last of equals."""
+        return max(self.epochs, key=lambda epoch: (epoch.mean_dice, epoch.number))
+
+    @property
+    def _scores(self) -> list[float]:
+        return [epoch.mean_dice for epoch in self.epochs]
+
+    @property
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began
 
     def _progress(self) -> float:
         """How much of the training is over, 0 to 1, by steps or by time, whichever is further."""
-        by_steps = self._steps / (self._steps_per_epoch * self.config.epochs)
-        if self.config.max_minutes is None or self._steps == 0:
-            return by_steps
-        share = self.config.max_minutes * 60 / len(Region)
-        return max(by_steps, (time.monotonic() - self._began) / share)
+        progress = self.steps / (self.batches.per_epoch * self.config.epochs)
+        if self.config.max_seconds is not None and self.steps:
+            share = self.config.max_seconds * len(self.regions) / len(self.config.regions)
+            progress = max(progress, self._seconds / share)
+        return parallel.furthest(progress)
 
-    def _run_epoch(self, on_progress: OnProgress) -> list[float]:
-        self.network.train()
-        order = self._rng.permutation(len(self._rows))
-        losses = []
-        for number in range(self._steps_per_epoch):
-            progress = self._progress()
-            if progress >= 1:
-                break
-            self._optimizer.param_groups[0]["lr"] = self.config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-            losses.append(self._step(order[number * self.config.batch : (number + 1) * self.config.batch]))
-            on_progress(f"{self.region.name} epoch {len(self.epochs) + 1}", number + 1, self._steps_per_epoch)
-        return losses
+    def _take(self, batch: Batch, progress: float) -> None:
+        """One optimisation step, and what follows from it."""
+        precision = self.controller.precision
+        rate = learning_rate(self.config, self.steps, progress, self._scores)
+        outcome = self._optimise(batch, precision, rate)
+        self.steps += 1
+        self._skipped += not outcome.stepped
+        self._fallback_steps += precision != self.controller.fast
+        self._losses.append(outcome.loss)
+        if self.steps % CURVE_STEPS == 0:
+            self.curve.append((self.steps, float(np.mean(self._losses[-CURVE_STEPS:]))))
+        self._average.follow(self.network, self.steps)
+        if why := self.controller.observe(outcome.loss, outcome.norm):
+            self.switches.append((self.steps, why))
 
-    def _step(self, chosen: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
-        """One optimisation step on the chosen rows; returns the loss."""
-        slices_NCHW, target_N1HW = gather(self.training, self._rows[chosen].tolist(), self.region, self._frame_HW)
-        if self.config.augment:
-            warp = sample_warp(self._rng, slices_NCHW.shape)
-            slices_NCHW, target_N1HW = apply_warp(warp, slices_NCHW, target_N1HW)
-        micro_batches = split_batch(slices_NCHW, target_N1HW, self.plan.micro_batch)
-        if self._optimizer.state and not self.peak_bytes:
-            # Adam's state exists now, and from here on every step is alike: its peak is the peak.
-            with PeakMeter(torch.device(self.plan.device), *self._resident()) as meter:
-                loss, stepped = self._optimise(micro_batches)
-            self.peak_bytes = meter.peak_bytes
-        else:
-            loss, stepped = self._optimise(micro_batches)
-        self._steps += 1
-        self._skipped += not stepped
-        return loss
-
-    def _optimise(self, micro_batches: list[tuple[Tensor, Tensor]]) -> tuple[float, bool]:
-        """`step.training_step`, with smaller micro-batches where the card runs out of memory all the same."""
+    def _optimise(self, batch: Batch, precision: str, rate: float) -> Outcome:
+        """`TrainingStep.take`, with smaller micro-batches where the card runs out of memory all the same."""
         while True:
-            dtype, stages = DTYPES[self.plan.precision], self.plan.stages
+            plan = self.plans[precision]
+            parts = batch.micro_batches(plan.micro_batch, plan.device)
             try:
-                return training_step(self.network, self._optimizer, self._scaler, micro_batches, dtype, stages)
+                with self._metered(plan):
+                    return self._step.take(parts, rate, DTYPES[precision], plan.stages)
             except torch.OutOfMemoryError as error:
-                if self.plan.micro_batch == 1 or not treats_slices_apart(self.config.network):
-                    raise out_of_memory(self.plan.device) from error
+                # Other processes wait for this one's sums: they cannot be sent twice.
+                if plan.micro_batch == 1 or not treats_slices_apart(self.config.network) or parallel.size() > 1:
+                    raise out_of_memory(plan.device) from error
             # Only here, outside the except block, has the failed step let go of its tensors.
-            self._optimizer.zero_grad(set_to_none=True)
+            self.network.zero_grad(set_to_none=True)
             empty_cache()
-            before, smaller = self.plan.micro_batch, self.plan.micro_batch // 2
-            self.notes.append(f"the card ran out of memory: {smaller} slices at once instead of {before}")
-            self.plan = replace(self.plan, micro_batch=smaller)
-            micro_batches = [part for pair in micro_batches for part in split_batch(*pair, smaller)]
+            smaller = plan.micro_batch // 2
+            self.notes.append(f"the card ran out of memory: {smaller} slices at once instead of {plan.micro_batch}")
+            self.plans[precision] = replace(plan, micro_batch=smaller)
 
+    @contextmanager
+    def _metered(self, plan: TrainPlan) -> Iterator[None]:
+        """Measure the peak of a step, once per format, when Adam's state exists: all later ones are alike."""
+        if not self._step.moments() or plan.precision in self.peaks:
+            yield
+            return
+        with PeakMeter(torch.device(plan.device), *self._step.resident()) as meter:
+            yield
+        self.peaks[plan.precision] = meter.peak_bytes
 
-def validate(
-    network: SliceNetwork, config: NetworkConfig, cases: Sequence[CachedCase], region: Region, plan: TrainPlan
-) -> tuple[dict[str, float], int]:
-    """Dice of a region per patient (TP, FP, FN summed over slices), on slices where the reference holds its parent.
+    def _end_epoch(self, tell: Listener) -> None:
+        """Validate, keep the best weights, tell."""
+        if not self._losses:  # the time ran out just now
+            return
+        if self._skipped == self.steps:
+            found = f"no gradient of {self.steps} steps was finite"
+            advice = "Pass --precision fp32, or a smaller --learning-rate."
+            raise InputError(f"training {self.name.upper()}", found, "finite gradients", advice)
+        self.network.zero_grad(set_to_none=True)  # validation needs the room
+        state = self._average.state if self.config.average else self.network.state_dict()
+        plan = self.plans[self.controller.fast]
+        result = parallel.first(
+            None
+            if parallel.rank()
+            else validate(state, self.config.network, self.validation, self.regions, plan.device, plan.precision)
+        )
+        if plan.precision in self.peaks:
+            # What a meter of the validation does not see: CUDA's allocator knows all, the count on the CPU nothing.
+            resident = sum(map(storage_bytes, self._step.resident())) if plan.device == "cpu" else 0
+            self.peaks[plan.precision] = max(self.peaks[plan.precision], result.peak_bytes + resident)
+        seconds = self._seconds
+        took = max(seconds - (self.epochs[-1].seconds if self.epochs else 0.0), 1e-9)
+        epoch = Epoch(
+            self.name,
+            len(self.epochs) + 1,
+            self.steps,
+            seconds,
+            self._skipped,
+            self._fallback_steps,
+            len(self._losses) * self.config.batch / took,
+            float(np.nanmean(self._losses)),
+            result.dice,
+        )
+        self.epochs.append(epoch)
+        self._epoch_began, self._losses = self.steps, []
+        if self.best is epoch:
+            self.best_state = {key: value.detach().cpu().clone() for key, value in state.items()}
+        tell.on_epoch(epoch, result)
+        tell.on_checkpoint()
 
-    In the plan's format, as `segment` will run: in place for fp32, else in a half copy. Returns the scores and the
-    peak bytes of prediction.
-    """
-    one_slice = InferencePlan(plan.device, plan.precision, batch=1)
-    placed = network.eval()
-    if plan.precision != "fp32":
-        with torch.device("meta"):
-            placed = build_network(config)
-        state = network.state_dict().items()
-        halves = {key: value.to(DTYPES[plan.precision]) if value.is_floating_point() else value for key, value in state}
-        placed.load_state_dict(halves, assign=True)
-        placed = place(placed, one_slice)
-    scores, peak_bytes = {}, 0
-    for case in cases:
-        prediction = predict_region(placed, case.slices_ZCHW, case.seen_by(region), one_slice)
-        truth_ZHW = case.depth_ZHW >= region.depth
-        hits = int((prediction.mask_ZHW & truth_ZHW).sum())
-        found, present = int(prediction.mask_ZHW.sum()), int(truth_ZHW.sum())
-        scores[case.case_id] = dice(hits, found - hits, present - hits)
-        peak_bytes = max(peak_bytes, prediction.peak_bytes)
-    return scores, peak_bytes
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that `restore` needs but the best weights: tensors, and what JSON can hold."""
+        tensors = {f"network {key}": value for key, value in self.network.state_dict().items()}
+        tensors |= {f"average {key}": value for key, value in self._average.state.items()}
+        for name, parameter in self.network.named_parameters():
+            moments = self._step.optimizer.state.get(parameter, {})
+            tensors |= {f"{kind} {name}": value for kind, value in moments.items()}
+        state = {key: getattr(self, key) for key in _PLAIN}
+        state |= {"epochs": [asdict(epoch) for epoch in self.epochs], "seconds": self._seconds}
+        state |= {"updates": self._average.updates, "controller": self.controller.state()}
+        return tensors, state | {"scaler": self._step.scaler.state_dict()}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
+        """Go on where `checkpoint` was made; `best`: the best weights until then."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(" ")
+            parts.setdefault(kind, {})[name] = tensor
+        self.network.load_state_dict(parts.pop("network"))
+        self._average.load(parts.pop("average"), state["updates"])
+        for name, parameter in self.network.named_parameters():
+            for kind, values in parts.items():
+                like = parameter.detach() if values[name].ndim else values[name].to(parameter.device)
+                self._step.optimizer.state[parameter][kind] = torch.empty_like(like).copy_(values[name])
+        for key in _PLAIN:
+            setattr(self, key, state[key])
+        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+        self._seconds_before, self.best_state = state["seconds"], dict(best)
+        self.controller.restore(state["controller"])
+        self._step.scaler.load_state_dict(state["scaler"])

@@ -20,7 +20,7 @@ LabelMap = npt.NDArray[np.uint8]
 
 
 class Region(str, Enum):
-    """A binary target of the BraTS evaluation; one network segments one region."""
+    """A binary target of the BraTS evaluation; a network segments one of them, or all three."""
 
     WT = "wt"
     """Whole tumour: NCR, ED and ET."""

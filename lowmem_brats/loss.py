@@ -1,75 +1,185 @@
-"""Batch Dice: the Dice of all slices of a batch taken as one volume, exact however the batch is cut.
+"""Losses that are exact however a batch is cut into micro-batches or spread over processes.
 
-Source: Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation",
-eq. 2a–2c, for the two channels p (foreground) and 1−p (background); smoothing 1e-4. The form over micro-batches is this
-project's. Shape suffixes: N slices in a batch, C modalities, H W in-plane.
+Every loss here is a function of sums over the slices of a batch: its `terms` add up, its `value` is taken of the
+totals. Sources: batch Dice and per-slice Dice, Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal
+MRI-based Brain Tumor Segmentation", eq. 2 and 1, smoothing 1e-4; class-balanced weights, Cui et al. 2019,
+"Class-Balanced Loss Based on Effective Number of Samples", eq. 2; focal loss, Lin et al. 2017, eq. 4. Shape suffixes: N
+slices in a batch, C modalities, K regions, H W in-plane.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from lowmem_brats.errors import InputError
 
 SMOOTH = 1e-4
+BETA = 0.99999
+"""Of the effective number of samples, a sample being a pixel: counts far above 1 / (1 − BETA) no longer differ."""
+GAMMA = 2.0
+"""Of the focal loss: how much less pixels count that are right already."""
 
 
-def dice_sums(logits_N1HW: Tensor, target_N1HW: Tensor) -> Tensor:
-    """The three sums that batch Dice is made of: I = Σ p·g, P = Σ p, G = Σ g, as one tensor [3].
+def _weighted_dice(sums_4K: Tensor) -> Tensor:
+    """Σ w·(1 − Dice) over channels, from I = Σ p·g, P = Σ p, G = Σ g and the pixels, [4, ..., K] → [...].
 
-    `logits_N1HW`: any float format; `target_N1HW`: 0 or 1. Summed in fp32 at least: two 240×240 slices overflow fp16.
+    Each channel weighs 1 − its share of the foreground, so the rarer one counts more (eq. 1a, 2a). A single region is
+    taken with its background, p and 1−p, as in the paper's U-Net 2C, three regions by themselves, as in its U-Net 3C.
     """
-    wide = torch.promote_types(logits_N1HW.dtype, torch.float32)
-    probability = torch.sigmoid(logits_N1HW.to(wide))
-    target = target_N1HW.to(wide)
-    return torch.stack([(probability * target).sum(), probability.sum(), target.sum()])
-
-
-def batch_dice_of_sums(sums: Tensor, pixels: int) -> Tensor:
-    """Batch Dice loss from `dice_sums` over `pixels` pixels in all; a scalar from 0 (perfect) to 1.
-
-    Each channel weighs 1 − its share of the pixels (eq. 2a), so the rarer one counts more; the weights sum to 1.
-    """
-    intersection, predicted, present = sums
-    foreground = (2 * intersection + SMOOTH) / (predicted + present + SMOOTH)
-    missed = pixels - predicted - present + intersection
-    background = (2 * missed + SMOOTH) / (2 * pixels - predicted - present + SMOOTH)
-    share = present / pixels
-    loss: Tensor = (1 - share) * (1 - foreground) + share * (1 - background)
+    intersection, predicted, present, pixels = sums_4K
+    if sums_4K.shape[-1] == 1:
+        missed = pixels - predicted - present + intersection
+        intersection = torch.cat([intersection, missed], dim=-1)
+        predicted, present = (torch.cat([v, pixels - v], dim=-1) for v in (predicted, present))
+    dice = (2 * intersection + SMOOTH) / (predicted + present + SMOOTH)
+    share = present / present.sum(dim=-1, keepdim=True).clamp_min(1)
+    loss: Tensor = ((1 - share) * (1 - dice)).sum(dim=-1)
     return loss
 
 
-def batch_dice(logits_N1HW: Tensor, target_N1HW: Tensor) -> Tensor:
-    """Batch Dice loss of one batch (eq. 2c): a differentiable scalar, fp32 or wider."""
-    return batch_dice_of_sums(dice_sums(logits_N1HW, target_N1HW), target_N1HW.numel())
+def _sums(logits_NKHW: Tensor, target_NKHW: Tensor, over: tuple[int, ...]) -> Tensor:
+    probability = torch.sigmoid(logits_NKHW)
+    intersection = (probability * target_NKHW).sum(dim=over)
+    pixels = torch.full_like(intersection, target_NKHW.numel() // intersection.numel())
+    return torch.stack([intersection, probability.sum(dim=over), target_NKHW.sum(dim=over), pixels])
 
 
-def backward_batch_dice(
+def dice_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
+    """I = Σ p·g, P = Σ p, G = Σ g and the number of pixels, per region: [4, K]."""
+    return _sums(logits_NKHW, target_NKHW, (0, 2, 3))
+
+
+def dice_value(totals_4K: Tensor) -> Tensor:
+    """Batch Dice loss (eq. 2c): all slices as one volume; 0 is perfect."""
+    return _weighted_dice(totals_4K)
+
+
+def slice_dice_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
+    """Sum over slices of each slice's own Dice loss, and the number of slices: [2]."""
+    losses_N = _weighted_dice(_sums(logits_NKHW, target_NKHW, (2, 3)))
+    return torch.stack([losses_N.sum(), losses_N.new_tensor(len(losses_N))])
+
+
+def cross_entropy_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
+    """Sum over pixels and regions of −log of the right class's probability, and their number: [2]."""
+    total = functional.binary_cross_entropy_with_logits(logits_NKHW, target_NKHW, reduction="sum")
+    return torch.stack([total, total.new_tensor(target_NKHW.numel())])
+
+
+def focal_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
+    """Cross-entropy with each pixel weighted by (1 − its right class's probability)^GAMMA, and the number: [2]."""
+    towards_right = torch.where(target_NKHW > 0.5, logits_NKHW, -logits_NKHW)
+    total = (torch.sigmoid(-towards_right) ** GAMMA * functional.softplus(-towards_right)).sum()
+    return torch.stack([total, total.new_tensor(target_NKHW.numel())])
+
+
+def mean_value(totals_2: Tensor) -> Tensor:
+    """A sum over its number."""
+    return totals_2[0] / totals_2[1]
+
+
+def balanced_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
+    """Per region, cross-entropy summed over foreground and over background, and the pixels of each: [4, K]."""
+    background = 1 - target_NKHW
+    parts = (
+        functional.softplus(-logits_NKHW) * target_NKHW,
+        functional.softplus(logits_NKHW) * background,
+        target_NKHW,
+        background,
+    )
+    return torch.stack([part.sum(dim=(0, 2, 3)) for part in parts])
+
+
+def balanced_value(totals_4K: Tensor) -> Tensor:
+    """Mean cross-entropy of pixels that weigh α = (1−β)/(1−β^n) each, n the pixels of their class in the batch."""
+    losses_2K, counts_2K = totals_4K[:2], totals_4K[2:]
+    alpha_2K = (1 - BETA) / -torch.expm1(counts_2K.clamp_min(1) * math.log(BETA))
+    return ((alpha_2K * losses_2K).sum(dim=0) / (alpha_2K * counts_2K).sum(dim=0)).mean()
+
+
+Terms = Callable[[Tensor, Tensor], Tensor]
+Value = Callable[[Tensor], Tensor]
+LOSSES: dict[str, tuple[Terms, Value]] = {
+    "dice": (dice_terms, dice_value),
+    "slice-dice": (slice_dice_terms, mean_value),
+    "ce": (cross_entropy_terms, mean_value),
+    "balanced-ce": (balanced_terms, balanced_value),
+    "focal": (focal_terms, mean_value),
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum of losses of the table."""
+
+    parts: tuple[tuple[Terms, Value], ...]
+
+    def terms(self, logits_NKHW: Tensor, target_NKHW: Tensor) -> list[Tensor]:
+        """What adds up over slices, one tensor per part, fp32 at least: two 240×240 slices overflow fp16.
+
+        `logits_NKHW`: any float format; `target_NKHW`: 0 or 1, on any device.
+        """
+        logits_NKHW = logits_NKHW.to(torch.promote_types(logits_NKHW.dtype, torch.float32))
+        target_NKHW = target_NKHW.to(logits_NKHW)
+        return [terms(logits_NKHW, target_NKHW) for terms, _ in self.parts]
+
+    def value(self, totals: Sequence[Tensor]) -> Tensor:
+        """The loss, a scalar, from the totals of `terms`."""
+        return torch.stack([value(total) for (_, value), total in zip(self.parts, totals, strict=True)]).sum()
+
+    def __call__(self, logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
+        """The loss of one batch: a differentiable scalar."""
+        return self.value(self.terms(logits_NKHW, target_NKHW))
+
+
+def find_loss(name: str) -> Loss:
+    """The loss of keys of LOSSES joined by `+`, such as `dice+ce`. Raises InputError for an unknown one."""
+    unknown = [key for key in name.split("+") if key not in LOSSES]
+    if unknown:
+        expected = f"{', '.join(LOSSES)}, or several joined by +"
+        raise InputError("--loss", repr(unknown[0]), expected, "Use dice, as the paper does.")
+    return Loss(tuple(LOSSES[key] for key in name.split("+")))
+
+
+def backward_loss(
+    loss: Loss,
     logits_of: Callable[[Tensor], Tensor],
     micro_batches: Sequence[tuple[Tensor, Tensor]],
-    scale: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    scale: Callable[[Tensor], Tensor] = lambda value: value,
+    add_up: Callable[[Tensor], object] = lambda total: None,
 ) -> Tensor:
-    """Batch Dice loss of all micro-batches taken as one batch; adds its exact gradient to the parameters.
+    """The loss of all micro-batches taken as one batch; adds its exact gradient to the parameters.
 
-    `logits_of`: a network, slices_NCHW → logits_N1HW; `micro_batches`: pairs of slices_NCHW and target_N1HW; `scale`:
-    what the loss is multiplied by before the gradient is taken (`GradScaler.scale`). Returns the loss, detached.
+    `logits_of`: a network, slices_NCHW → logits_NKHW; `micro_batches`: pairs of slices_NCHW and target_NKHW; `scale`:
+    what the loss is multiplied by before the gradient is taken (`GradScaler.scale`); `add_up`: adds the totals of other
+    processes in place, whose gradients are then to be added up as well. Returns the loss, detached.
 
     Dice does not add up over micro-batches, but it is a function of sums that do. So the sums are added up first,
     without gradients; the slope of the loss at the totals is then the same for every micro-batch, and each one
-    back-propagates it through its own sums. That costs one more forward pass, at the memory of one micro-batch. It is
-    exact for networks that treat slices apart and draw nothing at random: not with batch norm or dropout.
+    back-propagates it through its own sums. That costs one more forward pass, at the memory of one micro-batch; none if
+    there is only one. It is exact for networks that treat slices apart and draw nothing at random: not with batch norm.
     """
-    if len(micro_batches) == 1:
-        slices_NCHW, target_N1HW = micro_batches[0]
-        loss = batch_dice(logits_of(slices_NCHW), target_N1HW)
-        scale(loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-    with torch.no_grad():
-        totals = torch.stack([dice_sums(logits_of(slices), target) for slices, target in micro_batches]).sum(dim=0)
-    totals.requires_grad_()
-    loss = batch_dice_of_sums(totals, sum(target.numel() for _, target in micro_batches))
-    (slope,) = torch.autograd.grad(scale(loss), totals)
-    for slices_NCHW, target_N1HW in micro_batches:
-        dice_sums(logits_of(slices_NCHW), target_N1HW).backward(slope)  # type: ignore[no-untyped-call]
-    return loss.detach()
+    alone = len(micro_batches) == 1
+    terms, totals = list[Tensor](), list[Tensor]()
+    with torch.set_grad_enabled(alone):
+        for slices_NCHW, target_NKHW in micro_batches:
+            terms = loss.terms(logits_of(slices_NCHW), target_NKHW)
+            totals = totals or [torch.zeros_like(term) for term in terms]
+            for total, term in zip(totals, terms, strict=True):
+                total += term.detach()
+    for total in totals:
+        add_up(total)
+    value = loss.value([total.requires_grad_() for total in totals])
+    slopes = torch.autograd.grad(scale(value), totals)
+    if alone:
+        torch.autograd.backward(terms, slopes)
+        return value.detach()
+    for slices_NCHW, target_NKHW in micro_batches:
+        torch.autograd.backward(loss.terms(logits_of(slices_NCHW), target_NKHW), slopes)
+    return value.detach()

@@ -1,6 +1,11 @@
-"""Which floating-point format a network runs in."""
+"""Which floating-point format a network runs in, and when training leaves it for a safer one."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
 
 import torch
 
@@ -33,3 +38,76 @@ def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 in hardware (AVX512-BF16, AMX), as torch reports it; False if unknown."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+WINDOW = 50  # steps from which the usual gradient and the usual bend of the loss are known
+OVERFLOWS = 3  # gradients in a row that are not finite; one or two are how fp16's loss scale finds its level
+OUTLIER, OUTLIERS = 10.0, 2  # times the usual gradient, and how many in a row; one alone is an odd batch
+LAG, BEND = 15, 6.0  # the loss bends when its second difference over LAG steps is so many times the usual one
+SMOOTHING = 0.9  # of the loss, an exponential mean over about ten steps
+HOLD = 100  # steps in the safer format; as many again after each further fallback
+
+
+class PrecisionController:
+    """Assorted precision: the fast format while training is smooth, the safer one for a while when it is not.
+
+    Training is unstable when gradients are not finite, when they are far longer than usual, or when the smoothed loss
+    bends upwards far more than usual (curvature, as its second difference). Source: Pandya et al. 2026, "Enhanced 3D
+    Brain Tumor Segmentation Using Assorted Precision Training", which names the three signs; the rules are this
+    project's. `safer`: None to stay in `fast` whatever happens.
+    """
+
+    def __init__(self, fast: str, safer: str | None) -> None:
+        self.fast, self.safer = fast, safer if safer != fast else None
+        self.held = 0
+        """Steps still to take in the safer format; 0: in the fast one."""
+        self.fallbacks = self.overflows = self.outliers = 0
+        self.norms, self.smoothed, self.bends = list[float](), list[float](), list[float]()
+
+    @property
+    def precision(self) -> str:
+        """The format of the next step."""
+        return self.safer if self.held and self.safer else self.fast
+
+    def observe(self, loss: float, norm: float) -> str | None:
+        """Take note of a step's loss and gradient norm; the reason, if the next step is in another format."""
+        trouble = self._trouble(loss, norm)
+        if self.safer is None:
+            return None
+        if self.held:
+            self.held = self.held - 1 if trouble is None else max(self.held, HOLD)
+            return None if self.held else f"back to {self.fast}: training is smooth"
+        if trouble is None:
+            return None
+        self.fallbacks += 1
+        self.held = HOLD * self.fallbacks
+        return f"{self.safer} for {self.held} steps: {trouble}"
+
+    def _trouble(self, loss: float, norm: float) -> str | None:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.overflows += 1
+            return f"{self.overflows} gradients in a row were not finite" if self.overflows >= OVERFLOWS else None
+        self.overflows = 0
+        usual_norm = median(self.norms) if len(self.norms) == WINDOW else math.inf
+        self.norms = [*self.norms, norm][-WINDOW:]
+        last = self.smoothed[-1] if self.smoothed else loss
+        self.smoothed = [*self.smoothed, SMOOTHING * last + (1 - SMOOTHING) * loss][-2 * LAG - 1 :]
+        self.outliers = self.outliers + 1 if norm > OUTLIER * usual_norm else 0
+        trouble = f"gradients up to {norm:.3g}, usual is {usual_norm:.3g}" if self.outliers >= OUTLIERS else None
+        if len(self.smoothed) <= 2 * LAG:
+            return trouble
+        before, middle, now = self.smoothed[::LAG]
+        bend = now - 2 * middle + before
+        usual_bend = median(self.bends) if len(self.bends) == WINDOW else math.inf
+        self.bends = [*self.bends, abs(bend)][-WINDOW:]
+        if now > middle and bend > BEND * usual_bend:
+            trouble = trouble or f"the loss bends upwards by {bend:.3g}, usual is {usual_bend:.3g}"
+        return trouble
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain numbers."""
+        return {key: value for key, value in vars(self).items() if key not in ("fast", "safer")}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`; in another `fast` format too."""
+        vars(self).update(state)

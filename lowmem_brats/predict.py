@@ -1,6 +1,6 @@
-"""One region's network over one stack of slices.
+"""One network over one stack of slices.
 
-Shape suffixes: Z slices of a case, N slices in a batch, C modalities, H W in-plane.
+Shape suffixes: Z slices of a case, N slices in a batch, C modalities, K regions, H W in-plane.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OnProgress = Callable[[int, int], None]
 class Prediction:
     """What a network found in a stack of slices."""
 
-    mask_ZHW: npt.NDArray[np.bool_]
+    mask_KZHW: npt.NDArray[np.bool_]
     """False outside the brain and on slices that were not run."""
     peak_bytes: int
     """Most bytes on the device (live tensors on the CPU), weights included."""
@@ -73,7 +73,7 @@ def place(network: SliceNetwork, plan: InferencePlan) -> SliceNetwork:
         raise out_of_memory(plan.device) from error
 
 
-def predict_region(
+def predict_slices(
     network: SliceNetwork,
     slices_ZCHW: npt.NDArray[np.float16],
     active_Z: npt.NDArray[np.bool_],
@@ -85,7 +85,7 @@ def predict_region(
     `slices_ZCHW`: z-scored, on the host; `active_Z`: which slices to run. When the device runs out of memory all the
     same, the batch is halved and tried again. Raises BudgetError when a single slice does not fit.
     """
-    mask_ZHW = np.zeros((len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.bool_)
+    mask_KZHW = np.zeros((network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.bool_)
     run_Z = np.flatnonzero(active_Z)
     meter = PeakMeter(torch.device(plan.device), *network.parameters(), *network.buffers())
     done, batch = 0, plan.batch
@@ -94,7 +94,7 @@ def predict_region(
         try:
             # All batches have one shape and the first is never the smallest: its peak is the peak.
             with meter if done == 0 else nullcontext():
-                mask_ZHW[z] = step.predict_batch(network, torch.from_numpy(slices_ZCHW[z])).numpy()
+                mask_KZHW[:, z] = step.predict_batch(network, torch.from_numpy(slices_ZCHW[z])).numpy().swapaxes(0, 1)
             done += len(z)
             on_progress(done, len(run_Z))
             continue
@@ -104,7 +104,7 @@ def predict_region(
         # Only here, outside the except block, has the failed pass let go of its tensors.
         batch //= 2
         empty_cache()
-    return Prediction(mask_ZHW, meter.peak_bytes, batch)
+    return Prediction(mask_KZHW, meter.peak_bytes, batch)
 
 
 def empty_cache() -> None:

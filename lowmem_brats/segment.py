@@ -1,7 +1,8 @@
 """One case, from NIfTI to NIfTI.
 
-WT runs on every slice with brain, TC on the slices where WT was found, ET on the slices where TC was found. Skipping
-is exact, because fusion is nested: a slice without WT can hold no TC or ET. One network is in memory at a time.
+A network of all regions runs on every slice with brain. Of three networks, WT's does, TC's runs where WT was found and
+ET's where TC was found; skipping is exact, because fusion is nested: a slice without WT can hold no TC or ET. One
+network is in memory at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
 from lowmem_brats.postprocess import drop_small_components
 from lowmem_brats.precision import choose_precision
-from lowmem_brats.predict import place, predict_region, sound_precision
+from lowmem_brats.predict import place, predict_slices, sound_precision
 from lowmem_brats.slices import SliceStack, prepare, to_volume
 from lowmem_brats.weights import WeightsSet, load_network, open_set, versions
 
@@ -50,7 +51,7 @@ class SegmentReport:
     seconds: dict[str, float]
     """Per stage, in order."""
     slices: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Per region: `run` and `skipped`, of the slices that hold brain."""
+    """Per network, named by its regions: `run` and `skipped`, of the slices that hold brain."""
     voxels: dict[str, int] = field(default_factory=dict)
     """Per tissue."""
     millilitres: dict[str, float] = field(default_factory=dict)
@@ -96,7 +97,7 @@ def segment_case(
 ) -> Segmentation:
     """Segment one case and write its label map to `output`, in the grid of its first image.
 
-    `on_progress(region, slices done, slices in all)`; `on_plan` is called before a network runs. Raises InputError,
+    `on_progress(regions, slices done, slices in all)`; `on_plan` is called before a network runs. Raises InputError,
     WeightsError or BudgetError before anything is written.
     """
     convention, seconds = CONVENTIONS[config.labels], dict[str, float]()
@@ -109,7 +110,7 @@ def segment_case(
     with _timed(seconds, "prepare"):
         stack = prepare(case.images_CXYZ, stride_of(weights.network))
     with _timed(seconds, "plan"):
-        load = partial(load_network, weights.files[Region.WT])
+        load = partial(load_network, weights.files[0])
         precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)
         size_HW = (stack.slices_ZCHW.shape[2], stack.slices_ZCHW.shape[3])
         plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
@@ -139,28 +140,28 @@ def _middle_slice(stack: SliceStack) -> npt.NDArray[np.float16]:
 def _predict_regions(
     weights: WeightsSet, stack: SliceStack, config: SegmentConfig, report: SegmentReport, on_progress: OnProgress
 ) -> dict[Region, npt.NDArray[np.bool_]]:
-    """Run the three networks, one in memory at a time: region → mask_ZHW."""
+    """Run the networks, one in memory at a time: region → mask_ZHW."""
     masks: dict[Region, npt.NDArray[np.bool_]] = {}
     active_Z = stack.brain_Z
-    for region in Region:
+    for file in weights.files:
         plan = report.plan
-        with _timed(report.seconds, region.value):
-            prediction = predict_region(
-                place(load_network(weights.files[region]), plan),
+        with _timed(report.seconds, file.name):
+            prediction = predict_slices(
+                place(load_network(file), plan),
                 stack.slices_ZCHW,
                 active_Z,
                 plan,
-                lambda done, total, name=region.name: on_progress(name, done, total),  # type: ignore[misc]
+                partial(on_progress, file.name.upper()),
             )
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
             report.plan = replace(plan, batch=prediction.batch)
-        masks[region] = prediction.mask_ZHW
+        masks |= zip(file.regions, prediction.mask_KZHW, strict=True)
         report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
         report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
-        report.slices[region.value] = {"run": int(active_Z.sum()), "skipped": int((stack.brain_Z & ~active_Z).sum())}
+        report.slices[file.name] = {"run": int(active_Z.sum()), "skipped": int((stack.brain_Z & ~active_Z).sum())}
         if config.skip_slices:
-            active_Z = active_Z & masks[region].any(axis=(1, 2))
+            active_Z = active_Z & masks[file.regions[-1]].any(axis=(1, 2))
     return masks
 
 

@@ -1,28 +1,32 @@
-"""Train the three networks of a set, one region after another.
+"""Train the networks of a set, one after another, and score the set on patients that were held out.
 
 Each network learns from the slices that it will see (WT from all brain slices, TC from slices with WT, ET from slices
-with TC) and starts from its parent's weights.
+with TC) and starts from its parent's weights, or from those of a set to fine-tune.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import os
-import tempfile
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from lowmem_brats.case_files import CaseFiles, find_labelled_cases
+from lowmem_brats import parallel
+from lowmem_brats.case_files import CaseFiles
+from lowmem_brats.case_list import read_cases
 from lowmem_brats.config import TrainConfig
-from lowmem_brats.dataset import build_cache, frame_of, split_cases
-from lowmem_brats.files import replace_when_complete
-from lowmem_brats.fit import Epoch, OnProgress, RegionTraining
+from lowmem_brats.dataset import Split, frame_of, split_cases
+from lowmem_brats.errors import BudgetError, InputError
+from lowmem_brats.evaluate import PatientScores, summarise
+from lowmem_brats.fit import Epoch, Listener, NetworkTraining
+from lowmem_brats.held_out import score_held_out
 from lowmem_brats.labels import CONVENTIONS, Region
+from lowmem_brats.loss import find_loss
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget
@@ -31,127 +35,250 @@ from lowmem_brats.memory.step import place
 from lowmem_brats.networks import build_network, stride_of
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import sound_precision
-from lowmem_brats.weights import WeightsFile, save_network, versions, write_index
+from lowmem_brats.run_folder import NetworkReport, RunFolder, TrainReport, check_resumable, read_run
+from lowmem_brats.slice_cache import CachedCase, build_cache
+from lowmem_brats.validate import Validation
+from lowmem_brats.weights import WeightsFile, load_network, open_set, save_network, versions, write_index
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TrainListener:
+    """Who is told of what happens."""
+
+    on_progress: OnProgress = lambda stage, done, total: None
+    on_plan: Callable[[TrainPlan], None] = lambda plan: None
+    on_note: Callable[[str], None] = lambda note: None
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None
+    on_test: Callable[[list[PatientScores]], None] = lambda scores: None
 
 
 @dataclass
-class TrainReport:
-    """What a training did; written to `run.json`."""
+class _Run:
+    """One training under way."""
 
-    config: dict[str, object]
-    versions: dict[str, str]
-    device: str
-    precision: str
-    training_cases: list[str]
-    validation_cases: list[str]
-    epochs: list[Epoch] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    plan: TrainPlan | None = None
-    peak_bytes: int = 0
-    """Most bytes of tensors on the device in a step, to compare with the plan's `predicted_bytes`."""
-    cuda_peak: dict[str, int] | None = None
-    """On a card: most bytes allocated, reserved and used as the driver sees it."""
+    folder: RunFolder
+    report: TrainReport
+    tell: TrainListener
+    training: list[CachedCase] = field(default_factory=list)
+    validation: list[CachedCase] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Put a note in the report and on the screen."""
+        self.report.notes.append(text)
+        self.tell.on_note(text)
+
+    def write(self) -> None:
+        """Write the report, once for all processes."""
+        if parallel.rank() == 0:
+            self.folder.write_report(self.report)
 
 
 def train_set(
     data: Path,
     out: Path,
     config: TrainConfig,
-    on_progress: OnProgress = lambda stage, done, total: None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_plan: Callable[[TrainPlan], None] = lambda plan: None,
-) -> TrainReport:
-    """Train WT, TC and ET on a folder of labelled cases; `out` becomes a weights set with `run.json` beside it.
+    tell: TrainListener = TrainListener(),
+    resume: bool = False,
+    cache: Path | None = None,
+    tensorboard: bool = False,
+) -> TrainReport | None:
+    """Train on labelled cases; `out` becomes a run folder and a weights set for `segment`.
 
-    Raises InputError for unusable cases or options.
+    `data`: a folder of case folders, or a list of cases; `resume`: go on with what `out` holds; `cache`: where prepared
+    slices are kept, by default in `out`. With several processes only the first writes, tells and returns a report, the
+    others None. Raises InputError for unusable cases or options, BudgetError where nothing fits.
     """
-    device, notes = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
-    budget = open_budget(config.vram, device)
-    labelled, unlabelled = find_labelled_cases(data)
-    notes += [f"{folder} has no label map: left out" for folder in unlabelled]
-    split = split_cases(labelled, config.validation, config.seed)
-    training_ids, validation_ids = ([case.case_id for case in part] for part in split)
-    report = TrainReport(asdict(config), versions(), str(device), precision, training_ids, validation_ids, notes=notes)
-    out.mkdir(parents=True, exist_ok=True)
-    # Everything grows in a folder of its own and is moved at the end: an older set stays whole until then.
-    with tempfile.TemporaryDirectory(prefix=".training-", dir=out, ignore_cleanup_errors=True) as scratch:
-        _train_regions(Path(scratch), split, budget, config, report, Callbacks(on_progress, on_epoch, on_plan))
-        paths = {region: out / f"{region.value}.safetensors" for region in Region}
-        for path in paths.values():
-            os.replace(Path(scratch) / path.name, path)
-        write_index(out, out.resolve().name, paths)
-    with replace_when_complete(out / "run.json") as partial:
-        partial.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    return report
+    with parallel.processes():
+        if config.batch < parallel.size():
+            raise InputError("--batch", str(config.batch), f"{parallel.size()} or more, one per process", "Raise it.")
+        tell = tell if parallel.rank() == 0 else TrainListener()
+        find_loss(config.loss)
+        device, notes = choose_device(parallel.local_device(config.device))
+        budget = open_budget(config.vram, device)
+        cases, left_out = read_cases(data, config.strict)
+        split = _resumed_split(cases, out, config) if resume else _new_split(cases, config)
+        training, validation, test = (
+            [case.case_id for case in part] for part in (split.training, split.validation, split.test)
+        )
+        report = TrainReport(config, versions() | {"revision": _revision()}, str(device), training, validation, test)
+        run = _Run(RunFolder(out, tensorboard and parallel.rank() == 0), report, tell)
+        for text in [*notes, *left_out]:
+            run.note(text)
+        if not resume and parallel.rank() == 0:
+            run.folder.forget()
+        run.write()
+        _cache(run, split, cache or out / "cache")
+        paths = _train_networks(run, budget)
+        if parallel.rank() == 0:
+            _install(run, paths)
+            if (out / "index.json").exists():
+                _score(run, split.test)
+            run.write()
+            return report
+    return None
 
 
-@dataclass(frozen=True)
-class Callbacks:
-    """Who is told of what happens."""
-
-    on_progress: OnProgress
-    on_epoch: Callable[[Epoch], None]
-    on_plan: Callable[[TrainPlan], None]
+def _new_split(cases: list[CaseFiles], config: TrainConfig) -> Split:
+    return split_cases(cases, config.validation, config.test, config.fold, config.seed)
 
 
-def _train_regions(
-    scratch: Path,
-    split: tuple[list[CaseFiles], list[CaseFiles]],
-    budget: MemoryBudget,
-    config: TrainConfig,
-    report: TrainReport,
-    tell: Callbacks,
-) -> None:
-    """Read the cases, plan, and train one region after another; their weights are written to `scratch`."""
-    device, convention = torch.device(report.device), CONVENTIONS[config.labels]
-    files = [*split[0], *split[1]]
-    cases = build_cache(
+def _resumed_split(cases: list[CaseFiles], out: Path, config: TrainConfig) -> Split:
+    """The split that the training began with. Raises InputError where a case of it is gone."""
+    stored, parts = read_run(out)
+    check_resumable(config, stored, out)
+    by_id = {case.case_id: case for case in cases}
+    gone = sorted({case_id for part in parts for case_id in part} - by_id.keys())
+    if gone:
+        raise InputError(f"resuming {out}", f"no {', '.join(gone)}", "the cases it began with", "Put them back.")
+    return Split(*(tuple(by_id[case_id] for case_id in part) for part in parts))
+
+
+def _cache(run: _Run, split: Split, folder: Path) -> None:
+    """Read and prepare the cases; the first process writes what the others then find."""
+    config = run.report.config
+    if parallel.rank():
+        parallel.wait()
+    files = [*split.training, *split.validation]
+    cases, notes = build_cache(
         files,
-        scratch / "cache",
+        folder,
         stride_of(config.network),
-        convention,
-        lambda done, total: tell.on_progress("reading cases", done, total),
+        CONVENTIONS[config.labels],
+        lambda done, total: run.tell.on_progress("reading cases", done, total),
+        config.strict,
     )
-    report.notes += [f"{case.case_id}: {text}" for case in cases for text in case.warnings]
-    training, validation = cases[: len(split[0])], cases[len(split[0]) :]
+    if not parallel.rank():
+        parallel.wait()
+    for text in [*notes, *(f"{case.case_id}: {warning}" for case in cases for warning in case.warnings)]:
+        run.note(text)
+    for kept, part in ((run.training, split.training), (run.validation, split.validation)):
+        ids = {case.case_id for case in part}
+        kept += [case for case in cases if case.case_id in ids]
+        if not kept:
+            raise InputError("training data", "no case of the split could be read", "sound cases", "See the warnings.")
+    run.report.training_cases, run.report.validation_cases = (
+        [case.case_id for case in part] for part in (run.training, run.validation)
+    )
+
+
+def _train_networks(run: _Run, budget: MemoryBudget) -> dict[Region, Path]:
+    """Plan, and train one network after another; returns where each region's weights lie, beside the checkpoints."""
+    config, device = run.report.config, run.report.device
+    regions = tuple(Region(name) for name in ("wt", "tc", "et") if name in config.regions)
+    groups = [regions] if config.network.outputs > 1 else [(region,) for region in regions]
     torch.manual_seed(config.seed)
     # One network for all: each region continues from its parent's weights, the same anatomy and a nested target.
     network = build_network(config.network)
-    middle_CHW = training[0].slices_ZCHW[len(training[0].slices_ZCHW) // 2]
-    load = partial(copy.deepcopy, network)
-    report.precision, notes = sound_precision(load, middle_CHW, report.device, report.precision)
-    report.notes += notes
-    frame_HW = frame_of(training)
-    plan = plan_train(config.network, frame_HW, config.batch, budget, report.device, report.precision)
-    report.plan = plan
-    tell.on_plan(plan)
-    place(network, device)
-    for region in Region:
-        _train_region(RegionTraining(region, network, training, validation, config, plan), scratch, report, tell)
+    middle_CHW = run.training[0].slices_ZCHW[run.training[0].shape_ZCHW[0] // 2]
+    wanted = choose_precision(config.precision, torch.device(device))
+    precision, notes = sound_precision(partial(copy.deepcopy, network), middle_CHW, device, wanted)
+    for text in notes:
+        run.note(text)
+    run.report.plans = _plan(run, budget, precision)
+    place(network, torch.device(device))
+    paths: dict[Region, Path] = {}
+    for group in groups:
+        if config.finetune:
+            network.load_state_dict(_finetuned(config, group))
+        training = NetworkTraining(group, network, run.training, run.validation, config, run.report.plans)
+        path = _train_network(run, training)
+        paths |= dict.fromkeys(group, path)
+    return paths
 
 
-def _train_region(run: RegionTraining, scratch: Path, report: TrainReport, tell: Callbacks) -> None:
-    """Train one region, note it in the report and write its weights."""
-    best = run.run(tell.on_progress, tell.on_epoch)
-    report.epochs += run.epochs
-    report.notes += run.notes
-    report.peak_bytes = max(report.peak_bytes, run.peak_bytes)
-    report.cuda_peak = cuda.highest(report.cuda_peak, run.plan.device)
-    path = scratch / f"{run.region.value}.safetensors"
-    header = WeightsFile(path, run.region, run.config.network, _summary(report, best), _metrics(best))
-    save_network(run.network, header)
+def _plan(run: _Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
+    """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits."""
+    config, device = run.report.config, run.report.device
+    share = -(-config.batch // parallel.size())
+    arguments = config.network, frame_of(run.training), share, budget, device
+    plans = [plan_train(*arguments, precision, config.loss)]
+    run.tell.on_plan(plans[0])
+    if config.precision == "auto" and precision != "fp32":
+        try:
+            plans.append(plan_train(*arguments, "fp32", config.loss))
+        except BudgetError:
+            run.note(f"fp32 does not fit in {config.vram}: training stays in {precision} also when it is unstable")
+    return plans
 
 
-def _summary(report: TrainReport, best: Epoch) -> dict[str, object]:
-    return {
-        "training_cases": len(report.training_cases),
+def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torch.Tensor]:
+    """The weights to start from. Raises InputError where they are of another network."""
+    weights = open_set(config.finetune)
+    file = next((file for file in weights.files if set(regions) <= set(file.regions)), None)
+    if file is None or file.network != config.network:
+        raise InputError("--finetune", str(weights.network), str(config.network), "Train the network of the set.")
+    return load_network(file).state_dict()
+
+
+def _train_network(run: _Run, training: NetworkTraining) -> Path:
+    """Train one network, with checkpoints, and write its weights; returns where."""
+    resumed = run.folder.restore(training)
+    if resumed:
+        run.note(f"{training.name.upper()} goes on at step {training.steps}")
+    report = NetworkReport(training.epochs, training.curve, training.switches, training.peaks)
+    run.report.networks[training.name] = report
+
+    def on_epoch(epoch: Epoch, validation: Validation) -> None:
+        run.report.cuda_peak = cuda.highest(run.report.cuda_peak, run.report.device)
+        run.tell.on_epoch(epoch)
+        if parallel.rank() == 0:
+            run.folder.add_epoch(epoch, validation)
+            run.folder.write_report(run.report)
+
+    def on_checkpoint() -> None:
+        if parallel.rank() == 0:
+            run.folder.save(training)
+
+    best = training.run(Listener(run.tell.on_progress, on_epoch, on_checkpoint))
+    for text in training.notes:
+        run.note(text)
+    training.network.load_state_dict(training.best_state)
+    path = run.folder.path / "checkpoints" / f"{training.name.replace(' ', '-')}.safetensors"
+    summary = {
+        "training_cases": len(run.training),
         "steps": best.steps,
         "seconds": round(best.seconds),
-        "precision": report.precision,
-        "versions": report.versions,
+        "precision": training.controller.fast,
+        "versions": run.report.versions,
     }
+    metrics = {"validation_dice": round(best.mean_dice, 4), "validation_cases": len(run.validation)}
+    if parallel.rank() == 0:
+        save_network(training.network, WeightsFile(path, training.regions, run.report.config.network, summary, metrics))
+    return path
 
 
-def _metrics(best: Epoch) -> dict[str, object]:
-    return {"validation_dice": round(best.mean_dice, 4), "validation_cases": len(best.validation_dice)}
+def _install(run: _Run, trained: dict[Region, Path]) -> None:
+    """Move the weights into the run folder and index them: an older set there stays whole until then."""
+    folder = run.folder.path
+    for path in set(trained.values()):
+        os.replace(path, folder / path.name)
+    paths = {region: folder / trained.get(region, Path(f"{region.value}.safetensors")).name for region in Region}
+    missing = [region.name for region, path in paths.items() if not path.exists()]
+    if missing:
+        run.note(f"no set to segment with yet: {', '.join(missing)} not trained")
+        return
+    write_index(folder, folder.resolve().name, paths)
+
+
+def _score(run: _Run, cases: Sequence[CaseFiles]) -> None:
+    """Score the set on the patients held out for the test, if any."""
+    report = run.report
+    scores, notes = score_held_out(
+        run.folder.path, cases, report.config, report.plans[0].precision, run.tell.on_progress
+    )
+    for text in notes:
+        run.note(text)
+    if scores:
+        report.test = {region.value: asdict(mean) for region, mean in summarise(scores).mean.items()}
+        run.tell.on_test(scores)
+
+
+def _revision() -> str:
+    """The commit of the checkout that this package runs from; empty for an installed one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

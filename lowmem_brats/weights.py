@@ -1,7 +1,7 @@
-"""Weights files: safetensors in fp16, one per region, each with a header that says what it is.
+"""Weights files: safetensors in fp16, one per network, each with a header that says what it is.
 
-A set is three files and an `index.json` with their checksums. Weights are untrusted input: checked, never unpickled,
-never fetched from a network.
+A set is three networks of a region each, or one network of all three, and an `index.json` with checksums. Weights are
+untrusted input: checked, never unpickled, never fetched from a network.
 """
 
 from __future__ import annotations
@@ -34,28 +34,35 @@ SHIPPED = next((p for p in (_PACKAGE / "_weights", _PACKAGE.parent / "weights") 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """One region's weights: where they lie and what the header says."""
+    """One network's weights: where they lie and what the header says."""
 
     path: Path
-    region: Region
+    regions: tuple[Region, ...]
+    """What the network segments, in the order of its outputs: one region, or WT, TC and ET."""
     network: NetworkConfig
     training: Mapping[str, Any]
     """How it was trained: data, steps, versions."""
     metrics: Mapping[str, Any]
     """What it reached on its validation cases."""
 
+    @property
+    def name(self) -> str:
+        """The names of its regions: `wt`, or `wt tc et`."""
+        return " ".join(region.value for region in self.regions)
+
 
 @dataclass(frozen=True)
 class WeightsSet:
-    """The three files of a set."""
+    """The networks of a set."""
 
     name: str
-    files: Mapping[Region, WeightsFile]
+    files: tuple[WeightsFile, ...]
+    """Three files of a region each, WT first, or one of all three."""
 
     @property
     def network(self) -> NetworkConfig:
-        """The architecture of all three."""
-        return self.files[Region.WT].network
+        """The architecture of all of them."""
+        return self.files[0].network
 
 
 def open_set(name: str | None = None) -> WeightsSet:
@@ -72,24 +79,30 @@ def open_set(name: str | None = None) -> WeightsSet:
         raise WeightsError(
             f"weights {chosen!r}", "no such set or folder", f"a folder or one of: {known}", "Check --weights."
         )
-    files, problems = {}, []
+    files, problems = dict[tuple[str, str], WeightsFile](), dict[str, str]()
     for region in Region:
-        entry = index["sets"][chosen].get(region.value)
+        row = index["sets"][chosen].get(region.value)
         try:
-            if entry is None:
+            if row is None:
                 raise WeightsError(
                     folder / INDEX, f"no {region.value} in {chosen}", "wt, tc and et", "Train the region."
                 )
-            files[region] = _open_file(folder / entry["file"], entry["sha256"], region)
-        except WeightsError as error:
-            problems.append(error)
+            key = row["file"], row["sha256"]
+            file = files[key] = files.get(key) or _open_file(folder / row["file"], row["sha256"])
+            if region not in file.regions:
+                advice = "Put the files in their places."
+                raise WeightsError(file.path, f"weights for {file.name}", f"for {region.value}", advice)
+        except WeightsError as p:
+            problems[f"{p.where}: {p.found}, expected {p.expected}"] = p.advice
     if problems:
-        found = "; ".join(f"{p.where}: {p.found}, expected {p.expected}" for p in problems)
-        raise WeightsError(f"weights {chosen!r}", found, "three sound files", problems[0].advice)
-    if len({file.network for file in files.values()}) > 1:
-        found = "; ".join(f"{region.value}: {file.network}" for region, file in files.items())
-        raise WeightsError(f"weights {chosen!r}", found, "one kind of network", "Do not mix files of different sets.")
-    return WeightsSet(chosen, files)
+        advice = next(iter(problems.values()))
+        raise WeightsError(f"weights {chosen!r}", "; ".join(problems), "sound files for wt, tc and et", advice)
+    opened = tuple(files.values())
+    if len({file.network for file in opened}) > 1 or [r for file in opened for r in file.regions] != list(Region):
+        found = "; ".join(f"{file.path.name}: {file.network}" for file in opened)
+        expected = "one network of all three regions, or three of one kind"
+        raise WeightsError(f"weights {chosen!r}", found, expected, "Do not mix files of different sets.")
+    return WeightsSet(chosen, opened)
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -108,17 +121,12 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _open_file(path: Path, sha256: str, region: Region) -> WeightsFile:
+def _open_file(path: Path, sha256: str) -> WeightsFile:
     if not path.is_file():
         raise WeightsError(path, "missing", "a weights file", "Reinstall, or train the set again.")
     if _sha256(path) != sha256:
         raise WeightsError(path, "checksum differs", f"sha256 {sha256[:12]}…", "The file is damaged: copy it again.")
-    file = read_header(path)
-    if file.region is not region:
-        raise WeightsError(
-            path, f"weights for {file.region.value}", f"for {region.value}", "Put the files in their places."
-        )
-    return file
+    return read_header(path)
 
 
 def read_header(path: Path) -> WeightsFile:
@@ -138,7 +146,10 @@ def read_header(path: Path) -> WeightsFile:
         network = NetworkConfig(**json.loads(header["network"]))
         stride_of(network)  # it can be built
         training, metrics = json.loads(header["training"]), json.loads(header["metrics"])
-        return WeightsFile(path, Region(header["region"]), network, training, metrics)
+        regions = tuple(Region(name) for name in header["region"].split())
+        if len(regions) != network.outputs or regions != tuple(r for r in Region if r in regions):
+            raise ValueError(f"region {header['region']!r} for {network.outputs} outputs")
+        return WeightsFile(path, regions, network, training, metrics)
     except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
         raise WeightsError(path, f"header not understood ({error})", FORMAT, "Train or copy the file again.") from error
 
@@ -175,7 +186,7 @@ def save_network(network: SliceNetwork, file: WeightsFile) -> None:
         "format": FORMAT,
         "preprocessing": PREPROCESSING,
         "modalities": " ".join(MODALITIES),
-        "region": file.region.value,
+        "region": file.name,
         "network": json.dumps(asdict(file.network)),
         "training": json.dumps(dict(file.training)),
         "metrics": json.dumps(dict(file.metrics)),

@@ -15,13 +15,27 @@ import lowmem_brats
 PACKAGE = Path(lowmem_brats.__file__).parent
 FLOORS = (
     ("errors",),
-    ("config", "labels", "files", "metrics", "postprocess"),
-    ("case_files", "slices", "augment", "loss", "phantom", "networks", "precision"),
-    ("nifti", "memory"),
-    ("weights", "dataset"),
-    ("predict",),
+    ("config", "labels", "files", "metrics", "postprocess", "parallel"),
+    (
+        "case_files",
+        "slices",
+        "augment",
+        "loss",
+        "optimisation",
+        "phantom",
+        "networks",
+        "precision",
+        "checkpoint",
+        "figures",
+    ),
+    ("nifti", "memory", "case_list"),
+    ("weights", "slice_cache"),
+    ("predict", "dataset"),
+    ("batches", "validate"),
     ("fit",),
-    ("segment", "train", "evaluate", "preview", "bench", "doctor"),
+    ("segment", "evaluate", "preview", "bench", "doctor", "run_folder"),
+    ("held_out",),
+    ("train",),
     ("cli",),
     ("__main__",),
 )
@@ -30,9 +44,9 @@ DOORS = {
     "nibabel": {"nifti"},
     "click": {"cli"},
     "rich": {"cli"},
-    "PIL": {"preview"},
-    "safetensors": {"weights"},
-    "scipy": {"metrics", "postprocess", "augment", "phantom", "preview"},
+    "PIL": {"preview", "figures", "run_folder"},
+    "safetensors": {"weights", "checkpoint"},
+    "scipy": {"metrics", "postprocess", "phantom", "preview", "figures"},
 }
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 8
 FILES = sorted(PACKAGE.rglob("*.py"))

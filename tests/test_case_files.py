@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_brats.case_files import TOKENS, find_case, find_labelled_cases, kind_of, stem
+from lowmem_brats.case_files import TOKENS, find_case, kind_of, named_case, stem
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
 
@@ -135,8 +135,6 @@ def test_a_label_twice_stops_training_only(tmp_path: Path) -> None:
     names = [f"c_{name}.nii.gz" for name in (*MODALITIES, "seg", "Segm")]
     case = find_case(touch(tmp_path / "c", *names))
     assert [path.name for path in case.labels] == ["c_Segm.nii.gz", "c_seg.nii.gz"]
-    with pytest.raises(InputError, match=r"two label maps \(c_Segm\.nii\.gz, c_seg\.nii\.gz\)"):
-        find_labelled_cases(tmp_path)
 
 
 def test_one_file_cannot_be_two_modalities(tmp_path: Path) -> None:
@@ -189,19 +187,13 @@ def test_nothing_there(tmp_path: Path) -> None:
         find_case(tmp_path / "nowhere")
 
 
-def test_labelled_cases_in_order_of_name(tmp_path: Path) -> None:
-    for case_id in ("C2", "C1"):
-        touch(tmp_path / case_id, f"{case_id}_t1.nii", f"{case_id}_t2.nii", f"{case_id}_seg.nii")
-    touch(tmp_path / "C0", "C0_t1.nii", "C0_t2.nii")  # no label
-    touch(tmp_path / "notes", "readme.txt")
-    cases, unlabelled = find_labelled_cases(tmp_path)
-    assert [case.case_id for case in cases] == ["C1", "C2"]
-    assert [folder.name for folder in unlabelled] == ["C0"]
-
-
-def test_no_labelled_case_is_an_error(tmp_path: Path) -> None:
-    touch(tmp_path / "C0", "C0_t1.nii", "C0_t2.nii")
-    with pytest.raises(InputError, match=r"1 case folders, none with a label map"):
-        find_labelled_cases(tmp_path)
-    with pytest.raises(InputError, match=r"is not a folder"):
-        find_labelled_cases(tmp_path / "C0" / "C0_t1.nii")
+def test_files_named_one_by_one(tmp_path: Path) -> None:
+    names = ("P7_a_t1.nii", "P7_a_t2.nii", "P8_a_t1.nii", "P8_seg.nii")
+    folder = touch(tmp_path, *names)
+    case = named_case({"t1": folder / names[0], "t2": folder / names[1]})
+    assert (case.case_id, case.labels) == ("P7_a", ()), "what else lies in the folder belongs to others"
+    assert dict(case.images) == {"t1": folder / names[0], "t2": folder / names[1]}
+    with pytest.raises(InputError, match="no t1ce, t2, flair"):
+        named_case({"t1": folder / names[0]})
+    with pytest.raises(InputError, match="given as t1 and as t2"):
+        named_case({"t1": folder / names[0], "t2": folder / names[0]})

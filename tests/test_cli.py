@@ -21,14 +21,16 @@ from tiny_weights import SMALL_SHAPE, write_tiny_set
 from lowmem_brats import __version__
 from lowmem_brats.cli import main
 from lowmem_brats.cli.phantom import write_phantom
+from lowmem_brats.cli.train import Duration
 
 COMMANDS = sorted(main.commands)
 FLAGS = {
     "segment": "device flair labels min-component no-preview output overwrite precision preview quiet report "
     "t1 t1ce t2 vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
-    "train": "augment batch device epochs labels learning-rate max-minutes no-augment output overwrite precision quiet "
-    "seed validation vram width",
+    "train": "augment average batch cache clip device epochs finetune fold labels learning-rate loss max-time "
+    "modality-dropout mode no-augment output overwrite patience precision quiet region resume schedule seed strict "
+    "tensorboard test validation vram warmup weight-decay width",
     "phantom": "overwrite quiet seed shape",
     "demo": "device seed",
     "plan": "batch device network precision size train vram width",
@@ -293,7 +295,14 @@ def test_train_gives_a_set_that_segment_takes(case: Path, tmp_path: Path) -> Non
     assert "plan: cpu" in result.output
     assert "100.0% of the" in result.output
     assert run("segment", case, "--weights", tmp_path / "set").exit_code == 0
-    assert "holds a weights set already" in fails("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
+    again = "train", tmp_path / "data", "-o", tmp_path / "set"
+    assert "holds a training already" in fails(*again, *arguments)
+    assert run(*again, *arguments, "--overwrite").exit_code == 0
+    assert "as it began: batch 8" in fails(*again, "--resume", "--batch", 4)
+    result = run(*again, "--resume", "--epochs", 2)
+    assert result.exit_code == 0, result.output
+    assert "WT goes on at step" in result.output
+    assert "ET epoch   2" in result.output
 
 
 def test_train_touches_nothing_but_its_set(tmp_path: Path) -> None:
@@ -302,12 +311,16 @@ def test_train_touches_nothing_but_its_set(tmp_path: Path) -> None:
     assert run("phantom", out / "cache", "-n", 2, "--shape", *shape).exit_code == 0
     arguments = ("train", out / "cache", "-o", out, "--width", 8, "--epochs", 1, "--validation", 0.5, "--device", "cpu")
     fails(*arguments, "--vram", "0.1M")
+    mine = [out / "cache" / "phantom_001-notes.json", out / "checkpoints" / "mine.safetensors"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
     assert len(list(out.rglob("*.nii.gz"))) == 10
-    assert run(*arguments).exit_code == 0
+    for _ in range(2):
+        result = run(*arguments, "--overwrite")
+        assert result.exit_code == 0, result.output
     assert len(list(out.rglob("*.nii.gz"))) == 10
-    assert sorted(p.name for p in out.iterdir()) == [
-        "cache", "et.safetensors", "index.json", "run.json", "tc.safetensors", "wt.safetensors"
-    ]  # fmt: skip
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
 
 
 def test_train_says_which_cases_it_leaves_out_or_doubts(tmp_path: Path) -> None:
@@ -317,7 +330,7 @@ def test_train_says_which_cases_it_leaves_out_or_doubts(tmp_path: Path) -> None:
     next((tmp_path / "data" / "phantom_001").glob("*_t2*")).unlink()
     arguments = ("--width", 8, "--epochs", 1, "--validation", 0.5, "--device", "cpu", "-q")
     output = run("train", tmp_path / "data", "-o", tmp_path / "set", *arguments).output
-    assert "phantom_000 has no label map: left out" in output
+    assert re.search(r"left out: .*phantom_000: no label map", output)
     assert "phantom_001: t2 is missing" in output
 
 
@@ -330,7 +343,36 @@ def test_a_file_where_a_folder_is_due_is_no_traceback(command: str, tmp_path: Pa
 
 
 def test_train_needs_labelled_cases(tmp_path: Path) -> None:
-    assert "none with a label map" in fails("train", tmp_path, "-o", tmp_path / "set")
+    assert "none with images and a label map" in fails("train", tmp_path, "-o", tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--max-time", "soon"), "--max-time"),
+        (("--max-time", ""), "--max-time"),
+        (("--max-time", "0h"), "--max-time"),
+        (("--fold", "3"), "--fold"),
+        (("--fold", "3/2"), "--fold"),
+        (("--loss", "dice+hinge"), "--loss"),
+        (("--mode", "two-networks"), "--mode"),
+        (("--region", "ed"), "--region"),
+        (("--validation", 0.6, "--test", 0.4), "split"),
+        (("--finetune", "unet2d-w16", "--width", 16), "--finetune"),
+        (("--average", 1), "--average"),
+    ],
+)
+def test_bad_options_of_train(tmp_path: Path, arguments: tuple[object, ...], named: str) -> None:
+    assert run("phantom", tmp_path / "data", "-n", 2, "--shape", *SMALL_SHAPE).exit_code == 0
+    assert named in fails("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("8h", 28800.0), ("90m", 5400.0), ("1h30m", 5400.0), ("45s", 45.0), ("0.5h", 1800.0)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
 
 
 @pytest.mark.parametrize(

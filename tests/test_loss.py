@@ -1,40 +1,90 @@
-"""Batch Dice against eq. 2 written out, and the exactness of its form over micro-batches."""
+"""Every loss against its equations written out, and its exactness however a batch is cut or spread over processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from math import log
+from statistics import fmean
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lowmem_brats.config import NetworkConfig
-from lowmem_brats.loss import SMOOTH, backward_batch_dice, batch_dice, dice_sums
+from lowmem_brats.errors import InputError
+from lowmem_brats.loss import LOSSES, SMOOTH, backward_loss, find_loss
+from lowmem_brats.memory.step import split_batch
 from lowmem_brats.networks import build_network
 
 SLICES = 7
+NAMES = (*LOSSES, "dice+ce")
+BETA = 0.99999
+THIRD = 1 / (1 + BETA + BETA**2)
+
+every_loss = pytest.mark.parametrize("name", NAMES)
+one_region_or_three = pytest.mark.parametrize("regions", [1, 3])
 
 
-def by_the_paper(probability: Tensor, target: Tensor) -> float:
-    """Eq. 2a–2c over the two channels, one term at a time."""
+def pairs(p: Tensor, g: Tensor) -> list[tuple[float, float]]:
+    return list(zip(p.flatten().tolist(), g.flatten().tolist(), strict=True))
+
+
+def weighted_dice(p_NKHW: Tensor, g_NKHW: Tensor) -> float:
+    """Eq. 2 term by term, and eq. 1 of one slice; a single region has its background as the second channel."""
+    channels = [pairs(p_NKHW[:, k], g_NKHW[:, k]) for k in range(p_NKHW.shape[1])]
+    if len(channels) == 1:
+        channels.append([(1 - p, 1 - g) for p, g in channels[0]])
+    present = [sum(g for _, g in channel) for channel in channels]
     loss = 0.0
-    for p, g in ((probability, target), (1 - probability, 1 - target)):
-        weight = 1 - float(g.sum()) / g.numel()
-        loss += weight * (1 - (2 * float((p * g).sum()) + SMOOTH) / (float(p.sum()) + float(g.sum()) + SMOOTH))
+    for channel, own in zip(channels, present, strict=True):
+        weight = 1 - own / max(sum(present), 1)
+        overlap, predicted = sum(p * g for p, g in channel), sum(p for p, _ in channel)
+        loss += weight * (1 - (2 * overlap + SMOOTH) / (predicted + own + SMOOTH))
     return loss
 
 
-def random_batch(size: int = 16, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Slices whose share of foreground differs from one to the next, the last without any."""
+def right(p_NKHW: Tensor, g_NKHW: Tensor) -> list[float]:
+    """The probability of each pixel's right class."""
+    return [p if g else 1 - p for p, g in pairs(p_NKHW, g_NKHW)]
+
+
+def class_balanced(p_NKHW: Tensor, g_NKHW: Tensor) -> float:
+    """Cui et al., eq. 2 with eq. 3's 1/E_n, per region: the mean over pixels that weigh α of their class."""
+    losses = []
+    for k in range(p_NKHW.shape[1]):
+        pixels = pairs(p_NKHW[:, k], g_NKHW[:, k])
+        costs = [[-log(p) for p, g in pixels if g], [-log(1 - p) for p, g in pixels if not g]]
+        alpha = [(1 - BETA) / (1 - BETA ** max(len(own), 1)) for own in costs]
+        weight = sum(a * len(own) for a, own in zip(alpha, costs, strict=True))
+        losses.append(sum(a * sum(own) for a, own in zip(alpha, costs, strict=True)) / weight)
+    return fmean(losses)
+
+
+EQUATIONS: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "dice": weighted_dice,
+    "slice-dice": lambda p_NKHW, g_NKHW: fmean(map(weighted_dice, p_NKHW.split(1), g_NKHW.split(1))),
+    "ce": lambda p_NKHW, g_NKHW: fmean(-log(r) for r in right(p_NKHW, g_NKHW)),
+    "balanced-ce": class_balanced,
+    "focal": lambda p_NKHW, g_NKHW: fmean(-((1 - r) ** 2) * log(r) for r in right(p_NKHW, g_NKHW)),
+}
+
+
+def random_batch(regions: int = 1) -> tuple[Tensor, Tensor]:
+    """Slices whose share of foreground differs from one to the next and between regions; the last is without any."""
     generator = torch.Generator().manual_seed(0)
-    slices = torch.randn(SLICES, 4, size, size, generator=generator, dtype=dtype)
-    share = torch.linspace(0.6, 0, SLICES, dtype=dtype)[:, None, None, None]
-    return slices, (torch.rand(SLICES, 1, size, size, generator=generator, dtype=dtype) < share).to(dtype)
+    slices = torch.randn(SLICES, 4, 16, 16, generator=generator, dtype=torch.float64)
+    share = torch.linspace(0.6, 0, SLICES)[:, None, None, None] / torch.arange(1, regions + 1)[:, None, None]
+    return slices, (torch.rand(SLICES, regions, 16, 16, generator=generator) < share).double()
 
 
-def small_network(norm: str = "group") -> nn.Module:
+def random_logits(regions: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(SLICES, regions, 16, 16, generator=generator, dtype=torch.float64)
+
+
+def small_network(regions: int = 1, norm: str = "group") -> nn.Module:
     torch.manual_seed(0)
-    return build_network(NetworkConfig(width=8, depth=1, norm=norm)).double()
+    return build_network(NetworkConfig(width=8, depth=1, norm=norm, outputs=regions)).double()
 
 
 def gradient(network: nn.Module) -> Tensor:
@@ -42,95 +92,210 @@ def gradient(network: nn.Module) -> Tensor:
 
 
 def gradient_of(
-    network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], factor: float = 1.0
+    network: nn.Module, name: str, parts: list[tuple[Tensor, Tensor]], factor: int = 1
 ) -> tuple[Tensor, float]:
     network.zero_grad()
-    loss = backward_batch_dice(network, batches, lambda value: value * factor)
+    loss = backward_loss(find_loss(name), network, parts, lambda value: value * factor)
     return gradient(network), float(loss)
 
 
-def micro_batches(slices: Tensor, target: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(slices.split(size), target.split(size), strict=True))
+def plain_gradient(network: nn.Module, name: str, slices: Tensor, target: Tensor) -> tuple[Tensor, float]:
+    network.zero_grad()
+    loss = find_loss(name)(network(slices), target)
+    loss.backward()
+    return gradient(network), float(loss.detach())
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def test_batch_dice_is_the_papers() -> None:
-    _, target = random_batch()
-    logits = torch.randn(target.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert float(batch_dice(logits, target)) == pytest.approx(by_the_paper(torch.sigmoid(logits), target), rel=1e-12)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Of the batch, foreground: I 0.8, P 2, G 1; background: I 1.8, P 2, G 3.
+        ("dice", 0.75 * (1 - 1.6001 / 3.0001) + 0.25 * (1 - 3.6001 / 5.0001)),
+        # The first slice: I 0.8, P 1.3, G 1 and I 0.5, P 0.7, G 1; the second has no foreground, whose weight is 1.
+        ("slice-dice", (0.5 * (1 - 1.6001 / 2.3001) + 0.5 * (1 - 1.0001 / 1.7001) + 1 - 0.0001 / 0.7001) / 2),
+        ("ce", -(log(0.8) + log(0.5)) / 2),
+        ("focal", -(0.04 * log(0.8) + 0.25 * log(0.5)) / 2),
+        # α is 1 of the one pixel and (1−β) / (1−β³) = 1 / (1+β+β²), about a third, of the other three.
+        ("balanced-ce", -(log(0.8) + THIRD * (2 * log(0.5) + log(0.8))) / (1 + 3 * THIRD)),
+    ],
+)
+def test_four_pixels_by_hand(name: str, expected: float) -> None:
+    """Two slices of two pixels, one of the four in the region."""
+    probability, target = torch.tensor([0.8, 0.5, 0.2, 0.5], dtype=torch.float64), torch.tensor([1, 0, 0, 0])
+    loss = find_loss(name)(torch.logit(probability).reshape(2, 1, 1, 2), target.reshape(2, 1, 1, 2))
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 
-def test_perfect_prediction_costs_nothing_and_a_wrong_one_everything() -> None:
-    _, target = random_batch()
-    certain = (target * 2 - 1) * 1e3
-    assert float(batch_dice(certain, target)) == pytest.approx(0, abs=1e-6)
-    assert float(batch_dice(-certain, target)) == pytest.approx(1, abs=1e-3)
+def test_three_regions_by_hand() -> None:
+    """Regions of 3, 2 and 1 pixels weigh 1 − 3/6, 1 − 2/6 and 1 − 1/6; p = 1/2 everywhere."""
+    target = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]).reshape(1, 3, 2, 2)
+    expected = 1 / 2 * (1 - 3.0001 / 5.0001) + 2 / 3 * (1 - 2.0001 / 4.0001) + 5 / 6 * (1 - 1.0001 / 3.0001)
+    for name in ("dice", "slice-dice"):
+        assert float(find_loss(name)(torch.zeros(1, 3, 2, 2).double(), target)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_half_logits_of_many_pixels_do_not_overflow() -> None:
-    """Two 240×240 planes hold more pixels than fp16 can count."""
-    logits = torch.full((2, 1, 240, 240), 20, dtype=torch.float16)
-    target = torch.ones(2, 1, 240, 240)
-    assert dice_sums(logits, target).tolist() == [115200, 115200, 115200]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, SLICES])
-def test_micro_batches_give_the_full_batch_s_loss_and_gradient(size: int) -> None:
-    slices, target = random_batch()
-    network = small_network()
-    network.zero_grad()
-    loss = batch_dice(network(slices), target)
+@pytest.mark.parametrize("name", LOSSES)
+@one_region_or_three
+@pytest.mark.parametrize("kind", ["some", "none", "all"])
+def test_each_loss_is_its_equation(name: str, regions: int, kind: str) -> None:
+    """Also with no foreground at all, and with nothing else; the gradient is then finite too."""
+    target = random_batch(regions)[1]
+    if kind != "some":
+        target = torch.full_like(target, kind == "all")
+    logits = random_logits(regions).requires_grad_()
+    loss = find_loss(name)(logits, target)
+    expected = EQUATIONS[name](torch.sigmoid(logits.detach()), target)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-12)
     loss.backward()
-    expected = gradient(network)
-    found, found_loss = gradient_of(network, micro_batches(slices, target, size))
-    assert found_loss == pytest.approx(float(loss.detach()), rel=1e-12)
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any()
+
+
+@one_region_or_three
+def test_joined_losses_add_up(regions: int) -> None:
+    logits, target = random_logits(regions), random_batch(regions)[1]
+    parts = [float(find_loss(name)(logits, target)) for name in LOSSES]
+    assert float(find_loss("+".join(LOSSES))(logits, target)) == pytest.approx(sum(parts), rel=1e-14)
+    assert float(find_loss("dice+ce")(logits, target)) == pytest.approx(parts[0] + parts[2], rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "unknown"),
+    [("tversky", "'tversky'"), ("dice+tversky", "'tversky'"), ("Dice", "'Dice'"), ("dice+", "''"), ("", "''")],
+)
+def test_an_unknown_loss_is_named_and_the_known_ones_listed(name: str, unknown: str) -> None:
+    with pytest.raises(InputError, match=f"(?s){unknown}.*{', '.join(LOSSES)}"):
+        find_loss(name)
+
+
+@one_region_or_three
+@pytest.mark.parametrize(("name", "worst"), [("dice", None), ("slice-dice", None), ("ce", 1e3), ("focal", 1e3)])
+def test_a_perfect_prediction_costs_nothing_and_a_wrong_one_most(name: str, regions: int, worst: float | None) -> None:
+    """Of Dice the weights' sum, 1 of a region and its background, 2 of three regions; of the others the logit."""
+    target = random_batch(regions)[1][:-1]  # each slice with some foreground
+    certain = (target * 2 - 1) * 1e3
+    assert float(find_loss(name)(certain, target)) == pytest.approx(0, abs=1e-12)
+    assert float(find_loss(name)(-certain, target)) == pytest.approx(worst or {1: 1, 3: 2}[regions], abs=1e-3)
+
+
+@every_loss
+@one_region_or_three
+def test_the_order_of_the_slices_does_not_matter(name: str, regions: int) -> None:
+    target, order = random_batch(regions)[1], torch.tensor([3, 6, 0, 5, 1, 4, 2])
+    plain, mixed = random_logits(regions).requires_grad_(), random_logits(regions)[order].requires_grad_()
+    losses = find_loss(name)(plain, target), find_loss(name)(mixed, target[order])
+    torch.stack(losses).sum().backward()
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-14)
+    assert relative_error(mixed.grad, plain.grad[order]) < 1e-14
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16])
+def test_a_target_may_have_any_format(name: str, dtype: torch.dtype) -> None:
+    logits, target = random_logits(3), random_batch(3)[1]
+    assert torch.equal(find_loss(name)(logits, target.to(dtype)), find_loss(name)(logits, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_logits_of_many_pixels_do_not_overflow(dtype: torch.dtype) -> None:
+    """Two 240×240 planes hold more pixels than fp16 can count, and more than bf16 can tell apart."""
+    logits, target = torch.full((2, 1, 240, 240), 20, dtype=dtype), torch.ones(2, 1, 240, 240)
+    (sums,) = find_loss("dice").terms(logits, target)
+    assert sums.flatten().tolist() == [115200] * 4
+    assert find_loss("balanced-ce").terms(-logits, target)[0].flatten().tolist() == [20 * 115200, 0, 115200, 0]
+    for name in ("ce", "focal"):
+        assert find_loss(name).terms(-logits, target)[0].tolist() == [20 * 115200, 115200]
+
+
+@every_loss
+@one_region_or_three
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("right", [-1, 0, 1])
+def test_extreme_logits_stay_finite(name: str, regions: int, dtype: torch.dtype, right: int) -> None:
+    """All right, all wrong, or either at random."""
+    target = random_batch(regions)[1].float()
+    signs = right * (target * 2 - 1) if right else random_logits(regions).sign()
+    logits = (signs * 1e3).to(dtype).requires_grad_()
+    loss = find_loss(name)(logits, target)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+@every_loss
+@one_region_or_three
+@pytest.mark.parametrize("size", [1, 2, 3, 5, SLICES])
+def test_micro_batches_give_the_full_batch_s_loss_and_gradient(name: str, regions: int, size: int) -> None:
+    slices, target = random_batch(regions)
+    network = small_network(regions)
+    expected, loss = plain_gradient(network, name, slices, target)
+    found, found_loss = gradient_of(network, name, split_batch(slices, target, size))
+    assert found_loss == pytest.approx(loss, rel=1e-12)
     assert relative_error(found, expected) < 1e-12
 
 
-def test_naive_accumulation_is_wrong() -> None:
-    """Averaging each micro-batch's own Dice is what the two passes are there to avoid."""
-    slices, target = random_batch()
-    network = small_network()
-    expected, _ = gradient_of(network, [(slices, target)])
+@every_loss
+@one_region_or_three
+def test_two_processes_give_the_full_batch_s_loss_and_gradient(name: str, regions: int) -> None:
+    """One has three slices in two micro-batches, the other four in one; `add_up` brings the other one's totals."""
+    slices, target = random_batch(regions)
+    network, loss = small_network(regions), find_loss(name)
+    expected, expected_loss = plain_gradient(network, name, slices, target)
+    shares = [split_batch(slices[:3], target[:3], 2), split_batch(slices[3:], target[3:], 4)]
+    totals: list[list[Tensor]] = [[], []]
+    for share, own in zip(shares, totals, strict=True):
+        backward_loss(loss, network, share, add_up=lambda total, own=own: own.append(total.clone()))
     network.zero_grad()
-    for part, wanted in micro_batches(slices, target, 1):
-        (batch_dice(network(part), wanted) / SLICES).backward()
+    for share, others in zip(shares, map(iter, reversed(totals)), strict=True):
+        value = backward_loss(loss, network, share, add_up=lambda total, others=others: total.add_(next(others)))
+        assert float(value) == pytest.approx(expected_loss, rel=1e-12)
+    assert relative_error(gradient(network), expected) < 1e-12
+
+
+@one_region_or_three
+def test_naive_accumulation_is_wrong(regions: int) -> None:
+    """Averaging each micro-batch's own Dice is what the two passes are there to avoid."""
+    slices, target = random_batch(regions)
+    network = small_network(regions)
+    expected, _ = plain_gradient(network, "dice", slices, target)
+    network.zero_grad()
+    for part, wanted in split_batch(slices, target, 1):
+        (find_loss("dice")(network(part), wanted) / SLICES).backward()
     assert relative_error(gradient(network), expected) > 0.01
 
 
 def test_batch_norm_is_not_exact() -> None:
     """The stated limit of the two passes; the planner gives such networks no micro-batches."""
     slices, target = random_batch()
-    network = small_network("batch")
-    expected, _ = gradient_of(network, [(slices, target)])
-    found, _ = gradient_of(network, micro_batches(slices, target, 2))
+    network = small_network(norm="batch")
+    expected, _ = plain_gradient(network, "dice", slices, target)
+    found, _ = gradient_of(network, "dice", split_batch(slices, target, 2))
     assert relative_error(found, expected) > 0.01
 
 
+@every_loss
 @pytest.mark.parametrize("size", [2, SLICES])
-def test_the_scale_multiplies_the_gradient_and_not_the_loss(size: int) -> None:
-    batches = micro_batches(*random_batch(), size)
+def test_the_scale_multiplies_the_gradient_and_not_the_loss(name: str, size: int) -> None:
+    batches = split_batch(*random_batch(), size)
     network = small_network()
-    plain, loss = gradient_of(network, batches)
-    scaled, scaled_loss = gradient_of(network, batches, 1024.0)
+    plain, loss = gradient_of(network, name, batches)
+    scaled, scaled_loss = gradient_of(network, name, batches, 1024)
     assert scaled_loss == loss
     assert torch.equal(scaled, plain * 1024)
 
 
 def test_autocast_gives_the_full_batch_s_gradient_up_to_its_rounding() -> None:
-    slices, target = random_batch(dtype=torch.float32)
+    slices, target = (tensor.float() for tensor in random_batch())
     network = small_network().float()
-
-    def logits_of(part: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            return network(part)  # type: ignore[no-any-return]
-
+    logits_of = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)(network.forward)
     found = []
     for size in (SLICES, 2):
         network.zero_grad()
-        backward_batch_dice(logits_of, micro_batches(slices, target, size))
+        backward_loss(find_loss("dice"), logits_of, split_batch(slices, target, size))
         found.append(gradient(network))
     assert relative_error(found[1], found[0]) < 0.02

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowmem_brats.config import NetworkConfig
-from lowmem_brats.loss import batch_dice
+from lowmem_brats.loss import find_loss
 from lowmem_brats.memory.checkpointing import recomputed
 from lowmem_brats.networks import NETWORKS, SliceNetwork, build_network
 
@@ -26,7 +26,7 @@ def run(network: SliceNetwork, names: Sequence[str]) -> tuple[list[Tensor], dict
     slices = torch.randn(2, 4, 16, 24, generator=generator, dtype=dtype)
     target = (torch.rand(2, 1, 16, 24, generator=generator) < 0.3).to(dtype)
     with recomputed(network, names):
-        batch_dice(network(slices), target).backward()
+        find_loss("dice")(network(slices), target).backward()
     return [p.grad for p in network.parameters() if p.grad is not None], network.state_dict()
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lowmem_brats.config import NetworkConfig
+from lowmem_brats.loss import LOSSES, find_loss
 from lowmem_brats.memory.device import LiveBytes
 from lowmem_brats.memory.footprint import (
     Footprint,
@@ -15,7 +16,7 @@ from lowmem_brats.memory.footprint import (
     training_footprint,
     treats_slices_apart,
 )
-from lowmem_brats.memory.step import build_optimizer, place, predict_batch, split_batch, training_step
+from lowmem_brats.memory.step import TrainingStep, place, predict_batch, split_batch
 from lowmem_brats.networks import NETWORKS, SliceNetwork, build_network
 
 CPU = torch.device("cpu")
@@ -54,19 +55,22 @@ def real_inference(config: NetworkConfig, batch: int, dtype: torch.dtype) -> Liv
 
 
 def real_training(
-    config: NetworkConfig, batch: int, micro_batch: int, dtype: torch.dtype, recompute: tuple[str, ...]
+    config: NetworkConfig,
+    batch: int,
+    micro_batch: int,
+    dtype: torch.dtype,
+    recompute: tuple[str, ...] = (),
+    loss: str = "dice",
 ) -> LiveBytes:
     network = place(build_network(config), CPU).train()
-    optimizer = build_optimizer(network, 1e-3)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    target_N1HW = (torch.rand(batch, 1, *SIZE_HW) < 0.5).float()
-    micro_batches = split_batch(torch.randn(batch, 4, *SIZE_HW), target_N1HW, micro_batch)
+    step = TrainingStep(network, find_loss(loss))
+    target_NKHW = (torch.rand(batch, config.outputs, *SIZE_HW) < 0.5).float()
+    micro_batches = split_batch(torch.randn(batch, 4, *SIZE_HW), target_NKHW, micro_batch)
     counter = LiveBytes()
     counter.name("parameters", *network.parameters(), *network.buffers())
     with counter:
         for _ in range(2):  # Adam's moments exist from the second step on
-            _, stepped = training_step(network, optimizer, scaler, micro_batches, dtype, recompute)
-            assert stepped
+            assert step.take(micro_batches, 1e-3, dtype, recompute).stepped
     return counter
 
 
@@ -84,8 +88,8 @@ def test_training_of_a_toy_equals_the_hand_count(monkeypatch: pytest.MonkeyPatch
     found = training_footprint(NetworkConfig(name="toy"), (40, 40), 3, 3, torch.float32, CPU)
     slices, plane = rounded(4 * 4 * 3 * 40 * 40), rounded(4 * 3 * 40 * 40)
     # When the backward pass reaches the probability: it, its gradient from the sum of products, and that with the
-    # gradient from its own sum added. The scalars are the loss and the slopes of the sums.
-    assert found == Footprint(parameters=512, optimizer=3 * 512, activations=slices + 3 * plane + 3 * 512)
+    # gradient from its own sum added. The rest are the sums, their totals, the loss and its slopes at the totals.
+    assert found == Footprint(parameters=512, optimizer=3 * 512, activations=slices + 3 * plane + 4 * 512)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -110,6 +114,15 @@ def test_training_equals_the_real_one_to_the_byte(
     stages = tuple(build_network(config).stages()) if recomputing else ()
     found = training_footprint(config, SIZE_HW, batch, micro_batch, dtype, CPU, stages)
     assert found.total == real_training(config, batch, micro_batch, dtype, stages).peak
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, "dice+ce"])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_every_loss_and_number_of_outputs_is_counted_to_the_byte(loss: str, outputs: int) -> None:
+    config = NetworkConfig(width=8, depth=2, outputs=outputs)
+    for micro_batch in (3, 2):
+        found = training_footprint(config, SIZE_HW, 3, micro_batch, torch.bfloat16, CPU, (), loss)
+        assert found.total == real_training(config, 3, micro_batch, torch.bfloat16, loss=loss).peak
 
 
 @pytest.mark.parametrize("recomputing", [False, True])

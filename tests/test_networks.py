@@ -28,10 +28,24 @@ def slices(n: int, height: int = 32, width: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize("norm", ["group", "batch"])
 @pytest.mark.parametrize("shape_HW", [(32, 32), (16, 40)])
 def test_one_logit_per_pixel(name: str, norm: str, shape_HW: tuple[int, int]) -> None:
-    logits_N1HW = build(name, norm)(slices(3, *shape_HW))
+    network = build(name, norm)
+    logits_N1HW = network(slices(3, *shape_HW))
     assert logits_N1HW.shape == (3, 1, *shape_HW)
     assert logits_N1HW.dtype == torch.float32
-    assert logits_N1HW.min() < 0 < logits_N1HW.max(), "logits, not the output of a ReLU or a sigmoid"
+    shifted = logits_N1HW - logits_N1HW.mean()
+    assert shifted.min() < 0 < shifted.max()
+    assert logits_N1HW.min() < 0, "logits, not the output of a ReLU or a sigmoid"
+    assert 0.005 < torch.sigmoid(logits_N1HW).mean() < 0.2, "a fresh network expects little tumour"
+
+
+@every_network
+def test_three_outputs_share_all_but_the_head(name: str) -> None:
+    one, three = build(name), build_network(NetworkConfig(name=name, width=8, depth=2, outputs=3))
+    assert (one.outputs, three.outputs) == (1, 3)
+    assert three(slices(2)).shape == (2, 3, 32, 32)
+    count = [sum(p.numel() for p in network.parameters()) for network in (one, three)]
+    head = sum(p.numel() for key, p in one.named_parameters() if key.startswith("head"))
+    assert count[1] - count[0] == 2 * head
 
 
 @every_network

@@ -1,4 +1,4 @@
-"""A region's mask does not depend on how its slices are batched, and only active slices are run."""
+"""A network's masks do not depend on how its slices are batched, and only active slices are run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import BudgetError
+from lowmem_brats.memory.footprint import inference_footprint
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, build_network
-from lowmem_brats.predict import half_is_sound, place, predict_region
+from lowmem_brats.precision import DTYPES
+from lowmem_brats.predict import half_is_sound, place, predict_slices
 
 Z, SIDE = 7, 32
 ALL = np.ones(Z, np.bool_)
@@ -38,12 +40,13 @@ def unet() -> SliceNetwork:
 
 
 class Toy(SliceNetwork):
-    """Logit = first modality + bias; NaN in the formats named; notes the batches it gets."""
+    """Logit of region k = modality k + bias; NaN in the formats named; notes the batches it gets."""
 
     stride = 1
 
-    def __init__(self, bias: float = 0.0, nan_in: tuple[torch.dtype, ...] = ()) -> None:
+    def __init__(self, bias: float = 0.0, nan_in: tuple[torch.dtype, ...] = (), outputs: int = 1) -> None:
         super().__init__()
+        self.outputs = outputs
         self.bias = nn.Parameter(torch.tensor(bias))
         self.nan_in = nan_in
         self.batches: list[Tensor] = []
@@ -53,14 +56,15 @@ class Toy(SliceNetwork):
         return {}
 
     def forward(self, slices_NCHW: Tensor) -> Tensor:
-        """[N, 4, H, W] → [N, 1, H, W]."""
+        """[N, 4, H, W] → [N, K, H, W]."""
         self.batches.append(slices_NCHW)
-        return slices_NCHW[:, :1] + self.bias + (torch.nan if slices_NCHW.dtype in self.nan_in else 0)
+        return slices_NCHW[:, : self.outputs] + self.bias + (torch.nan if slices_NCHW.dtype in self.nan_in else 0)
 
 
 @pytest.mark.parametrize("active_Z", [ALL, SOME], ids=["all", "some"])
 def test_batches_change_nothing(active_Z: npt.NDArray[np.bool_]) -> None:
     network, slices_ZCHW = unet(), stack()
+    torch.nn.init.zeros_(network.head.bias)  # type: ignore[arg-type]
     by_hand_ZHW = np.zeros((Z, SIDE, SIDE), np.bool_)
     with torch.inference_mode():
         for z in np.flatnonzero(active_Z):
@@ -68,34 +72,44 @@ def test_batches_change_nothing(active_Z: npt.NDArray[np.bool_]) -> None:
             by_hand_ZHW[z] = (logits_HW > 0) & (slices_ZCHW[z] != 0).any(axis=0)
     assert 0.05 < by_hand_ZHW[active_Z].mean() < 0.95
     for batch in (1, 3, 4, 100):
-        mask_ZHW = predict_region(network, slices_ZCHW, active_Z, plan(batch)).mask_ZHW
+        mask_ZHW = predict_slices(network, slices_ZCHW, active_Z, plan(batch)).mask_KZHW[0]
         assert mask_ZHW.dtype == np.bool_
         np.testing.assert_array_equal(mask_ZHW, by_hand_ZHW)
 
 
 def test_only_active_slices_are_run() -> None:
     network, slices_ZCHW = Toy(), stack()
-    mask_ZHW = predict_region(network, slices_ZCHW, SOME, plan(3)).mask_ZHW
+    mask_ZHW = predict_slices(network, slices_ZCHW, SOME, plan(3)).mask_KZHW[0]
     assert [len(batch) for batch in network.batches] == [3, 1]
     np.testing.assert_array_equal(torch.cat(network.batches).numpy(), slices_ZCHW[SOME])
     assert not mask_ZHW[~SOME].any()
     np.testing.assert_array_equal(mask_ZHW[SOME], slices_ZCHW[SOME, 0] > 0)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_three_outputs_are_three_masks_in_order(batch: int) -> None:
+    network, slices_ZCHW = Toy(outputs=3), stack()
+    mask_KZHW = predict_slices(network, slices_ZCHW, SOME, plan(batch)).mask_KZHW
+    assert (mask_KZHW.shape, mask_KZHW.dtype) == ((3, Z, SIDE, SIDE), np.bool_)
+    for k, mask_ZHW in enumerate(mask_KZHW):
+        np.testing.assert_array_equal(mask_ZHW, (slices_ZCHW[:, k] > 0) & SOME[:, None, None])
+    assert sum(map(len, network.batches)) == SOME.sum(), "one pass for all three"
+
+
 def test_nothing_outside_the_brain_is_tumour() -> None:
     slices_ZCHW = stack()
     slices_ZCHW[:, 1:, 10:20] = 0  # brain in one modality is enough
-    mask_ZHW = predict_region(Toy(bias=100.0), slices_ZCHW, ALL, plan()).mask_ZHW
-    np.testing.assert_array_equal(mask_ZHW, (slices_ZCHW != 0).any(axis=1))
+    mask_KZHW = predict_slices(Toy(bias=100.0, outputs=3), slices_ZCHW, ALL, plan()).mask_KZHW
+    np.testing.assert_array_equal(mask_KZHW, np.stack([(slices_ZCHW != 0).any(axis=1)] * 3))
 
 
 def test_nothing_to_run() -> None:
     network, reported = Toy(), []
-    found = predict_region(
+    found = predict_slices(
         network, stack(), np.zeros(Z, np.bool_), plan(), lambda done, total: reported.append((done, total))
     )
-    assert found.mask_ZHW.shape == (Z, SIDE, SIDE)
-    assert not found.mask_ZHW.any()
+    assert found.mask_KZHW.shape == (1, Z, SIDE, SIDE)
+    assert not found.mask_KZHW.any()
     assert not network.batches
     assert not reported
     assert found.peak_bytes == 512, "the one weight"
@@ -104,7 +118,7 @@ def test_nothing_to_run() -> None:
 @pytest.mark.parametrize(("batch", "reports"), [(1, [1, 2, 3, 4]), (3, [3, 4]), (4, [4]), (9, [4])])
 def test_progress_reaches_the_total(batch: int, reports: list[int]) -> None:
     reported: list[tuple[int, int]] = []
-    predict_region(Toy(), stack(), SOME, plan(batch), lambda done, total: reported.append((done, total)))
+    predict_slices(Toy(), stack(), SOME, plan(batch), lambda done, total: reported.append((done, total)))
     assert reported == [(done, 4) for done in reports]
 
 
@@ -112,7 +126,7 @@ def test_progress_reaches_the_total(batch: int, reports: list[int]) -> None:
 def test_peak_counts_weights_and_one_batch(precision: str) -> None:
     def peak(z: int, batch: int) -> int:
         network = place(unet(), plan(batch, precision))
-        return predict_region(network, stack(z), np.ones(z, np.bool_), plan(batch, precision)).peak_bytes
+        return predict_slices(network, stack(z), np.ones(z, np.bool_), plan(batch, precision)).peak_bytes
 
     item = 4 if precision == "fp32" else 2
     weights = sum(p.numel() for p in unet().parameters()) * item
@@ -123,9 +137,21 @@ def test_peak_counts_weights_and_one_batch(precision: str) -> None:
     assert peak(20, 4) < 4 * peak(20, 1), "the weights count once"
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_peak_is_the_predicted_one(outputs: int, precision: str, batch: int) -> None:
+    # So wide that the weights of three heads need more of the allocator's 512-byte blocks than those of one.
+    config = NetworkConfig(width=96, depth=1, outputs=outputs)
+    network = place(build_network(config), plan(batch, precision))
+    found = predict_slices(network, stack(), ALL, plan(batch, precision))
+    size_HW, cpu = (SIDE, SIDE), torch.device("cpu")
+    assert found.peak_bytes == inference_footprint(config, size_HW, batch, DTYPES[precision], cpu).total
+
+
 def test_no_graph_is_kept() -> None:
     network = Toy()
-    predict_region(network, stack(), ALL, plan())
+    predict_slices(network, stack(), ALL, plan())
     assert all(batch.is_inference() for batch in network.batches)
 
 
@@ -139,7 +165,7 @@ def test_place_sets_format_layout_and_mode(precision: str, dtype: torch.dtype) -
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in placed.parameters() if p.ndim == 4)
     toy = Toy()
     place(toy, plan(precision=precision))
-    predict_region(toy, stack(), ALL, plan(2, precision))
+    predict_slices(toy, stack(), ALL, plan(2, precision))
     assert {batch.dtype for batch in toy.batches} == {dtype}
 
 
@@ -181,12 +207,12 @@ class Cramped(Toy):
 
 
 def test_running_out_of_memory_halves_the_batch_and_changes_nothing() -> None:
-    cramped = predict_region(Cramped(room=2), stack(), ALL, plan(batch=5))
-    roomy = predict_region(Toy(), stack(), ALL, plan(batch=5))
-    np.testing.assert_array_equal(cramped.mask_ZHW, roomy.mask_ZHW)
+    cramped = predict_slices(Cramped(room=2), stack(), ALL, plan(batch=5))
+    roomy = predict_slices(Toy(), stack(), ALL, plan(batch=5))
+    np.testing.assert_array_equal(cramped.mask_KZHW[0], roomy.mask_KZHW[0])
     assert (cramped.batch, roomy.batch) == (2, 5)
 
 
 def test_running_out_of_memory_with_one_slice_is_an_error() -> None:
     with pytest.raises(BudgetError, match="out of memory with one slice at a time"):
-        predict_region(Cramped(room=0), stack(), ALL, plan(batch=4))
+        predict_slices(Cramped(room=0), stack(), ALL, plan(batch=4))

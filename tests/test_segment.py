@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from tiny_weights import SMALL_SHAPE, write_tiny_set
+from tiny_weights import SMALL_SHAPE, write_tiny_set, write_tiny_single
 
 import lowmem_brats.segment as module
 from lowmem_brats import predict
@@ -29,6 +29,11 @@ REAL_CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_tiny_set(tmp_path_factory.mktemp("weights") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> str:
+    return str(write_tiny_single(tmp_path_factory.mktemp("weights") / "single", Path(tiny)))
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,22 @@ def test_skipping_equals_not_skipping(
     assert all(count["skipped"] == 0 for count in full.report.slices.values())
     run_slices = [count["run"] for count in skipping.report.slices.values()]
     assert run_slices[0] > run_slices[1] > run_slices[2] > 0
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_network_finds_what_three_networks_find(
+    tmp_path: Path, tiny: str, single: str, phantom: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """Same trunk, same heads: the maps are equal, as no logit of the brain is nearer to 0 than 0.002."""
+    monkeypatch.setitem(planner.BATCHES, "cpu", (batch,))
+    settings = {"device": "cpu", "precision": "fp32"}
+    three = run(phantom, tmp_path / "a.nii.gz", weights=tiny, **settings)
+    assert set(np.unique(three.label_XYZ)) == {0, 1, 2, 4}, "the test needs all tissues to mean anything"
+    for skip in (True, False):
+        one = run(phantom, tmp_path / "b.nii.gz", weights=single, skip_slices=skip, **settings)
+        np.testing.assert_array_equal(one.label_XYZ, three.label_XYZ)
+        assert one.report.slices == {"wt tc et": three.report.slices["wt"]}
+        assert one.report.slices["wt tc et"]["skipped"] == 0
 
 
 @pytest.mark.real
@@ -117,6 +138,18 @@ def test_report_counts_what_was_written(tmp_path: Path, tiny: str, phantom: Path
     assert progress[0] == ("WT", 1, report.slices["wt"]["run"])
     assert [step for step in progress if step[0] == "ET"][-1][1:] == (report.slices["et"]["run"],) * 2
     assert json.loads(json.dumps(asdict(report)))["plan"]["batch"] == 1
+
+
+def test_report_of_one_network_names_its_regions(tmp_path: Path, single: str, phantom: Path) -> None:
+    progress: list[tuple[str, int, int]] = []
+    config = SegmentConfig(weights=single, device="cpu")
+    report = segment_case(
+        find_case(phantom), tmp_path / "seg.nii.gz", config, lambda *step: progress.append(step)
+    ).report
+    assert list(report.seconds) == ["read", "prepare", "plan", "wt tc et", "fuse", "write"]
+    total = report.slices["wt tc et"]["run"]
+    assert progress == [("WT TC ET", done, total) for done in range(1, total + 1)], "once over the slices"
+    assert report.peak_bytes == report.plan.predicted_bytes > 0
 
 
 def test_missing_modality_is_noted_and_two_are_enough(tmp_path: Path, tiny: str, phantom: Path) -> None:

@@ -24,6 +24,7 @@ from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.weights import WeightsFile, load_network, open_set, read_header, save_network, write_index
 
 TINY = NetworkConfig(width=8, depth=1)
+ONE = NetworkConfig(width=8, depth=1, outputs=3)
 
 
 def tiny_network(seed: int = 0, config: NetworkConfig = TINY) -> SliceNetwork:
@@ -34,7 +35,7 @@ def tiny_network(seed: int = 0, config: NetworkConfig = TINY) -> SliceNetwork:
 
 def describe(path: Path, region: Region = Region.WT, config: NetworkConfig = TINY) -> WeightsFile:
     """Return a header with something in every field."""
-    return WeightsFile(path, region, config, {"training_cases": 3, "steps": 7}, {"validation_dice": 0.5})
+    return WeightsFile(path, (region,), config, {"training_cases": 3, "steps": 7}, {"validation_dice": 0.5})
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_header_says_what_the_file_is(saved: WeightsFile) -> None:
     assert header["preprocessing"] == "zscore-brain"
     assert header["modalities"] == "t1 t1ce t2 flair"
     assert header["region"] == "wt"
-    assert json.loads(header["network"]) == {"name": "unet2d", "width": 8, "depth": 1, "norm": "group"}
+    assert json.loads(header["network"]) == {"name": "unet2d", "width": 8, "depth": 1, "norm": "group", "outputs": 1}
     assert json.loads(header["training"]) == {"training_cases": 3, "steps": 7}
     assert json.loads(header["metrics"]) == {"validation_dice": 0.5}
     assert {tensor.dtype for tensor in tensors_of(saved.path).values()} == {torch.float16}
@@ -296,8 +297,8 @@ def test_one_wrong_byte_in_the_header_loads_or_is_a_weights_error(saved: Weights
 def test_a_set_opens_by_its_folder(whole_set: Path) -> None:
     found = open_set(str(whole_set))
     assert found.name == "toy"
-    assert list(found.files) == list(Region)
-    for seed, (region, file) in enumerate(found.files.items()):
+    assert [file.regions for file in found.files] == [(region,) for region in Region]
+    for seed, (region, file) in enumerate(zip(Region, found.files, strict=True)):
         assert file == describe(whole_set / f"{region.value}.safetensors", region)
         expected = tiny_network(seed).head.weight.half().float()
         assert torch.equal(load_network(file).head.weight, expected)
@@ -322,8 +323,8 @@ def test_unknown_set(whole_set: Path, name: str, monkeypatch: pytest.MonkeyPatch
 def test_opening_reads_no_tensors(whole_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "load_network", None)
     files = open_set(str(whole_set)).files
-    assert all(dataclasses.is_dataclass(file) for file in files.values())
-    assert not any(isinstance(v, torch.Tensor) for file in files.values() for v in vars(file).values())
+    assert all(dataclasses.is_dataclass(file) for file in files)
+    assert not any(isinstance(v, torch.Tensor) for file in files for v in vars(file).values())
 
 
 def test_damage_and_loss_are_listed_together(whole_set: Path) -> None:
@@ -337,6 +338,94 @@ def test_damage_and_loss_are_listed_together(whole_set: Path) -> None:
     assert f"{wt}: checksum differs" in caught.value.found
     assert f"{tc}: missing" in caught.value.found
     assert "et.safetensors" not in caught.value.found
+
+
+def one_network_set(folder: Path, regions: tuple[Region, ...] = tuple(Region), outputs: int = 3) -> Path:
+    """Write a set of one network."""
+    folder.mkdir()
+    config = dataclasses.replace(ONE, outputs=outputs)
+    path = folder / "wt-tc-et.safetensors"
+    save_network(tiny_network(config=config), WeightsFile(path, regions, config, {}, {}))
+    write_index(folder, "one", dict.fromkeys(Region, path))
+    return folder
+
+
+def test_one_network_of_three_regions_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+    sha256 = weights._sha256
+    folder = one_network_set(tmp_path / "one")
+    monkeypatch.setattr(weights, "_sha256", lambda path: reads.append(path) or sha256(path))
+    opened = open_set(str(folder))
+    assert [(file.regions, file.name) for file in opened.files] == [(tuple(Region), "wt tc et")]
+    assert header_of(folder / "wt-tc-et.safetensors")["region"] == "wt tc et"
+    assert reads == [folder / "wt-tc-et.safetensors"], "read once"
+    assert load_network(opened.files[0])(torch.randn(1, 4, 8, 8)).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("regions", "outputs"),
+    [
+        ((Region.WT, Region.TC), 3),
+        (tuple(Region), 1),
+        ((Region.WT, Region.TC, Region.TC), 3),
+        ((Region.ET, Region.TC, Region.WT), 3),
+        ((), 1),
+    ],
+)
+def test_outputs_and_regions_must_agree(tmp_path: Path, regions: tuple[Region, ...], outputs: int) -> None:
+    with pytest.raises(WeightsError, match=f"header not understood .* for {outputs} outputs"):
+        open_set(str(one_network_set(tmp_path / "one", regions, outputs)))
+
+
+def test_damage_of_one_network_is_listed_once(tmp_path: Path) -> None:
+    folder = one_network_set(tmp_path / "one")
+    path = folder / "wt-tc-et.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(WeightsError) as caught:
+        open_set(str(folder))
+    assert caught.value.found.count("checksum differs") == 1
+
+
+@pytest.mark.parametrize("region", Region)
+def test_every_row_of_one_network_is_checked(tmp_path: Path, region: Region) -> None:
+    folder = one_network_set(tmp_path / "one")
+    edit_index(folder, lambda index: index["sets"]["one"][region.value].update(sha256="0" * 64))
+    with pytest.raises(WeightsError, match=r"checksum differs, expected sha256 000000000000…"):
+        open_set(str(folder))
+
+
+def test_networks_do_not_mix(whole_set: Path, tmp_path: Path) -> None:
+    """Three kinds of mixture: binary networks that differ, all regions beside one, all regions twice."""
+    single = one_network_set(tmp_path / "one")
+    paths = {region: whole_set / f"{region.value}.safetensors" for region in Region}
+    (whole_set / "all.safetensors").write_bytes((single / "wt-tc-et.safetensors").read_bytes())
+    save_network(tiny_network(9, ONE), WeightsFile(whole_set / "more.safetensors", tuple(Region), ONE, {}, {}))
+    wide = NetworkConfig(width=16, depth=1)
+    save_network(tiny_network(config=wide), describe(whole_set / "wide.safetensors", Region.TC, wide))
+    for mixture, names in (
+        ({Region.TC: "wide"}, ["wt", "wide", "et"]),
+        ({Region.WT: "all"}, ["all", "tc", "et"]),
+        (dict(zip(Region, ("all", "more", "all"), strict=True)), ["all", "more"]),
+    ):
+        replaced = {region: whole_set / f"{name}.safetensors" for region, name in mixture.items()}
+        write_index(whole_set, "toy", paths | replaced)
+        with pytest.raises(WeightsError, match="expected one network of all three regions, or three of one") as caught:
+            open_set(str(whole_set))
+        assert [text.split(".safetensors: ")[0] for text in caught.value.found.split("; ")] == names
+
+
+def test_one_network_of_one_region_is_no_set(tmp_path: Path) -> None:
+    folder = one_network_set(tmp_path / "one", (Region.WT,), 1)
+    with pytest.raises(WeightsError) as caught:
+        open_set(str(folder))
+    assert "weights for wt, expected for tc" in caught.value.found
+    assert "weights for wt, expected for et" in caught.value.found
+
+
+def test_a_header_from_before_outputs_is_of_one_region(saved: WeightsFile) -> None:
+    rewrite(saved.path, {"network": '{"name": "unet2d", "width": 8, "depth": 1, "norm": "group"}'})
+    assert read_header(saved.path) == saved
+    assert load_network(read_header(saved.path)).outputs == 1
 
 
 def test_weights_of_another_region(whole_set: Path) -> None:
@@ -400,7 +489,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     network = build_network(NetworkConfig(width=8, depth=2))
     with torch.no_grad():
         network.head.bias.fill_(torch.nan)  # type: ignore[operator,union-attr]
-    file = WeightsFile(tmp_path / "wt.safetensors", Region.WT, NetworkConfig(width=8, depth=2), {}, {})
+    file = WeightsFile(tmp_path / "wt.safetensors", (Region.WT,), NetworkConfig(width=8, depth=2), {}, {})
     save_network(network, file)
     with pytest.raises(WeightsError, match=r"head\.bias holds NaN or infinity"):
         load_network(file)

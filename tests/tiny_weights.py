@@ -1,7 +1,11 @@
-"""A set of tiny untrained networks, biased so that each finds something in some slices and nothing in others."""
+"""Sets of tiny untrained networks, biased so that each finds something in some slices and nothing in others.
+
+The three networks differ in their heads only: those heads on one trunk are the set of one network.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +16,14 @@ from lowmem_brats.labels import Region
 from lowmem_brats.networks import build_network
 from lowmem_brats.phantom import make_phantom
 from lowmem_brats.slices import prepare
-from lowmem_brats.weights import WeightsFile, save_network, write_index
+from lowmem_brats.weights import WeightsFile, load_network, open_set, save_network, write_index
 
 TINY = NetworkConfig(width=8, depth=2)
 SMALL_SHAPE = (48, 56, 40)
 
 
 def write_tiny_set(folder: Path) -> Path:
-    """Write the set and return its folder."""
+    """Write the set of three networks and return its folder."""
     folder.mkdir(parents=True)
     stack = prepare(make_phantom(0, SMALL_SHAPE).images_CXYZ.astype(np.float32), 4)
     slices_NCHW = torch.from_numpy(stack.slices_ZCHW).float()
@@ -35,6 +39,23 @@ def write_tiny_set(folder: Path) -> Path:
                 weight += 0.1 * torch.randn_like(weight)
             bias -= network(slices_NCHW)[:, 0][brain_NHW].quantile(1 - share)
         paths[region] = folder / f"{region.value}.safetensors"
-        save_network(network, WeightsFile(paths[region], region, TINY, {}, {}))
+        save_network(network, WeightsFile(paths[region], (region,), TINY, {}, {}))
     write_index(folder, "tiny", paths)
+    return folder
+
+
+def write_tiny_single(folder: Path, three: Path) -> Path:
+    """Write the set of one network that computes what the set of three in `three` computes; returns `folder`."""
+    folder.mkdir(parents=True)
+    states = [load_network(file).state_dict() for file in open_set(str(three)).files]
+    for key in states[0]:
+        alike = all(torch.equal(state[key], states[0][key]) for state in states)
+        assert alike != key.startswith("head"), f"{key}: one trunk, three heads"
+    heads = {key: torch.cat([state[key] for state in states]) for key in ("head.weight", "head.bias")}
+    config = replace(TINY, outputs=3)
+    network = build_network(config)
+    network.load_state_dict(states[0] | heads)
+    path = folder / "all.safetensors"
+    save_network(network, WeightsFile(path, tuple(Region), config, {}, {}))
+    write_index(folder, "single", dict.fromkeys(Region, path))
     return folder

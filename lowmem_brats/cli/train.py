@@ -2,60 +2,184 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from lowmem_brats.cli import console, options
-from lowmem_brats.config import NetworkConfig, TrainConfig
+from lowmem_brats.config import SCHEDULES, NetworkConfig, TrainConfig
 from lowmem_brats.errors import InputError
 
 if TYPE_CHECKING:
+    from lowmem_brats.evaluate import PatientScores
     from lowmem_brats.fit import Epoch
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+MODES = {"three-networks": 1, "one-network": 3}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """A time such as 8h, 90m, 1h30m or 45s, in seconds."""
+
+    name = "8h|90m|1h30m"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the text."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", value.strip().lower())
+        if not value.strip() or not match:
+            self.fail(f"{value!r}, expected a time such as 8h, 90m or 1h30m", param, ctx)
+        try:
+            return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True))
+        except ValueError:
+            self.fail(f"{value!r}, expected a time such as 8h, 90m or 1h30m", param, ctx)
+
+
+class Fold(click.ParamType):  # type: ignore[type-arg]
+    """K/N."""
+
+    name = "K/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Read the text."""
+        match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", str(value))
+        if not match:
+            self.fail(f"{value!r}, expected K/N, as in 1/5", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+def _option(name: str, field: str, text: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option whose default is the one of a TrainConfig field."""
+    default = getattr(TrainConfig, field)
+    return click.option(name, field, default=default, show_default=default is not None, help=text, **settings)
 
 
 @click.command()
 @click.argument("data", type=options.FILE)
-@click.option("-o", "--output", type=options.FILE, required=True, help="Folder for the weights set and run.json.")
+@click.option("-o", "--output", type=options.FILE, required=True, help="Run folder; becomes a weights set too.")
+@click.option("--resume", is_flag=True, help="Go on with the training in OUTPUT, with its recipe.")
 @click.option("--width", default=NetworkConfig.width, show_default=True, help="Channels of the U-Net's first level.")
-@click.option("--epochs", default=TrainConfig.epochs, show_default=True, help="Passes over the slices, per region.")
-@click.option("--max-minutes", type=float, help="Time limit for all three regions; the learning rate still decays.")
-@click.option("--batch", default=TrainConfig.batch, show_default=True, help="Slices per step.")
-@click.option("--learning-rate", default=TrainConfig.learning_rate, show_default=True, help="Adam's first step size.")
-@click.option("--validation", default=TrainConfig.validation, show_default=True, help="Share of patients held out.")
-@click.option("--augment/--no-augment", default=TrainConfig.augment, show_default=True, help="Warp the slices.")
+@click.option(
+    "--mode",
+    type=click.Choice(list(MODES)),
+    default="three-networks",
+    show_default=True,
+    help="A binary network per region (the paper's U-Net 2C), or one of three outputs (its U-Net 3C).",
+)
+@click.option(
+    "--region", "regions", multiple=True, type=click.Choice(TrainConfig.regions), help="Only this; repeatable."
+)
+@click.option("--finetune", metavar="WEIGHTS", help="Start from a shipped set's name, or a folder written by `train`.")
+@_option("--epochs", "epochs", "Passes over the slices, per network.")
+@_option("--max-time", "max_seconds", "Time limit for all networks; the learning rate still decays.", type=Duration())
+@_option("--patience", "patience", "Stop a network after so many epochs without a better validation Dice.", type=int)
+@_option("--loss", "loss", "dice, slice-dice, ce, balanced-ce, focal, or a sum such as dice+ce.")
+@_option("--batch", "batch", "Slices per step.")
+@_option("--learning-rate", "learning_rate", "Largest step size.")
+@_option("--schedule", "schedule", "How the learning rate falls.", type=click.Choice(SCHEDULES))
+@_option("--warmup", "warmup", "Steps over which the learning rate rises.")
+@_option("--weight-decay", "weight_decay", "Of AdamW; 0 is Adam.")
+@_option("--clip", "clip_norm", "Longest gradient.")
+@_option("--average", "average", "Decay per 10 steps of the weights' moving average, which is kept; 0: none.")
+@_option("--augment/--no-augment", "augment", "Warp the slices and change their contrast.")
+@_option("--modality-dropout", "modality_dropout", "Share of slices that lose a modality or two.")
+@_option("--validation", "validation", "Share of patients to choose the best epoch by.")
+@_option("--test", "test", "Share of patients to score once at the end; 0: none.")
+@_option("--fold", "fold", "Validate on fold K of N instead.", type=Fold())
 @options.device
 @options.vram
 @options.precision
 @options.labels
-@click.option("--seed", default=TrainConfig.seed, show_default=True, help="Of split, weights, order and warps.")
+@_option("--seed", "seed", "Of split, weights, order and augmentation.")
+@click.option("--strict", is_flag=True, help="Stop at a case that cannot be read, instead of leaving it out.")
+@click.option("--cache", type=options.FILE, help="Folder for the prepared slices. Default: OUTPUT/cache.")
+@click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard too.")
 @options.overwrite
 @options.quiet
-def train(data: Path, output: Path, width: int, overwrite: bool, quiet: bool, **settings: object) -> None:
-    """Train the WT, TC and ET networks on DATA, a folder of case folders with label maps (*_seg.nii.gz).
+@click.pass_context
+def train(
+    ctx: click.Context,
+    /,
+    data: Path,
+    output: Path,
+    resume: bool,
+    cache: Path | None,
+    tensorboard: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Train the WT, TC and ET networks on DATA: a folder of case folders with label maps, or a CSV or JSON list.
 
-    OUTPUT becomes a weights set: lowmem-brats segment --weights OUTPUT.
+    OUTPUT becomes a run folder (metrics.csv, curves.png, checkpoints) and a weights set: lowmem-brats segment --weights
+    OUTPUT. With torchrun it trains on several devices.
     """
-    config = TrainConfig(network=NetworkConfig(width=width), **settings)  # type: ignore[arg-type]
-    if (output / "index.json").exists() and not overwrite:
-        raise InputError(output, "holds a weights set already", "a new folder", "Pass --overwrite or another -o.")
-    from lowmem_brats.train import train_set
+    if not settings.pop("overwrite") and not resume and (output / "run.json").exists():
+        advice = "Pass --resume to go on with it, --overwrite to start anew, or another -o."
+        raise InputError(output, "holds a training already", "a new folder", advice)
+    named = {key for key in settings if ctx.get_parameter_source(key) is ParameterSource.COMMANDLINE}
+    config = _resumed(output, settings, named) if resume else _config(settings, named)
+    from lowmem_brats.train import TrainListener, train_set
 
     with console.progress(quiet) as on_progress:
-        shown = () if quiet else (_show, console.show_plan)
-        report = train_set(data, output, config, on_progress, *shown)
-    for text in report.notes:
-        console.warn(text)
-    if not quiet:
-        console.show_peak(report.peak_bytes, report.plan, report.cuda_peak)
-        cases = f"{len(report.training_cases)} cases, {len(report.validation_cases)} to validate"
-        console.out.print(f"wrote        {output} ({cases}): segment with it by --weights {output}")
+        tell = TrainListener(on_progress, on_note=console.warn)
+        if not quiet:
+            tell = replace(tell, on_plan=console.show_plan, on_epoch=_show_epoch, on_test=_show_test)
+        report = train_set(data, output, config, tell, resume, cache, tensorboard)
+    if report is None or quiet:
+        return
+    for plan in report.plans:
+        peaks = [network.peak_bytes.get(plan.precision, 0) for network in report.networks.values()]
+        if any(peaks) or plan is report.plans[0]:
+            console.show_peak(max(peaks), plan, report.cuda_peak)
+    counts = f"{len(report.training_cases)} cases, {len(report.validation_cases)} to validate"
+    use = f"; segment with --weights {output}" if (output / "index.json").exists() else ""
+    console.out.print(f"wrote        {output} ({counts}): metrics.csv, curves.png{use}")
 
 
-def _show(epoch: Epoch) -> None:
+def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
+    """The recipe that the options say."""
+    network = NetworkConfig(width=settings.pop("width"), outputs=MODES[settings.pop("mode")])
+    if settings["finetune"]:
+        from lowmem_brats.weights import open_set
+
+        if named & {"width", "mode"}:
+            raise InputError("--finetune", "--width or --mode beside it", "the set's own network", "Leave them out.")
+        network = open_set(settings["finetune"]).network
+    regions = tuple(dict.fromkeys(settings.pop("regions"))) or TrainConfig.regions
+    return TrainConfig(network=network, regions=regions, **settings)
+
+
+def _resumed(output: Path, settings: dict[str, Any], named: set[str]) -> TrainConfig:
+    """The recipe in `output`, with the options that the user named; the training refuses what must not change."""
+    from lowmem_brats.run_folder import read_run
+
+    stored, _ = read_run(output)
+    network = stored.network
+    if "width" in named:
+        network = replace(network, width=settings["width"])
+    if "mode" in named:
+        network = replace(network, outputs=MODES[settings["mode"]])
+    return replace(stored, network=network, **{key: settings[key] for key in named - {"width", "mode"}})
+
+
+def _show_epoch(epoch: Epoch) -> None:
     console.out.print(
-        f"{epoch.region.upper()} epoch {epoch.number:3d}  step {epoch.steps:6d}  loss {epoch.loss:.3f}  "
-        f"validation Dice {epoch.mean_dice:.3f}  {epoch.seconds:.0f} s"
+        f"{epoch.network.upper()} epoch {epoch.number:3d}  step {epoch.steps:6d}  loss {epoch.loss:.3f}  "
+        f"validation Dice {' '.join(f'{dice:.3f}' for dice in epoch.region_dice.values())}  "
+        f"{epoch.slices_per_second:.1f} slices/s  {epoch.seconds:.0f} s"
         + (f"  {epoch.skipped_steps} steps left out: gradient not finite" if epoch.skipped_steps else "")
+        + (f"  {epoch.fallback_steps} steps in the safer format" if epoch.fallback_steps else "")
     )
+
+
+def _show_test(scores: list[PatientScores]) -> None:
+    from lowmem_brats.evaluate import summarise
+
+    console.out.print(f"{len(scores)} patients held out for the test:")
+    console.show_scores(scores, summarise(scores))

@@ -16,13 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
+from lowmem_brats.loss import find_loss
 from lowmem_brats.memory.device import LiveBytes, storage_bytes
 from lowmem_brats.memory.step import (
-    build_optimizer,
-    build_scaler,
-    compute_gradients,
+    TrainingStep,
     memory_format,
-    moments,
     predict_batch,
 )
 from lowmem_brats.networks import SliceNetwork, build_network
@@ -72,8 +70,9 @@ def training_footprint(
     dtype: torch.dtype,
     device: torch.device,
     recompute: tuple[str, ...] = (),
+    loss: str = "dice",
 ) -> Footprint:
-    """Bytes of a training step, from the second on, when Adam's moments exist: `step.compute_gradients`, then Adam.
+    """Bytes of a training step, from the second on, when Adam's moments exist: its gradients, then Adam.
 
     Two micro-batches are counted however many there are, because every later one is like the second.
     """
@@ -81,19 +80,20 @@ def training_footprint(
     with FakeTensorMode():
         _fill(model)
         micro_batches = [
-            _fake_batch(size, size_HW, device) for size in (micro_batch, min(micro_batch, batch - micro_batch)) if size
+            _fake_batch(size, network.outputs, size_HW, device)
+            for size in (micro_batch, min(micro_batch, batch - micro_batch))
+            if size
         ]
-        optimizer = build_optimizer(model.train(), learning_rate=0.0)
+        step = TrainingStep(model.train(), find_loss(loss))
         counter = LiveBytes()
         counter.name("parameters", *model.parameters(), *model.buffers())
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(lambda p: counter.name("gradients", p.grad))
         with counter:
-            _begin(optimizer)
-            counter.name("optimizer", *moments(optimizer))
-            scaler = build_scaler(torch.device("cpu"), dtype)
-            compute_gradients(model, optimizer, scaler, micro_batches, dtype, recompute)
-            optimizer.step()
+            _begin(step.optimizer)
+            counter.name("optimizer", *step.moments())
+            step.compute_gradients(micro_batches, dtype, recompute)
+            step.optimizer.step()
         return Footprint(**counter.at_peak)
 
 
@@ -151,10 +151,10 @@ def _fill(model: SliceNetwork) -> None:
             setattr(module, name, fake(buffer))
 
 
-def _fake_batch(size: int, size_HW: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+def _fake_batch(size: int, regions: int, size_HW: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Slices and target on the host; for another device the target's format differs, so that its copy is counted."""
     target_dtype = torch.float32 if device.type == "cpu" else torch.bool
-    return torch.empty(size, len(MODALITIES), *size_HW), torch.empty(size, 1, *size_HW, dtype=target_dtype)
+    return torch.empty(size, len(MODALITIES), *size_HW), torch.empty(size, regions, *size_HW, dtype=target_dtype)
 
 
 def _begin(optimizer: torch.optim.Optimizer) -> None:

@@ -96,14 +96,11 @@ def plan_inference(
     budget: MemoryBudget,
     device: str,
     precision: str,
-    holds_in: str | None = None,
-    most_slices: int = 32,
     smallest: bool = False,
 ) -> InferencePlan:
     """The fastest way to segment slices of H×W pixels in a budget.
 
-    `precision`: what it will run in; `holds_in`: the widest format that it may fall back to and must also fit in;
-    `most_slices`: no larger batch; `smallest`: the plan that needs least, however slow. Raises BudgetError where not
+    `precision`: what it will run in; `smallest`: the plan that needs least, however slow. Raises BudgetError where not
     even one slice fits, and InputError as `check_slices`.
     """
     check_slices(network, size_HW)
@@ -112,9 +109,8 @@ def plan_inference(
     def count(config: NetworkConfig, plan: InferencePlan, name: str) -> Footprint:
         return inference_footprint(config, size_HW, plan.batch, DTYPES[name], where)
 
-    batches = sorted({min(batch, most_slices) for batch in BATCHES[where.type]}, reverse=True)
-    plans = [InferencePlan(device, precision, batch) for batch in batches]
-    return _choose(network, plans, plans[-1:], budget, count, holds_in or precision, smallest)
+    plans = [InferencePlan(device, precision, batch) for batch in BATCHES[where.type]]
+    return _choose(network, plans, plans[-1:], budget, count, smallest)
 
 
 def plan_train(
@@ -124,18 +120,18 @@ def plan_train(
     budget: MemoryBudget,
     device: str,
     precision: str,
-    holds_in: str | None = None,
+    loss: str = "dice",
     smallest: bool = False,
 ) -> TrainPlan:
     """The fastest way to train with `batch` slices of H×W pixels per step in a budget; arguments as `plan_inference`.
 
-    Raises BudgetError where nothing fits, and InputError as `check_slices`.
+    `loss`: as `loss.find_loss` knows it. Raises BudgetError where nothing fits, and InputError as `check_slices`.
     """
     check_slices(network, size_HW, batch)
     where = torch.device(device)
 
     def count(config: NetworkConfig, plan: TrainPlan, name: str) -> Footprint:
-        return training_footprint(config, size_HW, batch, plan.micro_batch, DTYPES[name], where, plan.stages)
+        return training_footprint(config, size_HW, batch, plan.micro_batch, DTYPES[name], where, plan.stages, loss)
 
     plans = [
         TrainPlan(
@@ -152,7 +148,7 @@ def plan_train(
     # Of plans with as many passes, more recomputing and fewer slices at once take maps away and add nothing. But two
     # passes hold gradients through a forward pass, which can outweigh the maps that they spare.
     ends = [plan for plan in plans if plan.recompute == "all" and plan.micro_batch in (batch, 1)]
-    return _choose(network, plans, ends, budget, count, holds_in or precision, smallest)
+    return _choose(network, plans, ends, budget, count, smallest)
 
 
 def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 1) -> None:
@@ -234,22 +230,21 @@ def _choose(
     ends: Sequence[Plan],
     budget: MemoryBudget,
     count: Callable[[NetworkConfig, Plan, str], Footprint],
-    holds_in: str,
     smallest: bool,
 ) -> Plan:
-    """The first plan that fits in its own precision and in `holds_in`; if `smallest`, the one that needs least.
+    """The first plan that fits; if `smallest`, the one that needs least.
 
     `ends`: those plans of which one needs least; `count(network, plan, precision)`. Raises BudgetError if none fits.
     """
-    precisions = sorted({plans[0].precision, holds_in})
+    precision = plans[0].precision
 
     def need(plan: Plan) -> int:
-        return max(count(network, plan, name).total for name in precisions)
+        return count(network, plan, precision).total
 
     candidates = [min(ends, key=need)] if smallest else plans
     for plan in candidates if any(budget.allows(need(end)) for end in ends) else ():
         if budget.allows(need(plan)):
-            footprint = count(network, plan, plan.precision)
+            footprint = count(network, plan, precision)
             return replace(
                 plan,
                 predicted_bytes=footprint.total,
@@ -257,20 +252,20 @@ def _choose(
                 reserve_bytes=budget.reserve_bytes,
             )
 
-    def least(config: NetworkConfig, names: Sequence[str]) -> str:
-        tensor_bytes = min(max(count(config, plan, name).total for name in names) for plan in ends)
+    def least(config: NetworkConfig, name: str) -> str:
+        tensor_bytes = min(count(config, plan, name).total for plan in ends)
         return format_budget(tensor_bytes + budget.reserve_bytes)
 
     narrower = replace(network, width=max(network.width // 16 * 8, min(WIDTHS)))
-    if holds_in == "fp32":
-        concession = f"half precision (--precision fp16 or bf16: {least(network, ['fp16'])})"
+    if precision == "fp32":
+        concession = f"half precision (--precision fp16 or bf16: {least(network, 'fp16')})"
     elif narrower != network:
-        concession = f"a narrower network (width {narrower.width}: {least(narrower, precisions)})"
+        concession = f"a narrower network (width {narrower.width}: {least(narrower, precision)})"
     else:
         concession = "smaller slices"
     raise BudgetError(
         "--vram",
         f"{format_bytes(budget.total_bytes or 0)}, too little for {network.name} of width {network.width}",
-        f"at least {least(network, precisions)}",
+        f"at least {least(network, precision)}",
         f"Next to concede: {concession}.",
     )

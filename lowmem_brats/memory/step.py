@@ -1,21 +1,23 @@
 """The two steps whose bytes are counted: one batch of prediction, one batch of training.
 
-What runs and what is counted are these same functions. Shape suffixes: N slices in a batch, C modalities, H W in-plane.
+What runs and what is counted are these same functions. Shape suffixes: N slices in a batch, C modalities, K regions,
+H W in-plane.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lowmem_brats.loss import backward_batch_dice
+from lowmem_brats import parallel
+from lowmem_brats.loss import Loss, backward_loss
 from lowmem_brats.memory.checkpointing import recomputed
 from lowmem_brats.networks import SliceNetwork
-
-CLIP_NORM = 12.0
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -29,97 +31,118 @@ def place(network: SliceNetwork, device: torch.device, dtype: torch.dtype = torc
 
 
 def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
-    """Segment slices on the host with a network that `place` has moved: `mask_NHW` on the host, False outside brain."""
+    """Segment slices on the host with a network that `place` has moved: `mask_NKHW` on the host, brain only."""
     parameter = next(network.parameters())
     with torch.inference_mode():
         slices_NCHW = _to_device(slices_NCHW, parameter.device, parameter.dtype)
-        brain_NHW = (slices_NCHW != 0).any(dim=1)  # there is no tumour outside it
-        logits_N1HW: Tensor = network(slices_NCHW)
-        return ((logits_N1HW[:, 0] > 0) & brain_NHW).cpu()
+        brain_N1HW = (slices_NCHW != 0).any(dim=1, keepdim=True)  # there is no tumour outside it
+        logits_NKHW: Tensor = network(slices_NCHW)
+        return ((logits_NKHW > 0) & brain_N1HW).cpu()
 
 
-def build_optimizer(network: SliceNetwork, learning_rate: float) -> torch.optim.Adam:
-    """Adam, fused: it works in place, where torch's other forms need up to the parameters' bytes once more."""
-    return torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
-
-
-def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What the optimizer keeps between steps; nothing before the first."""
-    return [tensor for state in optimizer.state.values() for tensor in state.values()]
-
-
-def build_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """What keeps small gradients of fp16 from becoming 0 on a card; it does nothing for other formats and the CPU."""
-    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16 and device.type == "cuda")
-
-
-def split_batch(slices_NCHW: Tensor, target_N1HW: Tensor, micro_batch: int) -> list[tuple[Tensor, Tensor]]:
+def split_batch(slices_NCHW: Tensor, target_NKHW: Tensor, micro_batch: int) -> list[tuple[Tensor, Tensor]]:
     """Cut a batch into micro-batches of at most so many slices."""
-    return list(zip(slices_NCHW.split(micro_batch), target_N1HW.split(micro_batch), strict=True))
+    return list(zip(slices_NCHW.split(micro_batch), target_NKHW.split(micro_batch), strict=True))
 
 
-def compute_gradients(
-    network: SliceNetwork,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    micro_batches: Sequence[tuple[Tensor, Tensor]],
-    dtype: torch.dtype,
-    recompute: Collection[str] = (),
-) -> tuple[Tensor, Tensor]:
-    """Set the gradients of one batch, clipped to CLIP_NORM; returns the loss and the norm before clipping, 0-dim each.
+@dataclass(frozen=True)
+class Outcome:
+    """What a training step gave."""
 
-    `network`: fp32, placed, training; `micro_batches`: slices_NCHW and target_N1HW on the host, from `split_batch`;
-    `dtype`: what it computes in, by autocast if half; `recompute`: names of stages to recompute in the backward pass.
+    loss: float
+    norm: float
+    """Of the gradient, before it was clipped."""
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the weights were changed: not where the gradient was not finite."""
+        return math.isfinite(self.norm)
+
+
+class TrainingStep:
+    """Takes optimisation steps with one network: gradients, clipping, AdamW (which is Adam without weight decay).
+
+    `network`: fp32, placed, training; it is changed in place.
     """
-    device = next(network.parameters()).device
-    network.zero_grad(set_to_none=True)
 
-    def logits_of(slices_NCHW: Tensor) -> Tensor:
-        # Without the cache: it would keep a half copy of every weight although each is used once.
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            return network(_to_device(slices_NCHW, device, dtype))  # type: ignore[no-any-return]
+    def __init__(self, network: SliceNetwork, loss: Loss, weight_decay: float = 0.0, clip_norm: float = 12.0) -> None:
+        self.network, self.loss, self.clip_norm = network, loss, clip_norm
+        self._device = next(network.parameters()).device
+        # Fused, because it works in place where torch's other forms need up to the parameters' bytes once more.
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=weight_decay, fused=True)
+        # It keeps small gradients of fp16 from becoming 0.
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=self._device.type == "cuda")
+        self._no_scaler = torch.amp.GradScaler(self._device.type, enabled=False)
 
-    with recomputed(network, recompute):
-        loss = backward_batch_dice(logits_of, micro_batches, scaler.scale)
-    with _retryable(optimizer, scaler):
-        scaler.unscale_(optimizer)
-        return loss, torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+    def moments(self) -> list[Tensor]:
+        """What the optimizer keeps between steps; nothing before the first."""
+        return [tensor for state in self.optimizer.state.values() for tensor in state.values()]
 
+    def resident(self) -> list[Tensor]:
+        """What stays on the device between steps."""
+        return [*self.network.parameters(), *self.network.buffers(), *self.moments()]
 
-def training_step(
-    network: SliceNetwork,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    micro_batches: Sequence[tuple[Tensor, Tensor]],
-    dtype: torch.dtype,
-    recompute: Collection[str] = (),
-) -> tuple[float, bool]:
-    """One optimisation step, arguments as `compute_gradients`; returns the loss and whether a step was taken.
+    def compute_gradients(
+        self, micro_batches: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, recompute: Collection[str] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Set the gradients of one batch, clipped; returns the loss and the norm before clipping, 0-dim each.
 
-    No step is taken where the gradient is not finite. After an exception, such as torch.OutOfMemoryError, the step can
-    be tried again.
-    """
-    loss, norm = compute_gradients(network, optimizer, scaler, micro_batches, dtype, recompute)
-    with _retryable(optimizer, scaler):
-        finite = bool(torch.isfinite(norm))
-        if finite:
-            scaler.step(optimizer)
-        scaler.update()
-    return float(loss), finite
+        `micro_batches`: slices_NCHW and target_NKHW on the host, from `split_batch`, of this process; the gradients are
+        those of all processes' slices. `dtype`: what the network computes in, by autocast if half; `recompute`: names
+        of stages to recompute in the backward pass.
+        """
+        self.network.zero_grad(set_to_none=True)
+        scaler = self._scaler_of(dtype)
 
+        def logits_of(slices_NCHW: Tensor) -> Tensor:
+            # Without the cache: it would keep a half copy of every weight although each is used once.
+            with torch.autocast(self._device.type, dtype, enabled=dtype.itemsize < 4, cache_enabled=False):
+                return self.network(_to_device(slices_NCHW, self._device, dtype))  # type: ignore[no-any-return]
 
-@contextmanager
-def _retryable(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Iterator[None]:
-    """Leave optimizer and scaler as before a step if the block, which begins after `scaler.scale`, fails."""
-    try:
-        yield
-    except BaseException:
-        if scaler.is_enabled():
-            # To set the scale to what it is also makes the scaler forget that it has unscaled this step's gradients.
-            scaler.update(scaler.get_scale())
-        for parameter in [p for p, state in optimizer.state.items() if "exp_avg_sq" not in state]:
-            del optimizer.state[parameter]  # Adam had no room for the second moment
-        raise
+        with recomputed(self.network, recompute):
+            loss = backward_loss(self.loss, logits_of, micro_batches, scaler.scale, parallel.add_up)
+        with self._retryable(scaler):
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parallel.add_up(parameter.grad)
+            scaler.unscale_(self.optimizer)
+            return loss, torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+
+    def take(
+        self,
+        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        learning_rate: float,
+        dtype: torch.dtype,
+        recompute: Collection[str] = (),
+    ) -> Outcome:
+        """One optimisation step; arguments as `compute_gradients`.
+
+        After an exception, such as torch.OutOfMemoryError, the step can be tried again.
+        """
+        loss, norm = self.compute_gradients(micro_batches, dtype, recompute)
+        outcome, scaler = Outcome(float(loss), float(norm)), self._scaler_of(dtype)
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        with self._retryable(scaler):
+            if outcome.stepped:
+                scaler.step(self.optimizer)
+            scaler.update()
+        return outcome
+
+    def _scaler_of(self, dtype: torch.dtype) -> torch.amp.GradScaler:
+        return self.scaler if dtype == torch.float16 else self._no_scaler
+
+    @contextmanager
+    def _retryable(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
+        """Leave optimizer and scaler as before a step if the block, which begins after `scaler.scale`, fails."""
+        try:
+            yield
+        except BaseException:
+            if scaler.is_enabled():
+                # To set the scale to what it is also makes the scaler forget that it has unscaled these gradients.
+                scaler.update(scaler.get_scale())
+            for parameter in [p for p, state in self.optimizer.state.items() if "exp_avg_sq" not in state]:
+                del self.optimizer.state[parameter]  # Adam had no room for the second moment
+            raise
 
 
 def _to_device(slices_NCHW: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

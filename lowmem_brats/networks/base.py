@@ -1,6 +1,6 @@
 """The contract that every network keeps, so that planning, weights and commands need no code per network.
 
-Shape suffixes: N slices in a batch, C modalities, H W in-plane.
+Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from torch.nn import functional
 
 
 class SliceNetwork(nn.Module, ABC):
-    """A 2D network: `slices_NCHW` in, one foreground logit per pixel `logits_N1HW` out."""
+    """A 2D network: `slices_NCHW` in, a foreground logit per pixel and region `logits_NKHW` out, K = config.outputs."""
 
     stride: int
     """H and W must be multiples of it."""
+    outputs: int = 1
+    """How many regions K it segments."""
 
     @abstractmethod
     def stages(self) -> dict[str, nn.Module]:
@@ -24,7 +26,7 @@ class SliceNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, slices_NCHW: Tensor) -> Tensor:
-        """Logits [N, 1, H, W] of the foreground; probability = sigmoid."""
+        """Logits [N, K, H, W] of the foreground; probability = sigmoid. Of three regions: WT, TC, ET."""
 
 
 class GroupNorm(nn.GroupNorm):

@@ -1,4 +1,4 @@
-"""The classic 2D U-Net, one logit per region.
+"""The classic 2D U-Net, one logit per region: three networks of one region each, or one network of three.
 
 Source: Ronneberger, Fischer, Brox 2015 (U-Net); widths and use as three binary networks: Hashemi et al. 2022, "A
 Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation", section II-B. Differences, each to
@@ -9,6 +9,8 @@ Written from the paper. Shape suffixes: N slices, C channels, H W in-plane.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +19,9 @@ from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.networks.base import GroupNorm, SliceNetwork
 
 GROUPS = 8
+PRIOR = 0.05
+"""Share of tumour pixels that a fresh network expects (Lin et al. 2017, "Focal Loss", section 4.1): from one half, as
+without it, Dice takes hundreds of steps to come down."""
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
@@ -68,14 +73,15 @@ class UNet2d(SliceNetwork):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.stride = 2**config.depth
+        self.stride, self.outputs = 2**config.depth, config.outputs
         widths = [config.width * 2**level for level in range(config.depth + 1)]
         self.down = nn.ModuleList(
             DoubleConv(c_in, c_out, config.norm, pooled=level > 0)
             for level, (c_in, c_out) in enumerate(zip([len(MODALITIES), *widths], widths, strict=False))
         )
         self.up = nn.ModuleList(Up(c_out, config.norm) for c_out in reversed(widths[:-1]))
-        self.head = nn.Conv2d(config.width, 1, 1)
+        self.head = nn.Conv2d(config.width, config.outputs, 1)
+        nn.init.constant_(self.head.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
     def stages(self) -> dict[str, nn.Module]:
         """Encoder blocks from wide to deep, then decoder blocks from deep to wide."""
@@ -83,7 +89,7 @@ class UNet2d(SliceNetwork):
         return down | {f"up.{i}": block for i, block in enumerate(self.up)}
 
     def forward(self, slices_NCHW: Tensor) -> Tensor:
-        """[N, 4, H, W] → logits [N, 1, H, W]; H and W multiples of `stride`."""
+        """[N, 4, H, W] → logits [N, K, H, W]; H and W multiples of `stride`."""
         skips: list[Tensor] = []
         features = slices_NCHW
         for block in self.down:

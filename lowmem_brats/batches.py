@@ -1,0 +1,81 @@
+"""The batches of a training: which slices a step learns from, read ahead, and how each is augmented.
+
+Every draw follows from the seed and the step's number, so a training that goes on from a checkpoint draws what it would
+have drawn. Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from lowmem_brats import parallel
+from lowmem_brats.augment import Augmentation, apply_augmentation, sample_augmentation
+from lowmem_brats.config import TrainConfig
+from lowmem_brats.dataset import frame_of, gather, training_rows
+from lowmem_brats.labels import Region
+from lowmem_brats.memory.step import split_batch
+from lowmem_brats.slice_cache import CachedCase
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The slices of one step, on the host, not augmented yet."""
+
+    slices_NCHW: Tensor
+    target_NKHW: Tensor
+    augmentation: Augmentation | None
+
+    def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
+        """The batch in parts of at most `size` slices, on the host, each augmented on the device."""
+        parts = split_batch(self.slices_NCHW, self.target_NKHW, size)
+        if self.augmentation is None:
+            return parts
+        augmented = []
+        for number, (slices_NCHW, target_NKHW) in enumerate(parts):
+            draw = self.augmentation.part(number * size, number * size + len(slices_NCHW))
+            slices_NCHW, target_NKHW = apply_augmentation(draw, slices_NCHW.to(device), target_NKHW.to(device))
+            augmented.append((slices_NCHW.cpu(), target_NKHW.cpu()))
+        return augmented
+
+
+class Batches:
+    """All batches of one network's training; of each, the share of this process."""
+
+    def __init__(self, cases: Sequence[CachedCase], regions: tuple[Region, ...], config: TrainConfig) -> None:
+        self._cases, self._regions, self._config = cases, regions, config
+        self._frame_HW = frame_of(cases)
+        self._rows = np.array(training_rows(cases, regions[0]))
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps that see every slice about once."""
+        return max(len(self._rows) // self._config.batch, 1)
+
+    def read(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 0, from its `first` on, each read while the one before is in use."""
+        order = self._rng(0, epoch).permutation(len(self._rows))
+        with ThreadPoolExecutor(1) as reader:
+            waiting = reader.submit(self._read, order, epoch, first)
+            for number in range(first + 1, self.per_epoch + 1):
+                batch = waiting.result()
+                if number < self.per_epoch:
+                    waiting = reader.submit(self._read, order, epoch, number)
+                yield batch
+
+    def _read(self, order: np.ndarray[tuple[int], np.dtype[np.int64]], epoch: int, number: int) -> Batch:
+        size = self._config.batch
+        chosen = order[number * size : (number + 1) * size][parallel.rank() :: parallel.size()]
+        slices_NCHW, target_NKHW = gather(self._cases, self._rows[chosen].tolist(), self._regions, self._frame_HW)
+        augmentation = None
+        if self._config.augment:
+            rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)
+            augmentation = sample_augmentation(rng, slices_NCHW.shape, self._config.modality_dropout)
+        return Batch(slices_NCHW, target_NKHW, augmentation)
+
+    def _rng(self, purpose: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.seed, self._regions[0].depth, purpose, number])

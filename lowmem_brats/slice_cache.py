@@ -1,0 +1,204 @@
+"""Prepared slices of labelled cases on disk, made once, found again by a checksum of the files they came from.
+
+An entry is two .npy files and a .json that is written last, so an interrupted build leaves nothing that looks whole.
+The arrays are memory-mapped anew at each access and kept by no one, so host memory does not grow with the cases.
+Shape suffixes: Z slices of a case, C modalities, H W in-plane.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lowmem_brats.case_files import CaseFiles
+from lowmem_brats.config import PREPROCESSING
+from lowmem_brats.errors import InputError
+from lowmem_brats.files import replace_when_complete
+from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_regions
+from lowmem_brats.nifti import check_same_grid, read_case, read_label
+from lowmem_brats.slices import cut_label, prepare
+
+FORMAT = 1  # of an entry; one of another format is not found
+ARRAYS = ("slices", "depth")
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """One case's prepared slices on disk, and what can be said of them without opening the files."""
+
+    case_id: str
+    path: Path
+    """Of the .json; the arrays lie beside it."""
+    shape_ZCHW: tuple[int, int, int, int]
+    brain_Z: tuple[bool, ...]
+    """Which slices hold brain."""
+    depth_Z: tuple[int, ...]
+    """The deepest region in each slice, 0 to 3."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def slices_ZCHW(self) -> npt.NDArray[np.float16]:
+        """Z-scored slices, memory-mapped. Raises InputError when the file is gone."""
+        return self._open("slices")
+
+    @property
+    def depth_ZHW(self) -> npt.NDArray[np.uint8]:
+        """How many of the nested regions hold a pixel, memory-mapped: region r is `depth >= r.depth`.
+
+        Raises as above.
+        """
+        return self._open("depth")
+
+    def _open(self, kind: str) -> npt.NDArray[Any]:
+        path = _array(self.path, kind)
+        try:
+            return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+        except (OSError, EOFError, ValueError) as error:
+            advice = "Start again; trainings that share a cache folder need the same cases."
+            raise InputError(path, f"cannot be opened ({error})", "the slices cached before", advice) from error
+
+    def seen_by(self, region: Region) -> npt.NDArray[np.bool_]:
+        """Which slices [Z] a region's network has to segment: those with brain and with the region's parent."""
+        return np.array(self.brain_Z, np.bool_) & (np.array(self.depth_Z) >= region.depth - 1)
+
+
+def build_cache(
+    cases: Sequence[CaseFiles],
+    folder: Path,
+    stride: int,
+    convention: LabelConvention,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    strict: bool = False,
+) -> tuple[list[CachedCase], list[str]]:
+    """The cases prepared, in order, and notes on those left out or built anew because their entry was damaged.
+
+    Entries in `folder` whose checksum fits are used as they are. A case that cannot be read, or whose label map does
+    not fit its images, is left out; where `strict`, its InputError is raised, as it always is when the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(folder, f"cannot be made ({error.strerror})", "a folder", "Choose another.") from error
+    cached, notes = [], []
+    for done, files in enumerate(cases, 1):
+        try:
+            path = folder / f"{files.case_id}-{_checksum(files, stride, convention)}.json"
+            case = _find(path, files.case_id)
+            arrays = None if case else _prepare(files, stride, convention)
+        except InputError as error:
+            if strict:
+                raise
+            notes.append(f"{files.case_id}: left out: {error}")
+        else:
+            if arrays:
+                if path.exists():
+                    notes.append(f"{files.case_id}: its cache was damaged: built anew")
+                case = store_case(path, files.case_id, *arrays)
+                _remove_older(path, files.case_id)
+            cached += [case] if case else []
+        on_progress(done, len(cases))
+    return cached, notes
+
+
+def store_case(
+    path: Path,
+    case_id: str,
+    slices_ZCHW: npt.NDArray[np.float16],
+    depth_ZHW: npt.NDArray[np.uint8],
+    warnings: Sequence[str] = (),
+) -> CachedCase:
+    """Write an entry, its .json at `path` last. Raises InputError when the disk is full."""
+    for kind, array in zip(ARRAYS, (slices_ZCHW, depth_ZHW), strict=True):
+        with replace_when_complete(_array(path, kind)) as partial, partial.open("wb") as file:
+            np.save(file, np.ascontiguousarray(array))  # so that a slice is one piece of the file
+    facts = {
+        "arrays": [_fingerprint(_array(path, kind)) for kind in ARRAYS],
+        "shape_ZCHW": slices_ZCHW.shape,
+        "brain_Z": (slices_ZCHW != 0).any(axis=(1, 2, 3)).tolist(),
+        "depth_Z": depth_ZHW.max(axis=(1, 2)).tolist(),
+        "warnings": list(warnings),
+    }
+    with replace_when_complete(path) as partial:
+        partial.write_text(json.dumps(_sealed(facts)))
+    return _case(path, case_id, facts)
+
+
+def _array(path: Path, kind: str) -> Path:
+    return path.with_suffix(f".{kind}.npy")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _fingerprint(path: Path) -> str:
+    """An array's size in bytes, and a checksum of its header, which holds shape and format, and of its first pixels."""
+    with path.open("rb") as file:
+        return f"{path.stat().st_size} {_digest(file.read(4096))}"
+
+
+def _sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts with their own checksum, so that a damaged .json is not believed."""
+    return {"checksum": _digest(json.dumps(facts).encode()), "facts": facts}
+
+
+def _case(path: Path, case_id: str, facts: dict[str, Any]) -> CachedCase:
+    keys = ("shape_ZCHW", "brain_Z", "depth_Z", "warnings")
+    return CachedCase(case_id, path, *(tuple(facts[key]) for key in keys))
+
+
+def _find(path: Path, case_id: str) -> CachedCase | None:
+    """The entry at `path` if it is there and whole."""
+    try:
+        entry = json.loads(path.read_text())
+        facts = entry["facts"]
+        whole = facts["arrays"] == [_fingerprint(_array(path, kind)) for kind in ARRAYS]
+        if whole and entry == _sealed(facts):
+            return _case(path, case_id, facts)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass
+    return None
+
+
+def _remove_older(path: Path, case_id: str) -> None:
+    """Remove the case's other entries: they were made of other files, or in another way. Nothing else is touched."""
+    own_name = re.compile(re.escape(case_id) + r"-[0-9a-f]{16}\.(json|slices\.npy|depth\.npy)")
+    for other in path.parent.iterdir():
+        if own_name.fullmatch(other.name) and not other.name.startswith(f"{path.stem}."):
+            with suppress(OSError):  # open in another process, on Windows
+                other.unlink()
+
+
+def _checksum(files: CaseFiles, stride: int, convention: LabelConvention) -> str:
+    """Of all that decides the slices: the bytes of the files, and how they are prepared."""
+    digest = hashlib.blake2b(f"{FORMAT} {PREPROCESSING} {stride} {convention.name}".encode(), digest_size=8)
+    named = dict(files.images) | ({"stacked": files.stacked} if files.stacked else {}) | {"label": files.labels[0]}
+    for name, path in sorted(named.items()):
+        digest.update(f" {name} ".encode())
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise InputError(path, f"cannot be read ({error.strerror})", "a NIfTI file", "Check the file.") from error
+    return digest.hexdigest()
+
+
+def _prepare(
+    files: CaseFiles, stride: int, convention: LabelConvention
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8], list[str]]:
+    label_path = files.labels[0]
+    case, label = read_case(files), read_label(label_path)
+    check_same_grid(label, label_path, case.reference, files.stacked or next(iter(files.images.values())))
+    stack = prepare(case.images_CXYZ, stride)
+    depth_XYZ = nesting_depth(split_regions(label.data, convention, label_path))
+    return stack.slices_ZCHW, cut_label(depth_XYZ, stack), case.warnings

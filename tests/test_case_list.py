@@ -1,0 +1,267 @@
+"""Cases from a folder, a CSV and a JSON list; what cannot be used is left out with its reason, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lowmem_brats.case_list import KEYS, patient_of, read_cases
+from lowmem_brats.errors import InputError
+
+
+def touch(folder: Path, *names: str) -> Path:
+    """Make empty files; finding never opens them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def case(folder: Path) -> Path:
+    """Make a labelled case of two modalities."""
+    name = folder.name
+    return touch(folder, f"{name}_t1.nii", f"{name}_t2.nii", f"{name}_seg.nii")
+
+
+def names(data: Path) -> list[str]:
+    """The cases found, none left out."""
+    cases, notes = read_cases(data)
+    assert notes == []
+    assert all(len(each.labels) == 1 for each in cases)
+    return [each.case_id for each in cases]
+
+
+# A folder
+
+
+def test_cases_of_a_folder_by_name(tmp_path: Path) -> None:
+    for case_id in ("C2", "C1"):
+        case(tmp_path / case_id)
+    touch(tmp_path / "C0", "C0_t1.nii", "C0_t2.nii")  # no label
+    touch(tmp_path / "C3", "C3_t1.nii", "C3_seg.nii")  # too few
+    touch(case(tmp_path / "C4"), "C4_Segm.nii")  # two labels
+    touch(tmp_path / "notes", "readme.txt")
+    cases, notes = read_cases(tmp_path)
+    assert [each.case_id for each in cases] == ["C1", "C2"]
+    assert [note.split(": ")[0] for note in notes] == ["left out"] * 3
+    assert "C0: no label map" in notes[0]
+    assert "C3: no t1ce, t2, flair" in notes[1]
+    assert "C4_Segm.nii, C4_seg.nii" in notes[2]
+    with pytest.raises(InputError, match="C0: no label map"):
+        read_cases(tmp_path, strict=True)
+
+
+def test_no_labelled_case_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path / "C0", "C0_t1.nii", "C0_t2.nii")
+    with pytest.raises(InputError, match=r"1 cases, none with images and a label map.*C0: no label map"):
+        read_cases(tmp_path)
+    with pytest.raises(InputError, match=r"is not a folder"):
+        read_cases(tmp_path / "C0" / "C0_t1.nii")
+    with pytest.raises(InputError, match=r"is not a folder"):
+        read_cases(tmp_path / "absent.csv")
+
+
+def test_one_name_for_two_cases_would_mix_them_up(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        touch(tmp_path / folder, "image_t1.nii", "image_t2.nii", "image_seg.nii")
+    with pytest.raises(InputError, match="several cases named image; expected one name per case"):
+        read_cases(tmp_path)
+
+
+def test_hidden_and_stray_files_are_no_cases(tmp_path: Path) -> None:
+    case(tmp_path / "C1")
+    touch(tmp_path / "C1", "._C1_t1.nii")
+    touch(tmp_path / "copied", "._C1_t1.nii", "._C1_t2.nii", "._C1_seg.nii")
+    touch(tmp_path, "C2_t1.nii", "C2_t2.nii", "C2_seg.nii")
+    touch(tmp_path / "task01", "BRATS_001.nii.gz", "BRATS_001_seg.nii.gz")
+    assert names(tmp_path) == ["C1", "BRATS_001"]
+
+
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case(tmp_path / "data" / "C1")
+    (tmp_path / "list.json").write_text('["data/C1"]')
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for data in (tmp_path / "data", tmp_path / "list.json"):
+        with pytest.raises(InputError, match="Permission denied"):
+            read_cases(data)
+
+
+# Lists
+
+
+def test_a_list_of_folders_gives_what_the_folder_gives(tmp_path: Path) -> None:
+    for name in ("C1", "Größe, 2"):
+        case(tmp_path / name)
+    (tmp_path / "list.json").write_text(json.dumps(["C1", {"case": "Größe, 2"}]))
+    (tmp_path / "list.CSV").write_text('case,case_id,\nC1,,\n\n"Größe, 2",,\n', encoding="utf-8")
+    expected, _ = read_cases(tmp_path)
+    assert [each.case_id for each in expected] == ["C1", "Größe, 2"]
+    for data in ("list.json", "list.CSV"):
+        assert read_cases(tmp_path / data) == (expected, [])
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.json"])
+def test_images_and_labels_apart(tmp_path: Path, name: str) -> None:
+    """The Medical Segmentation Decathlon keeps 4-D images in one folder and label maps in another."""
+    images, labels = (touch(tmp_path / folder, "BRATS_001.nii.gz") for folder in ("imagesTr", "labelsTr"))
+    row = {"case": "imagesTr/BRATS_001.nii.gz", "seg": "labelsTr/BRATS_001.nii.gz"}
+    text = json.dumps([row]) if name == "list.json" else "\n".join([",".join(row), ",".join(row.values())])
+    (tmp_path / name).write_text(text)
+    (found,), _ = read_cases(tmp_path / name)
+    assert (found.case_id, found.stacked) == ("BRATS_001", images / "BRATS_001.nii.gz")
+    assert found.labels == (labels / "BRATS_001.nii.gz",)
+
+
+def test_files_of_any_name(tmp_path: Path) -> None:
+    touch(tmp_path, "s1.nii", "s2.nii", "s3.nii", "s4.nii", "truth.nii")
+    (tmp_path / "list.csv").write_text("case_id,t1,t1ce,t2,flair,seg\nP7,s1.nii, s2.nii ,s3.nii,s4.nii,truth.nii\n")
+    (found,), _ = read_cases(tmp_path / "list.csv")
+    assert found.case_id == "P7"
+    assert found.images == {m: tmp_path / f"s{i}.nii" for i, m in enumerate(("t1", "t1ce", "t2", "flair"), 1)}
+    assert found.labels == (tmp_path / "truth.nii",)
+
+
+def test_a_csv_of_case_folders(tmp_path: Path) -> None:
+    case(tmp_path / "data" / "C1")
+    case(tmp_path / "C2")
+    (tmp_path / "list.csv").write_text("case,case_id\ndata/C1,\nC2,Mueller\n")
+    assert names(tmp_path / "list.csv") == ["C1", "Mueller"]
+
+
+def test_a_csv_of_files_takes_no_others_from_their_folder(tmp_path: Path) -> None:
+    touch(tmp_path / "flat", *(f"P{n}_{kind}.nii" for n in (1, 2) for kind in ("t1", "t1ce", "t2", "flair", "seg")))
+    rows = ["t1,t1ce,t2,flair,seg", *(f"flat/P{n}_t1.nii,,flat/P{n}_t2.nii,,flat/P{n}_seg.nii" for n in (1, 2))]
+    (tmp_path / "list.csv").write_text("\ufeff" + "\r\n".join(rows))  # as a spreadsheet writes it
+    cases, _ = read_cases(tmp_path / "list.csv")
+    assert [each.case_id for each in cases] == ["P1", "P2"]
+    assert [sorted(each.images) for each in cases] == [["t1", "t2"]] * 2
+    assert [each.labels for each in cases] == [(tmp_path / "flat" / f"P{n}_seg.nii",) for n in (1, 2)]
+
+
+def test_a_json_list(tmp_path: Path) -> None:
+    case(tmp_path / "C1")
+    case(tmp_path / "C2")
+    images = {m: f"C2/C2_{m}.nii" for m in ("t1", "t2")}
+    (tmp_path / "list.json").write_text(json.dumps(["C1", {**images, "seg": "C2/C2_seg.nii", "case_id": "X"}]))
+    assert names(tmp_path / "list.json") == ["C1", "X"]
+    (tmp_path / "list.json").write_text(json.dumps([{"case": str(tmp_path / "C1")}]))
+    assert names(tmp_path / "list.json") == ["C1"]
+
+
+UNFIT = ("../x", "a/b", "a\\b", ".", "-a", "a\nb", "x" * 101)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ("absent", "does not exist"),
+        ({"case": "C1", "color": "red"}, "unknown column color"),
+        ({"t1": "C1/C1_t1.nii", "t2": "C1/nope.nii", "seg": "C1/C1_seg.nii"}, "is not there"),
+        ({"t1": "C1/C1_t1.nii", "t2": "C1/C1_t2.nii"}, "no label map"),
+        ({"t1": "C1/C1_t1.nii", "seg": "C1/C1_seg.nii"}, "no t1ce, t2, flair"),
+        ({"t1": "C1/C1_t1.nii", "t2": "C1/C1_t1.nii", "seg": "C1/C1_seg.nii"}, "given as t1 and as t2"),
+        ({"t1": "C1/C1_t1.nii", "t2": "C1/C1_t2.nii", "seg": "C1/nope.nii"}, "is not there"),
+        ({"case": "C1", "t1": "C1/C1_t1.nii"}, "a case and files of its modalities"),
+        ({"case": "n" * 5000}, "File name too long"),
+        ({"case": "C1\0"}, "does not exist"),
+        *(({"case": "C1", "case_id": name}, "a name that a file can have") for name in UNFIT),
+        ({"case_id": "C1"}, "no path"),
+        ({}, "no path"),
+        ({"case": 7}, "expected a path"),
+        (7, "expected a path"),
+        (None, "expected a path"),
+        (["C1"], "expected a path"),
+    ],
+)
+def test_a_row_that_is_no_case_is_left_out_or_refused(tmp_path: Path, row: object, why: str) -> None:
+    case(tmp_path / "C1")
+    case(tmp_path / "C2")
+    (tmp_path / "list.json").write_text(json.dumps(["C2", row]))
+    cases, (note,) = read_cases(tmp_path / "list.json")
+    assert [each.case_id for each in cases] == ["C2"]
+    assert note.startswith("left out: ")
+    assert why in note
+    with pytest.raises(InputError, match=why):
+        read_cases(tmp_path / "list.json", strict=True)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"case": "C1"}', "7", "null", '"C1"', "\xff\xfe"])
+def test_what_is_no_json_list(tmp_path: Path, content: str) -> None:
+    (tmp_path / "list.json").write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match=r"list\.json"):
+        read_cases(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("list.json", "[" * 100_000, "cannot be read (maximum recursion"),
+        ("list.json", '["\\ud800"]', "cannot be read ('utf-8' codec can't encode"),
+        ("list.json", "[]", "0 cases, none"),
+        ("list.csv", "", "0 cases, none"),
+        ("list.csv", "case,note\nC1,\n", "unknown or repeated column note; expected of case, case_id, t1, t1ce"),
+        ("list.csv", "case;case_id\nC1;a\n", "unknown or repeated column case;case_id"),
+        ("list.csv", "t1,t1,t2,seg\na,b,c,d\n", "unknown or repeated column t1;"),
+        ("list.csv", "case\nC1,1\n", "{'case': 'C1', None: ['1']}"),
+        ("list.csv", 'case\n"C1', "cannot be read (unexpected end of data)"),
+        ("list.csv", "case\n" + "x" * 200_000, "cannot be read (field larger"),
+    ],
+)
+def test_a_malformed_list(tmp_path: Path, name: str, content: str, why: str) -> None:
+    case(tmp_path / "C1")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError) as error:
+        read_cases(tmp_path / name)
+    assert why in str(error.value)
+    assert error.value.where == str(tmp_path / name)
+
+
+VALUES = st.none() | st.integers() | st.booleans() | st.text(max_size=6)
+ENTRIES = st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), VALUES, max_size=4)
+
+
+@given(entries=st.lists(VALUES | ENTRIES | st.lists(VALUES, max_size=2), max_size=3) | VALUES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_json_is_an_input_error(tmp_path: Path, entries: object) -> None:
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError) as error:
+        read_cases(tmp_path / "list.json")
+    str(error.value).encode()  # can be shown
+
+
+@given(content=st.one_of(st.binary(max_size=200), st.text(alphabet='case,t1"\n\\x/.é', max_size=80).map(str.encode)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("name", ["list.csv", "list.json"])
+def test_any_content_is_an_input_error(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError):
+        read_cases(tmp_path / name)
+
+
+# Patients
+
+
+@pytest.mark.parametrize(
+    ("case_id", "patient"),
+    [
+        ("BraTS-GLI-00005-100", "BraTS-GLI-00005"),
+        ("BraTS-GLI-00005-101", "BraTS-GLI-00005"),
+        ("BraTS-MEN-00005-000", "BraTS-MEN-00005"),
+        ("BraTS2021_00006", "BraTS2021_00006"),
+        ("BraTS20_Training_001", "BraTS20_Training_001"),
+        ("Brats18_CBICA_APY_1", "Brats18_CBICA_APY_1"),
+        ("BraTS-GLI-00005", "BraTS-GLI-00005"),
+        ("BraTS-GLI-00005-10", "BraTS-GLI-00005-10"),
+        ("BraTS-GLI-00005-100-x", "BraTS-GLI-00005-100-x"),
+    ],
+)
+def test_whom_a_case_shows(case_id: str, patient: str) -> None:
+    assert patient_of(case_id) == patient

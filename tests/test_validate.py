@@ -1,0 +1,70 @@
+"""Validation is by patient, on the slices that a network will see, in a copy of the format that will segment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from easy_cases import DEPTH, SIDE, TINY, easy_cached, easy_depth
+
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.labels import Region
+from lowmem_brats.networks import build_network
+from lowmem_brats.slice_cache import CachedCase, store_case
+from lowmem_brats.validate import EXAMPLES, validate
+
+
+def says_tumour(outputs: int = 1) -> dict[str, torch.Tensor]:
+    """Weights of a network that calls all brain tumour, in its first output; none in the others."""
+    network = build_network(NetworkConfig(width=8, depth=1, outputs=outputs))
+    torch.nn.init.zeros_(network.head.weight)
+    network.head.bias.data = torch.tensor([1.0] + [-1.0] * (outputs - 1))
+    return network.state_dict()
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[CachedCase]:
+    """A case with tumour in all slices, and one with tumour in the upper half."""
+    full = easy_cached(tmp_path, "full")
+    depth_ZHW = np.array(easy_depth())
+    depth_ZHW[: DEPTH // 2] = 0
+    return [full, store_case(tmp_path / "half.json", "half", full.slices_ZCHW, depth_ZHW)]
+
+
+def test_dice_is_by_patient_on_the_slices_seen(cases: list[CachedCase]) -> None:
+    """All brain called tumour: Dice 2·TP / (2·TP + FP), over the slices with the parent only."""
+    found = validate(says_tumour(), TINY, cases, [Region.TC], "cpu", "fp32")
+    core = int((easy_depth()[0] >= 2).sum())
+    expected = 2 * core / (core + SIDE * SIDE)
+    assert found.dice == {"tc": {"full": pytest.approx(expected), "half": pytest.approx(expected)}}
+    assert found.peak_bytes > sum(p.numel() * 4 for p in build_network(TINY).parameters())
+
+
+def test_one_network_is_scored_on_every_region(cases: list[CachedCase]) -> None:
+    config = NetworkConfig(width=8, depth=1, outputs=3)
+    found = validate(says_tumour(3), config, cases, list(Region), "cpu", "fp32")
+    tumour = int((easy_depth()[0] >= 1).sum())
+    assert found.dice["wt"]["full"] == pytest.approx(2 * tumour / (tumour + SIDE * SIDE))
+    assert found.dice["tc"] == found.dice["et"] == {"full": 0.0, "half": 0.0}
+
+
+def test_the_weights_given_stay_as_they_are(cases: list[CachedCase]) -> None:
+    state = says_tumour()
+    before = {key: value.clone() for key, value in state.items()}
+    for precision in ("bf16", "fp32"):
+        validate(state, TINY, cases, [Region.WT], "cpu", precision)
+        assert all(value.dtype == torch.float32 and torch.equal(value, before[key]) for key, value in state.items())
+
+
+def test_examples_are_the_busiest_slices_of_the_first_patients(tmp_path: Path, cases: list[CachedCase]) -> None:
+    more = [easy_cached(tmp_path, f"more {n}") for n in range(EXAMPLES)]
+    found = validate(says_tumour(), TINY, [cases[1], *more], [Region.WT], "cpu", "fp32")
+    assert [example.case_id for example in found.examples] == ["half", "more 0", "more 1", "more 2"]
+    example = found.examples[0]
+    assert example.z == DEPTH // 2
+    assert example.dice == found.dice["wt"]["half"]
+    np.testing.assert_array_equal(example.reference_HW, easy_depth()[0] >= 1)
+    np.testing.assert_array_equal(example.slice_CHW, cases[1].slices_ZCHW[example.z].astype(np.float32))
+    assert example.predicted_HW.all()
