@@ -145,6 +145,8 @@ class TrainConfig:
         for option, (found, valid, expected) in where.items():
             if not valid:
                 raise InputError(option, str(found), expected, "Leave the option out for the default.")
+        if self.network.outputs > len(self.regions):
+            raise InputError("--region", " ".join(self.regions), "all three in one network", "Leave the option out.")
         if self.validation + self.test >= 1:
             found = f"--validation {self.validation} and --test {self.test}"
             raise InputError("split", found, "some patients left to train on", "Lower them.")

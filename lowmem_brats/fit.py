@@ -120,7 +120,8 @@ class NetworkTraining:
     def run(self, tell: Listener) -> Epoch:
         """Train until epochs, time or patience are used up; returns the best epoch by validation Dice."""
         self._began = saved = time.monotonic()
-        while self._progress() < 1 and not stops_early(self.config, self._scores):
+        # A resumed training may have less time than it has used, and its first epoch still to be validated.
+        while not self.epochs or (self._progress() < 1 and not stops_early(self.config, self._scores)):
             for batch in self.batches.read(len(self.epochs), self.steps - self._epoch_began):
                 if (progress := self._progress()) >= 1:
                     break

@@ -32,7 +32,7 @@ from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget
 from lowmem_brats.memory.planner import TrainPlan, plan_train
 from lowmem_brats.memory.step import place
-from lowmem_brats.networks import build_network, stride_of
+from lowmem_brats.networks import SliceNetwork, build_network, stride_of
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import sound_precision
 from lowmem_brats.run_folder import NetworkReport, RunFolder, TrainReport, check_resumable, read_run
@@ -106,11 +106,12 @@ def train_set(
         run = _Run(RunFolder(out, tensorboard and parallel.rank() == 0), report, tell)
         for text in [*notes, *left_out]:
             run.note(text)
-        if not resume and parallel.rank() == 0:
-            run.folder.forget()
-        run.write()
         _cache(run, split, cache or out / "cache")
-        paths = _train_networks(run, budget)
+        network = _prepare(run, budget)
+        if not resume and parallel.rank() == 0:
+            run.folder.forget()  # only now, when nothing can be wrong with what was asked for
+        run.write()
+        paths = _train_networks(run, network)
         if parallel.rank() == 0:
             _install(run, paths)
             if (out / "index.json").exists():
@@ -163,13 +164,10 @@ def _cache(run: _Run, split: Split, folder: Path) -> None:
     )
 
 
-def _train_networks(run: _Run, budget: MemoryBudget) -> dict[Region, Path]:
-    """Plan, and train one network after another; returns where each region's weights lie, beside the checkpoints."""
+def _prepare(run: _Run, budget: MemoryBudget) -> SliceNetwork:
+    """Build the network, choose its formats, plan its steps, and place it on the device."""
     config, device = run.report.config, run.report.device
-    regions = tuple(Region(name) for name in ("wt", "tc", "et") if name in config.regions)
-    groups = [regions] if config.network.outputs > 1 else [(region,) for region in regions]
     torch.manual_seed(config.seed)
-    # One network for all: each region continues from its parent's weights, the same anatomy and a nested target.
     network = build_network(config.network)
     middle_CHW = run.training[0].slices_ZCHW[run.training[0].shape_ZCHW[0] // 2]
     wanted = choose_precision(config.precision, torch.device(device))
@@ -177,7 +175,17 @@ def _train_networks(run: _Run, budget: MemoryBudget) -> dict[Region, Path]:
     for text in notes:
         run.note(text)
     run.report.plans = _plan(run, budget, precision)
-    place(network, torch.device(device))
+    return place(network, torch.device(device))
+
+
+def _train_networks(run: _Run, network: SliceNetwork) -> dict[Region, Path]:
+    """Train one network after another; returns where each region's weights lie, beside the checkpoints.
+
+    It is one and the same: each region continues from its parent's weights, the same anatomy and a nested target.
+    """
+    config = run.report.config
+    regions = tuple(region for region in Region if region.value in config.regions)
+    groups = [regions] if config.network.outputs > 1 else [(region,) for region in regions]
     paths: dict[Region, Path] = {}
     for group in groups:
         if config.finetune:

@@ -316,8 +316,8 @@ def test_train_touches_nothing_but_its_set(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     assert len(list(out.rglob("*.nii.gz"))) == 10
-    for _ in range(2):
-        result = run(*arguments, "--overwrite")
+    for again in ((), ("--overwrite",)):
+        result = run(*arguments, *again)
         assert result.exit_code == 0, result.output
     assert len(list(out.rglob("*.nii.gz"))) == 10
     assert [path.read_text() for path in mine] == ["mine", "mine"]

@@ -44,6 +44,7 @@ from lowmem_brats.errors import InputError
         (TrainConfig, {"average": 1.0}, "--average", "1.0"),
         (TrainConfig, {"modality_dropout": 1.1}, "--modality-dropout", "1.1"),
         (TrainConfig, {"regions": ()}, "--region", "()"),
+        (TrainConfig, {"regions": ("et",), "network": NetworkConfig(outputs=3)}, "--region", "et"),
         (TrainConfig, {"regions": ("wt", "ed")}, "--region", "('wt', 'ed')"),
     ],
 )

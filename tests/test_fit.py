@@ -285,6 +285,16 @@ def test_checkpoints_are_asked_for_after_every_epoch_and_every_ten_minutes(make:
     assert steps == [3, 6, 9, 12]
 
 
+def test_a_training_resumed_without_time_ends_with_what_it_has(make: Make, clock: SimpleNamespace) -> None:
+    first = make(replace(EASY, batch=1))
+    losses_of(first, 3)
+    tensors, state = first.checkpoint()
+    second = make(replace(EASY, batch=1, max_seconds=1e-3))
+    second.restore(tensors, json.loads(json.dumps(state | {"seconds": 60.0})), {})
+    best = second.run(Listener())
+    assert (best.number, best.steps) == (1, 3)
+
+
 # What is reported
 
 

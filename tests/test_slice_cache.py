@@ -178,10 +178,12 @@ def test_other_preparations_have_entries_of_their_own(
     build(cases[:1], tmp_path / "cache")
     build_cache(cases[:1], tmp_path / "cache", 8, BRATS)
     build_cache(cases[:1], tmp_path / "cache", 8, replace(BRATS, name="mine"))
+    assert reads == ["a"] * 3
+    build(cases[:1], tmp_path / "cache")
     for constant in ("PREPROCESSING", "FORMAT"):
         monkeypatch.setattr(slice_cache, constant, "another")
         assert build(cases[:1], tmp_path / "cache")[1] == []
-    assert reads == ["a"] * 5
+    assert reads == ["a"] * 6
 
 
 def test_foreign_files_stay(tmp_path: Path, cases: list[CaseFiles]) -> None:

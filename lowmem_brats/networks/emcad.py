@@ -1,0 +1,190 @@
+"""EMCAD: a light decoder of multi-scale depthwise convolutions and attention over a PVT v2 encoder.
+
+Source: Rahman, Munir, Marculescu 2024, "EMCAD: Efficient Multi-scale Convolutional Attention Decoding for Medical Image
+Segmentation", section 3; on BraTS: Uzor et al., "Advanced Brain Tumor Segmentation Using EMCAD". Written from the
+papers. Differences: four modalities enter the encoder directly; group norm instead of batch norm, so that
+micro-batching is exact; no channel shuffle, because a dense 1×1 convolution follows, for which the order of its inputs
+is a matter of naming; the result is the sum of the four heads' logits, as for binary masks in the authors' earlier
+work (Rahman, Marculescu 2023, "Medical Image Segmentation via Cascaded Attention Decoding"), not the finest alone.
+Shape suffixes: N slices, C channels, K regions, H W in-plane.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.networks.base import GroupNorm, SliceNetwork
+from lowmem_brats.networks.pvt_v2 import B0, B2, PVTv2
+from lowmem_brats.networks.unet2d import PRIOR
+
+ENCODERS = {"emcad-b0": B0, "emcad-b2": B2}
+"""Config name → layout of the encoder, whose widths are the decoder's too; `config.width` and `depth` play no part."""
+KERNELS = (1, 3, 5)
+EXPANSION = 2
+GROUPS = 8
+
+
+def _conv(c_in: int, c_out: int, kernel: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, groups=groups, bias=bias)
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if kind == "batch" else GroupNorm(math.gcd(GROUPS, channels), channels)
+
+
+class CAB(nn.Module):
+    """Channel attention: each channel times a weight between 0 and 1 from its mean and maximum over the slice."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = _conv(channels, channels // 16)
+        self.fc2 = _conv(channels // 16, channels)
+
+    def forward(self, features_NCHW: Tensor) -> Tensor:
+        """[N, C, H, W] → [N, C, H, W]."""
+        pooled = features_NCHW.mean((2, 3), keepdim=True), features_NCHW.amax((2, 3), keepdim=True)
+        mean_NC11, max_NC11 = (self.fc2(functional.relu(self.fc1(each))) for each in pooled)
+        return features_NCHW * torch.sigmoid(mean_NC11 + max_NC11)
+
+
+class SAB(nn.Module):
+    """Spatial attention: each pixel times a weight between 0 and 1 from mean and maximum over channels around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = _conv(2, 1, kernel=7)
+
+    def forward(self, features_NCHW: Tensor) -> Tensor:
+        """[N, C, H, W] → [N, C, H, W]."""
+        pooled_N2HW = torch.cat([features_NCHW.mean(1, keepdim=True), features_NCHW.amax(1, keepdim=True)], dim=1)
+        return features_NCHW * torch.sigmoid(self.conv(pooled_N2HW))
+
+
+class MSCB(nn.Module):
+    """Multi-scale convolution block: widen, sum depthwise convolutions of several kernel sizes, narrow, add."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        wide = EXPANSION * channels
+        self.expand = nn.Sequential(_conv(channels, wide), _norm(norm, wide), nn.ReLU6(inplace=True))
+        self.scales = nn.ModuleList(
+            nn.Sequential(_conv(wide, wide, kernel, groups=wide), _norm(norm, wide), nn.ReLU6(inplace=True))
+            for kernel in KERNELS
+        )
+        self.project = nn.Sequential(_conv(wide, channels), _norm(norm, channels))
+
+    def forward(self, features_NCHW: Tensor) -> Tensor:
+        """[N, C, H, W] → [N, C, H, W]."""
+        wide_NCHW = self.expand(features_NCHW)
+        small, middle, large = (scale(wide_NCHW) for scale in self.scales)
+        return features_NCHW + self.project(small + middle + large)  # type: ignore[no-any-return]
+
+
+class MSCAM(nn.Module):
+    """Multi-scale convolutional attention: channel attention, spatial attention, multi-scale convolution."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        self.cab, self.mscb = CAB(channels), MSCB(channels, norm)
+
+    def forward(self, features_NCHW: Tensor, sab: SAB) -> Tensor:
+        """[N, C, H, W] → [N, C, H, W]; `sab`: the network's one spatial attention, which all stages share."""
+        return self.mscb(sab(self.cab(features_NCHW)))  # type: ignore[no-any-return]
+
+
+class LGAG(nn.Module):
+    """Large-kernel grouped attention gate: the skip's pixels times a weight between 0 and 1 from both maps."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        inner = channels // 2
+        self.deep, self.skip = (
+            nn.Sequential(_conv(channels, inner, 3, groups=inner, bias=True), _norm(norm, inner)) for _ in range(2)
+        )
+        self.weight = nn.Sequential(_conv(inner, 1, bias=True), _norm(norm, 1), nn.Sigmoid())
+
+    def forward(self, deep_NCHW: Tensor, skip_NCHW: Tensor) -> Tensor:
+        """Twice [N, C, H, W] → [N, C, H, W]."""
+        weight_N1HW: Tensor = self.weight(functional.relu(self.deep(deep_NCHW) + self.skip(skip_NCHW)))
+        return skip_NCHW * weight_N1HW
+
+
+class EUCB(nn.Sequential):
+    """Efficient up-convolution block: [N, c_in, H, W] → [N, c_out, 2H, 2W]."""
+
+    def __init__(self, c_in: int, c_out: int, norm: str) -> None:
+        super().__init__(
+            nn.Upsample(scale_factor=2),
+            _conv(c_in, c_in, 3, groups=c_in),
+            _norm(norm, c_in),
+            nn.ReLU(inplace=True),
+            _conv(c_in, c_out, bias=True),
+        )
+
+
+class DecoderStage(nn.Module):
+    """Double the size, add the encoder's map of that size through its gate, refine."""
+
+    def __init__(self, c_in: int, c_out: int, norm: str) -> None:
+        super().__init__()
+        self.eucb, self.lgag, self.mscam = EUCB(c_in, c_out, norm), LGAG(c_out, norm), MSCAM(c_out, norm)
+
+    def forward(self, deep_NCHW: Tensor, skip_NCHW: Tensor, sab: SAB) -> Tensor:
+        """[N, c_in, H/2, W/2] and [N, c_out, H, W] → [N, c_out, H, W]."""
+        deep_NCHW = self.eucb(deep_NCHW)
+        return self.mscam(deep_NCHW + self.lgag(deep_NCHW, skip_NCHW), sab)  # type: ignore[no-any-return]
+
+
+class EMCAD(SliceNetwork):
+    """PVT v2 and the EMCAD decoder, with a head on each of its four stages."""
+
+    stride = 32
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.outputs = config.outputs
+        layout = ENCODERS[config.name]
+        deep_first = layout.widths[::-1]
+        self.deepest = MSCAM(deep_first[0], config.norm)
+        self.up = nn.ModuleList(DecoderStage(c_in, c_out, config.norm) for c_in, c_out in pairwise(deep_first))
+        self.sab = SAB()
+        self.heads = nn.ModuleList(_conv(width, config.outputs, bias=True) for width in deep_first)
+        self.apply(_initialise)
+        for head in self.heads:  # a quarter of the log-odds each: they are summed
+            nn.init.constant_(head.bias, math.log(PRIOR / (1 - PRIOR)) / len(self.heads))  # type: ignore[arg-type]
+        self.encoder = PVTv2(layout)  # last: it has initialised itself
+
+    def stages(self) -> dict[str, nn.Module]:
+        """The encoder's stages from fine to deep, then the decoder's from deep to fine."""
+        encoder = {f"encoder.{i}": stage for i, stage in enumerate(self.encoder.stages, start=1)}
+        decoder = {f"decoder.{i}": stage for i, stage in zip((4, 3, 2, 1), (self.deepest, *self.up), strict=True)}
+        return encoder | decoder
+
+    def forward(self, slices_NCHW: Tensor) -> Tensor:
+        """[N, 4, H, W] → logits [N, K, H, W]; H and W multiples of 32.
+
+        In training, for deep supervision, the heads' own: [N, 4·K, H, W], the finest head's K first. Their sum over the
+        heads is what evaluation gives.
+        """
+        skips = self.encoder(slices_NCHW)
+        features = self.deepest(skips.pop(), self.sab)
+        logits = [self.heads[0](features)]
+        for stage, head in zip(self.up, self.heads[1:], strict=True):
+            features = stage(features, skips.pop(), self.sab)
+            logits.append(head(features))
+        size_HW = slices_NCHW.shape[2:]
+        maps = [functional.interpolate(each, size_HW, mode="bilinear") for each in reversed(logits)]
+        return torch.cat(maps, dim=1) if self.training else torch.stack(maps).sum(dim=0)
+
+
+def _initialise(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d):
+        nn.init.normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
