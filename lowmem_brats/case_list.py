@@ -107,12 +107,13 @@ def _case(entry: Any, folder: Path, where: str) -> CaseFiles:
 
 def _values(entry: Any, where: str) -> dict[str, str]:
     """Column → value of one entry, without the empty ones. Raises InputError for anything else."""
-    named = {"case": entry} if isinstance(entry, str) else entry
-    if not isinstance(named, dict) or not all(isinstance(value, str | None) for value in named.values()):
+    if isinstance(entry, str) and entry:
+        return {"case": entry}
+    if not isinstance(entry, dict) or not all(isinstance(value, str | None) for value in entry.values()):
         raise InputError(where, repr(entry)[:80], "a path, or names and paths", "See lowmem-brats train --help.")
-    if unknown := ", ".join(key for key in named if key not in KEYS):
+    if unknown := ", ".join(key for key in entry if key not in KEYS):
         raise InputError(where, f"unknown column {unknown}", f"of {', '.join(KEYS)}", "Rename it.")
-    given = {key: value.strip() for key, value in named.items() if value and value.strip()}
+    given = {key: value.strip() for key, value in entry.items() if value and value.strip()}
     if not re.fullmatch(r"\w[^/\\\0-\x1f]{0,99}", given.get("case_id", "default")):
         raise InputError(where, f"case_id {given['case_id']!r}", "a name that a file can have", "Change it.")
     return given

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lowmem_brats.errors import InputError
@@ -26,7 +26,8 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
             path, f"cannot be written ({error.strerror or error})", "a complete write", _WHAT_TO_DO
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a name too long to be written is too long to be removed
+            partial.unlink(missing_ok=True)
 
 
 _WHAT_TO_DO = "Nothing was left behind; free disk space or choose another place."

@@ -78,7 +78,8 @@ def test_hidden_and_stray_files_are_no_cases(tmp_path: Path) -> None:
     touch(tmp_path / "copied", "._C1_t1.nii", "._C1_t2.nii", "._C1_seg.nii")
     touch(tmp_path, "C2_t1.nii", "C2_t2.nii", "C2_seg.nii")
     touch(tmp_path / "task01", "BRATS_001.nii.gz", "BRATS_001_seg.nii.gz")
-    assert names(tmp_path) == ["C1", "BRATS_001"]
+    touch(tmp_path / "with space ", "t1.nii", "t2.nii", "seg.nii")
+    assert names(tmp_path) == ["C1", "BRATS_001", "with space "]
 
 
 def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +179,7 @@ UNFIT = ("../x", "a/b", "a\\b", ".", "-a", "a\nb", "x" * 101)
         ({"case": 7}, "expected a path"),
         (7, "expected a path"),
         (None, "expected a path"),
+        ("", "expected a path"),
         (["C1"], "expected a path"),
     ],
 )
