@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from lowmem_brats.cli import console, options
-from lowmem_brats.config import SCHEDULES, NetworkConfig, TrainConfig
+from lowmem_brats.config import PRECISIONS, SCHEDULES, NetworkConfig, TrainConfig
 from lowmem_brats.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MODES = {"three-networks": 1, "one-network": 3}
 class Duration(click.ParamType):  # type: ignore[type-arg]
     """A time such as 8h, 90m, 1h30m or 45s, in seconds."""
 
-    name = "8h|90m|1h30m"
+    name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read the text."""
@@ -77,7 +77,13 @@ def _option(name: str, field: str, text: str, **settings: Any) -> Callable[[Comm
 )
 @click.option("--finetune", metavar="WEIGHTS", help="Start from a shipped set's name, or a folder written by `train`.")
 @_option("--epochs", "epochs", "Passes over the slices, per network.")
-@_option("--max-time", "max_seconds", "Time limit for all networks; the learning rate still decays.", type=Duration())
+@_option(
+    "--max-time",
+    "max_seconds",
+    "Time limit for all networks; the learning rate still decays.",
+    type=Duration(),
+    metavar="8h|90m|1h30m",
+)
 @_option("--patience", "patience", "Stop a network after so many epochs without a better validation Dice.", type=int)
 @_option("--loss", "loss", "dice, slice-dice, ce, balanced-ce, focal, or a sum such as dice+ce.")
 @_option("--batch", "batch", "Slices per step.")
@@ -94,7 +100,12 @@ def _option(name: str, field: str, text: str, **settings: Any) -> Callable[[Comm
 @_option("--fold", "fold", "Validate on fold K of N instead.", type=Fold())
 @options.device
 @options.vram
-@options.precision
+@_option(
+    "--precision",
+    "precision",
+    "auto: the device's half format, and fp32 while training is unstable.",
+    type=click.Choice(PRECISIONS),
+)
 @options.labels
 @_option("--seed", "seed", "Of split, weights, order and augmentation.")
 @click.option("--strict", is_flag=True, help="Stop at a case that cannot be read, instead of leaving it out.")

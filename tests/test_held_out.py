@@ -1,0 +1,49 @@
+"""A set is scored on whole patients, from NIfTI to NIfTI; one that cannot be read is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from easy_cases import EASY, write_easy_case
+from tiny_weights import write_tiny_set
+
+from lowmem_brats.case_files import find_case
+from lowmem_brats.errors import InputError
+from lowmem_brats.evaluate import evaluate_pairs
+from lowmem_brats.held_out import score_held_out
+from lowmem_brats.labels import CONVENTIONS
+
+BRATS = CONVENTIONS["brats2020"]
+
+
+def test_scores_are_those_of_the_written_label_maps(tmp_path: Path) -> None:
+    folder = write_tiny_set(tmp_path / "run")
+    cases = [find_case(write_easy_case(tmp_path / name, seed)) for seed, name in enumerate(("a", "b"))]
+    seen: list[tuple[str, int, int]] = []
+    scores, notes = score_held_out(folder, cases, EASY, "fp32", lambda *step: seen.append(step))
+    assert notes == []
+    assert seen == [("test cases", 1, 2), ("test cases", 2, 2)]
+    pairs = [(case.case_id, folder / "test" / f"{case.case_id}_seg.nii.gz", case.labels[0]) for case in cases]
+    assert scores == evaluate_pairs(pairs, BRATS, BRATS)
+    assert (folder / "test" / "scores.csv").read_text().count("\n") == 1 + 2 * 3 + 2 * 3
+
+
+def test_a_case_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    folder = write_tiny_set(tmp_path / "run")
+    good, bad = (find_case(write_easy_case(tmp_path / name)) for name in ("a", "b"))
+    path = bad.images["t1"]
+    path.write_bytes(path.read_bytes()[:50])
+    scores, (note,) = score_held_out(folder, [bad, good], EASY, "fp32")
+    assert [score.case_id for score in scores] == ["a"]
+    assert note.startswith("b: not scored: ")
+    assert "b_t1.nii.gz" in note
+    with pytest.raises(InputError, match=r"b_t1\.nii\.gz"):
+        score_held_out(folder, [bad, good], replace(EASY, strict=True), "fp32")
+
+
+def test_nobody_to_score(tmp_path: Path) -> None:
+    folder = write_tiny_set(tmp_path / "run")
+    assert score_held_out(folder, [], EASY, "fp32") == ([], [])
+    assert not (folder / "test" / "scores.csv").exists()
