@@ -207,7 +207,8 @@ def _draw_panel(page: Image.Image, panel: Panel, left: int, top: int) -> None:
         x = left + float(place(np.array([[at, low_y]]))[0, 0])
         for y in range(top, top + height, 8):
             draw.line((x, y, x, min(y + 4, top + height)), FAINT)
-        draw.text((x + 3, top + 3 + 14 * (number % 3)), text, FAINT, font(12))  # neighbours would overlap
+        x, anchor = (x + 3, "la") if x < left + width / 2 else (x - 3, "ra")
+        draw.text((x, top + 3 + 14 * (number % 3)), text, FAINT, font(12), anchor)  # neighbours would overlap
     colours = dict(zip(lines, LINE_COLOURS * (len(lines) // len(LINE_COLOURS) + 1), strict=False))
     for name, points_N2 in lines.items():
         _draw_line(page, place(points_N2), colours[name], left, top)

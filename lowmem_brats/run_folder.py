@@ -169,7 +169,7 @@ def _panels(report: TrainReport) -> list[Panel]:
     """Losses above, validation Dice below, a column per network."""
     losses, scores = [], []
     for name, network in report.networks.items():
-        marks = [(float(step), why.split(":")[0]) for step, why in network.switches]
+        marks = [(float(step), why.split(":")[0].removeprefix("back to ")) for step, why in network.switches]
         losses.append(Panel(name.upper(), {"loss": network.curve}, marks, x_label="steps", y_range=None))
         lines = {"mean": [(float(epoch.steps), epoch.mean_dice) for epoch in network.epochs]}
         for epoch in network.epochs if " " in name else ():
