@@ -27,9 +27,9 @@ from torch.nn import functional
 WARP_PROBABILITY = 0.9  # of all nine: the network also sees slices as they are
 FLIP_PROBABILITY = 0.5
 TRANSLATION = 0.1  # of the slice's size
-SCALE = 0.1
-SHEAR = 0.05
-ROTATION_DEGREES = 15.0
+SCALE = 0.25  # the paper's 0.1, 0.05 and 15 are for hundreds of patients
+SHEAR = 0.1
+ROTATION_DEGREES = 30.0
 ELASTIC_ALPHA, ELASTIC_SIGMA = 600.0, 30.0  # pixels
 ELASTIC_STEP = 8  # the field is that smooth: one noise value per 8×8 pixels describes it
 
@@ -42,7 +42,9 @@ BIAS_MEAN = 3.0
 A bias field multiplies the scanner's values I, but slices hold z = (I − mean) / deviation. With c = mean / deviation,
 I = deviation · (z + c), so I · field has the z-score (z + c) · field − c.
 """
-CONTRAST_PROBABILITY, GAIN, OFFSET = 0.5, 0.2, 0.2  # offset: of a brain's standard deviation
+CONTRAST_PROBABILITY, GAIN, OFFSET = 0.5, 0.3, 0.3  # offset: of a brain's standard deviation
+BLUR_PROBABILITY, BLUR = 0.2, 1.5  # largest sigma in pixels, of each modality on its own
+BLUR_RADIUS = 4  # pixels to either side
 NOISE_PROBABILITY, NOISE = 0.2, 0.15  # largest sigma, of a brain's standard deviation
 MOST_LOST = 2  # modalities
 EPSILON = 1e-6  # stands in for a divisor of 0, and for a value of 0 inside the brain, which would mean background
@@ -67,6 +69,8 @@ class Augmentation:
     gain_NC: Floats
     offset_NC: Floats
     """The brain's values times the gain plus the offset; off: 1 and 0."""
+    blur_NC: Floats
+    """Sigma of the Gaussian blur, pixels; off: 0."""
     sigma_NC: Floats
     """Standard deviation of the noise; off: 0."""
     seed_N: npt.NDArray[np.int64]
@@ -108,6 +112,7 @@ def sample_augmentation(rng: np.random.Generator, shape_NCHW: Sequence[int], mod
         bias_NChw=switched(chosen(BIAS_PROBABILITY), bias_NChw, 0),
         gain_NC=switched(contrast_N, 1 + uniform(GAIN, channels), 1),
         offset_NC=switched(contrast_N, uniform(OFFSET, channels), 0),
+        blur_NC=switched(chosen(BLUR_PROBABILITY), rng.uniform(0, BLUR, (n, channels)), 0),
         sigma_NC=switched(chosen(NOISE_PROBABILITY), rng.uniform(0, NOISE, (n, channels)), 0),
         seed_N=rng.integers(2**32, size=n),
         kept_NC=_draw_kept(rng, n, channels, modality_dropout),
@@ -218,11 +223,22 @@ def _change_intensities(augmentation: Augmentation, slices_NCHW: Tensor) -> Tens
         field_CHW = functional.interpolate(bias_1Chw, size_HW, mode="bicubic", align_corners=True)[0].exp_()
         slices_NCHW[i] = (slices_NCHW[i] + BIAS_MEAN) * field_CHW - BIAS_MEAN
     slices_NCHW.mul_(gain_NC11).add_(offset_NC11)
+    for i in np.flatnonzero(augmentation.blur_NC.any(axis=1)):
+        slices_NCHW[i] = _blur(slices_NCHW[i], torch.from_numpy(augmentation.blur_NC[i]).to(device))
     for i in np.flatnonzero(augmentation.sigma_NC.any(axis=1)):
         generator = torch.Generator(device).manual_seed(int(augmentation.seed_N[i]))
         slices_NCHW[i] += sigma_NC11[i] * torch.randn(slices_NCHW[i].shape, generator=generator, device=device)
     slices_NCHW.masked_fill_(slices_NCHW == 0, EPSILON)
     return slices_NCHW.masked_fill_(~brain_NCHW, 0)
+
+
+def _blur(slice_CHW: Tensor, sigma_C: Tensor) -> Tensor:
+    """Gaussian blur of each modality, as of a scan of lower resolution."""
+    points_k = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=sigma_C.device)
+    kernel_Ck = torch.exp(-((points_k / sigma_C[:, None].clamp(min=EPSILON)) ** 2) / 2)
+    kernel_Ck /= kernel_Ck.sum(dim=1, keepdim=True)
+    across_CHW = functional.conv2d(slice_CHW, kernel_Ck[:, None, None], padding=(0, BLUR_RADIUS), groups=len(kernel_Ck))
+    return functional.conv2d(across_CHW, kernel_Ck[:, None, :, None], padding=(BLUR_RADIUS, 0), groups=len(kernel_Ck))
 
 
 def _apply_gamma(slice_CHW: Tensor, brain_CHW: Tensor, gamma_C11: Tensor) -> Tensor:

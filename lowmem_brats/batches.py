@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from lowmem_brats import parallel
 from lowmem_brats.augment import Augmentation, apply_augmentation, sample_augmentation
 from lowmem_brats.config import TrainConfig
-from lowmem_brats.dataset import frame_of, gather, training_rows
+from lowmem_brats.dataset import frame_of, gather, row_weights, training_rows
 from lowmem_brats.labels import Region
 from lowmem_brats.memory.step import split_batch
 from lowmem_brats.slice_cache import CachedCase
@@ -48,17 +49,19 @@ class Batches:
 
     def __init__(self, cases: Sequence[CachedCase], regions: tuple[Region, ...], config: TrainConfig) -> None:
         self._cases, self._regions, self._config = cases, regions, config
-        self._frame_HW = frame_of(cases)
-        self._rows = np.array(training_rows(cases, regions[0]))
+        self._frame_HW = frame_of(cases, config.network.views)
+        self._rows = training_rows(cases, regions[0], config.network.views)
+        weights = row_weights(cases, self._rows) if config.balance else np.ones(len(self._rows))
+        self._until = weights.cumsum() / weights.sum()
 
     @property
     def per_epoch(self) -> int:
-        """Steps that see every slice about once."""
+        """Steps that see as many slices as there are."""
         return max(len(self._rows) // self._config.batch, 1)
 
     def read(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, counted from 0, from its `first` on, each read while the one before is in use."""
-        order = self._rng(0, epoch).permutation(len(self._rows))
+        order = self._draw(self._rng(0, epoch))
         with ThreadPoolExecutor(1) as reader:
             waiting = reader.submit(self._read, order, epoch, first)
             for number in range(first + 1, self.per_epoch + 1):
@@ -67,10 +70,15 @@ class Batches:
                     waiting = reader.submit(self._read, order, epoch, number)
                 yield batch
 
-    def _read(self, order: np.ndarray[tuple[int], np.dtype[np.int64]], epoch: int, number: int) -> Batch:
+    def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """As many rows as there are, each as often as its weight says, up to less than once; in any order."""
+        points = (np.arange(len(self._rows)) + rng.random()) / len(self._rows)
+        return rng.permutation(np.minimum(np.searchsorted(self._until, points), len(self._rows) - 1))
+
+    def _read(self, order: npt.NDArray[np.int64], epoch: int, number: int) -> Batch:
         size = self._config.batch
         chosen = order[number * size : (number + 1) * size][parallel.rank() :: parallel.size()]
-        slices_NCHW, target_NKHW = gather(self._cases, self._rows[chosen].tolist(), self._regions, self._frame_HW)
+        slices_NCHW, target_NKHW = gather(self._cases, self._rows[chosen], self._regions, self._frame_HW)
         augmentation = None
         if self._config.augment:
             rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)

@@ -33,6 +33,8 @@ class NetworkConfig:
     """`group` (8 groups) or `batch` (to reproduce the paper)."""
     outputs: int = 1
     """Logit maps: 1 for one region's network; 3 for one network of WT, TC and ET (the paper's U-Net 3C)."""
+    views: int = 1
+    """From how many sides it sees a volume, one after another: 1 axial; 2 coronal too; 3 sagittal too."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
@@ -43,6 +45,8 @@ class NetworkConfig:
             raise InputError("network norm", repr(self.norm), "'group' or 'batch'", "Use 'group'.")
         if self.outputs not in (1, 3):
             raise InputError("network outputs", str(self.outputs), "1 region or 3", "Use 1.")
+        if not 1 <= self.views <= 3:
+            raise InputError("network views", str(self.views), "1 to 3", "Use 1, axial slices only.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ class SegmentConfig:
     """Label convention of the result, a key of `labels.CONVENTIONS`."""
     min_component: float = 0.0
     """Drop connected tumour components smaller than this many mm³; 0: keep all."""
+    tta: bool = False
+    """Segment the left–right mirrored slices too and average: twice the time."""
     skip_slices: bool = True
     """Run TC on slices with WT only and ET on slices with TC only; exact under nested fusion."""
 
@@ -79,6 +85,8 @@ class TrainConfig:
     """Which regions' networks to train."""
     loss: str = "dice"
     """Keys of `loss.LOSSES` joined by `+`: the sum of them."""
+    balance: bool = True
+    """Draw small cases and slices with tumour more often than their share of the slices."""
     augment: bool = True
     """Warp the training slices and change their contrast at random."""
     modality_dropout: float = 0.1
@@ -106,7 +114,7 @@ class TrainConfig:
     average: float = 0.99
     """Decay of the weights' moving average, which is validated and kept, per 10 steps; 0: no average."""
     validation: float = 0.1
-    """Fraction of patients held out to choose the best epoch."""
+    """Fraction of patients held out to choose the best epoch; 0: none, the last epoch is kept."""
     test: float = 0.1
     """Fraction of patients held out to be scored once at the end; 0: none."""
     fold: tuple[int, int] | None = None
@@ -137,7 +145,7 @@ class TrainConfig:
             "--clip": (self.clip_norm, self.clip_norm > 0, "more than 0"),
             "--average": (self.average, 0 <= self.average < 1, "0 or more and less than 1"),
             "--modality-dropout": (self.modality_dropout, 0 <= self.modality_dropout <= 1, "0 to 1"),
-            "--validation": (self.validation, 0 < self.validation < 1, "between 0 and 1"),
+            "--validation": (self.validation, 0 <= self.validation < 1, "0 or more and less than 1"),
             "--test": (self.test, 0 <= self.test < 1, "0 or more and less than 1"),
             "--fold": (self.fold, self.fold is None or 1 <= self.fold[0] <= self.fold[1] >= 2, "K/N, as in 1/5"),
             "--region": (self.regions, bool(self.regions) and set(self.regions) <= {"wt", "tc", "et"}, "wt, tc or et"),
@@ -145,6 +153,10 @@ class TrainConfig:
         for option, (found, valid, expected) in where.items():
             if not valid:
                 raise InputError(option, str(found), expected, "Leave the option out for the default.")
+        watched = self.patience is not None or self.schedule == "plateau"
+        if watched and self.validation == 0 and self.fold is None:
+            found = "--patience or --schedule plateau with --validation 0"
+            raise InputError("--validation", found, "patients to validate on", "Leave one of them out.")
         if self.network.outputs > len(self.regions):
             raise InputError("--region", " ".join(self.regions), "all three in one network", "Leave the option out.")
         if self.validation + self.test >= 1:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from lowmem_brats.case_list import patient_of
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import Region
 from lowmem_brats.slice_cache import CachedCase
-from lowmem_brats.slices import centre_in
+from lowmem_brats.slices import centre_in, views_of
 
 
 @dataclass(frozen=True)
@@ -37,48 +38,73 @@ def split_cases(
     """Split by patient, the same for the same seed and names.
 
     `test`: share of patients held out, the same for every fold; `validation`: share of all patients, at least one and
-    not all; `fold`: (k, n), validate on the k-th of n folds of those not held out instead. Raises InputError for too
-    few patients.
+    not all, 0: none; `fold`: (k, n), validate on the k-th of n folds of those not held out instead. Raises InputError
+    for too few patients.
     """
     patients = sorted({patient_of(case.case_id) for case in cases})
     order = [patients[i] for i in np.random.default_rng(seed).permutation(len(patients))]
     held_out = round(test * len(order))
     rest = order[held_out:]
-    needed = fold[1] if fold else 2
+    needed = fold[1] if fold else 1 + (validation > 0)
     if len(rest) < needed:
         found = f"{len(rest)} labelled patient{'' if len(rest) == 1 else 's'}"
         besides = f" besides {held_out} held out for the test" if held_out else ""
         raise InputError("training data", found + besides, f"at least {needed}", "Add cases.")
-    chosen = min(max(round(validation * len(order)), 1), len(rest) - 1)
+    chosen = min(max(round(validation * len(order)), 1), len(rest) - 1) if validation else 0
     validated = set(rest[fold[0] - 1 :: fold[1]] if fold else rest[:chosen])
     parts = set(rest) - validated, validated, set(order[:held_out])
     ordered = sorted(cases, key=lambda case: case.case_id)
     return Split(*(tuple(case for case in ordered if patient_of(case.case_id) in part) for part in parts))
 
 
-def frame_of(cases: Sequence[CachedCase]) -> tuple[int, int]:
-    """The smallest (H, W) that holds every case's slices."""
-    height, width = np.array([case.shape_ZCHW[-2:] for case in cases]).max(axis=0).tolist()
+def frame_of(cases: Sequence[CachedCase], views: int) -> tuple[int, int]:
+    """The smallest (H, W) that holds every case's slices in the first `views` views that are usable."""
+    sizes = []
+    for case in cases:
+        depth, _, height, width = case.shape_ZCHW
+        sizes += [(height, width), (depth, width), (height, depth)][: min(views, len(case.brain_VN))]
+    height, width = np.array(sizes).max(axis=0).tolist()
     return height, width
 
 
-def training_rows(cases: Sequence[CachedCase], region: Region) -> list[tuple[int, int]]:
-    """(case index, slice index) of every slice that a region's network learns from. Raises InputError for none."""
-    rows = [(i, z) for i, case in enumerate(cases) for z in np.flatnonzero(case.seen_by(region)).tolist()]
+def training_rows(cases: Sequence[CachedCase], region: Region, views: int) -> npt.NDArray[np.int64]:
+    """Case, view and number of every slice that a region's network learns from, [rows, 3]; InputError for none."""
+    rows = [
+        (i, view, number)
+        for i, case in enumerate(cases)
+        for view in range(min(views, len(case.brain_VN)))
+        for number in np.flatnonzero(case.seen_by(region, view)).tolist()
+    ]
     if not rows:
         found = f"no slice for {region.name} in {len(cases)} case{'s' if len(cases) > 1 else ''}"
         raise InputError("training data", found, "tumours in the training cases", "Add cases that have one.")
-    return rows
+    return np.array(rows, np.int64)
+
+
+def row_weights(cases: Sequence[CachedCase], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """How often to draw each of the rows, relative to each other.
+
+    A case counts as the square root of its slices, so one of a single slice is neither lost among volumes nor as good
+    as one; of its slices, one that holds d nested regions counts 1 + d times.
+    """
+    depths = np.array([cases[i].depth_VN[view][number] for i, view, number in rows.tolist()])
+    counts = np.bincount(rows[:, 0])
+    shares = (1.0 + depths) / np.bincount(rows[:, 0], 1.0 + depths)[rows[:, 0]]
+    weights: npt.NDArray[np.float64] = shares * np.sqrt(counts[rows[:, 0]])
+    return weights
 
 
 def gather(
     cases: Sequence[CachedCase],
-    rows: Sequence[tuple[int, int]],
+    rows: npt.NDArray[np.int64],
     regions: Sequence[Region],
     frame_HW: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """One batch: `slices_NCHW` fp32 and `target_NKHW` fp32 0/1, each slice centred in the frame."""
-    slices = [centre_in(frame_HW, cases[i].slices_ZCHW[z]) for i, z in rows]
-    depth_N1HW = np.stack([centre_in(frame_HW, cases[i].depth_ZHW[z][None]) for i, z in rows])
+    """One batch of rows of `training_rows`: `slices_NCHW` fp32, `target_NKHW` fp32 0/1, each centred in the frame."""
+    slices, depths = [], []
+    for i, view, number in rows.tolist():
+        slices.append(centre_in(frame_HW, views_of(cases[i].slices_ZCHW, 3)[view][number]))
+        depths.append(centre_in(frame_HW, views_of(cases[i].depth_ZHW, 3)[view][number][None]))
+    depth_N1HW = np.stack(depths)
     target_NKHW = np.concatenate([depth_N1HW >= region.depth for region in regions], axis=1)
     return torch.from_numpy(np.stack(slices)).float(), torch.from_numpy(target_NKHW).float()

@@ -59,13 +59,13 @@ class Epoch:
 
     @property
     def region_dice(self) -> dict[str, float]:
-        """Region → mean over the validation patients."""
-        return {region: float(np.mean(list(scores.values()))) for region, scores in self.validation_dice.items()}
+        """Region → mean over the validation patients; none without them."""
+        return {key: float(np.mean(list(scores.values()))) for key, scores in self.validation_dice.items() if scores}
 
     @property
     def mean_dice(self) -> float:
-        """Mean over regions and validation patients."""
-        return float(np.mean(list(self.region_dice.values())))
+        """Mean over regions and validation patients; 0 without them, so that the last epoch is the best."""
+        return float(np.mean(list(self.region_dice.values()) or [0.0]))
 
 
 @dataclass(frozen=True)

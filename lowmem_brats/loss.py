@@ -27,20 +27,18 @@ GAMMA = 2.0
 
 
 def _weighted_dice(sums_4K: Tensor) -> Tensor:
-    """Σ w·(1 − Dice) over channels, from I = Σ p·g, P = Σ p, G = Σ g and the pixels, [4, ..., K] → [...].
+    """Mean over regions of Σ w·(1 − Dice) over region and background: [4, ..., K] → [...].
 
-    Each channel weighs 1 − its share of the foreground, so the rarer one counts more (eq. 1a, 2a). A single region is
-    taken with its background, p and 1−p, as in the paper's U-Net 2C, three regions by themselves, as in its U-Net 3C.
+    `sums_4K`: I = Σ p·g, P = Σ p, G = Σ g and the pixels. Of the two channels, p and 1−p as in the paper's U-Net 2C,
+    each weighs 1 − its share of the pixels, so the rarer one counts more (eq. 1a, 2a). Regions count alike: they
+    overlap, so they share no foreground that could be divided among them.
     """
     intersection, predicted, present, pixels = sums_4K
-    if sums_4K.shape[-1] == 1:
-        missed = pixels - predicted - present + intersection
-        intersection = torch.cat([intersection, missed], dim=-1)
-        predicted, present = (torch.cat([v, pixels - v], dim=-1) for v in (predicted, present))
-    dice = (2 * intersection + SMOOTH) / (predicted + present + SMOOTH)
-    share = present / present.sum(dim=-1, keepdim=True).clamp_min(1)
-    loss: Tensor = ((1 - share) * (1 - dice)).sum(dim=-1)
-    return loss
+    missed = pixels - predicted - present + intersection
+    loss = torch.zeros_like(present)
+    for hit, found, wanted in ((intersection, predicted, present), (missed, pixels - predicted, pixels - present)):
+        loss = loss + (1 - wanted / pixels) * (1 - (2 * hit + SMOOTH) / (found + wanted + SMOOTH))
+    return loss.mean(dim=-1)
 
 
 def _sums(logits_NKHW: Tensor, target_NKHW: Tensor, over: tuple[int, ...]) -> Tensor:

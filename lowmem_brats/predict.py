@@ -1,4 +1,4 @@
-"""One network over one stack of slices.
+"""One network over one stack of slices, from every side that it sees.
 
 Shape suffixes: Z slices of a case, N slices in a batch, C modalities, K regions, H W in-plane.
 """
@@ -6,9 +6,9 @@ Shape suffixes: Z slices of a case, N slices in a batch, C modalities, K regions
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from lowmem_brats.memory.device import PeakMeter
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork
 from lowmem_brats.precision import DTYPES
+from lowmem_brats.slices import views_of
 
 OnProgress = Callable[[int, int], None]
 
@@ -34,6 +35,8 @@ class Prediction:
     """Most bytes on the device (live tensors on the CPU), weights included."""
     batch: int
     """Slices per forward pass at the end: the plan's, or less after the card ran out of memory."""
+    run: int
+    """Forward passes of a slice, over all views."""
 
 
 def sound_precision(
@@ -73,38 +76,50 @@ def place(network: SliceNetwork, plan: InferencePlan) -> SliceNetwork:
         raise out_of_memory(plan.device) from error
 
 
-def predict_slices(
+def predict_stack(
     network: SliceNetwork,
     slices_ZCHW: npt.NDArray[np.float16],
-    active_Z: npt.NDArray[np.bool_],
+    active_VN: Sequence[npt.NDArray[np.bool_]],
     plan: InferencePlan,
+    mirror: bool = False,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Prediction:
-    """Segment the brain in the active slices with a network that `place` has put where the plan wants it.
+    """Segment the brain with a network that `place` has put where the plan wants it.
 
-    `slices_ZCHW`: z-scored, on the host; `active_Z`: which slices to run. When the device runs out of memory all the
-    same, the batch is halved and tried again. Raises BudgetError when a single slice does not fit.
+    `slices_ZCHW`: z-scored, on the host; `active_VN`: for each view to see it from, which slices to run; `mirror`: run
+    each mirrored as well. The logits of a voxel are averaged. When the device runs out of memory all the same, the
+    batch is halved and tried again. Raises BudgetError when a single slice does not fit.
     """
-    mask_KZHW = np.zeros((network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.bool_)
-    run_Z = np.flatnonzero(active_Z)
-    meter = PeakMeter(torch.device(plan.device), *network.parameters(), *network.buffers())
-    done, batch = 0, plan.batch
-    while done < len(run_Z):
-        z = run_Z[done : done + batch]
-        try:
-            # All batches have one shape and the first is never the smallest: its peak is the peak.
-            with meter if done == 0 else nullcontext():
-                mask_KZHW[:, z] = step.predict_batch(network, torch.from_numpy(slices_ZCHW[z])).numpy().swapaxes(0, 1)
-            done += len(z)
-            on_progress(done, len(run_Z))
-            continue
-        except torch.OutOfMemoryError as error:
-            if batch == 1:
-                raise out_of_memory(plan.device) from error
-        # Only here, outside the except block, has the failed pass let go of its tensors.
-        batch //= 2
-        empty_cache()
-    return Prediction(mask_KZHW, meter.peak_bytes, batch)
+    shape_KZHW = (network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:])
+    sum_KZHW = np.zeros(shape_KZHW, np.float32)
+    views = len(active_VN)
+    passes = list(zip(views_of(slices_ZCHW, views), views_of(sum_KZHW, views, axis=1), active_VN, strict=True))
+    if mirror:
+        passes += [(seen[..., ::-1], sums[..., ::-1], active) for seen, sums, active in passes]
+    total, done, peak_bytes = sum(int(active.sum()) for *_, active in passes), 0, 0
+    for seen_NCHW, sum_KNHW, active_N in passes:
+        meter = PeakMeter(torch.device(plan.device), *network.parameters(), *network.buffers())
+        run_N = np.flatnonzero(active_N)
+        start = 0
+        while start < len(run_N):
+            n = run_N[start : start + plan.batch]
+            slices_nCHW = torch.from_numpy(np.ascontiguousarray(seen_NCHW[n]))
+            try:
+                # All batches of a view have one shape and the first is never the smallest: its peak is the peak.
+                with meter if start == 0 else nullcontext():
+                    sum_KNHW[:, n] += step.predict_batch(network, slices_nCHW).numpy().swapaxes(0, 1)
+                start += len(n)
+                on_progress(done + start, total)
+                continue
+            except torch.OutOfMemoryError as error:
+                if plan.batch == 1:
+                    raise out_of_memory(plan.device) from error
+            # Only here, outside the except block, has the failed pass let go of its tensors.
+            plan = replace(plan, batch=plan.batch // 2)
+            empty_cache()
+        done += start
+        peak_bytes = max(peak_bytes, meter.peak_bytes)
+    return Prediction(sum_KZHW > 0, peak_bytes, plan.batch, total)
 
 
 def empty_cache() -> None:

@@ -7,6 +7,7 @@ network is in memory at a time.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +30,8 @@ from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
 from lowmem_brats.postprocess import drop_small_components
 from lowmem_brats.precision import choose_precision
-from lowmem_brats.predict import place, predict_slices, sound_precision
-from lowmem_brats.slices import SliceStack, prepare, to_volume
+from lowmem_brats.predict import place, predict_stack, sound_precision
+from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, usable_views, views_of
 from lowmem_brats.weights import WeightsSet, load_network, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
@@ -112,7 +113,8 @@ def segment_case(
     with _timed(seconds, "plan"):
         load = partial(load_network, weights.files[0])
         precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)
-        size_HW = (stack.slices_ZCHW.shape[2], stack.slices_ZCHW.shape[3])
+        views = views_of(stack.slices_ZCHW, min(weights.network.views, usable_views(stack.brain_ZHW)))
+        size_HW = max((seen.shape[2:] for seen in views), key=math.prod)
         plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
         on_plan(plan)
     report = SegmentReport(
@@ -132,7 +134,7 @@ def segment_case(
 
 def _middle_slice(stack: SliceStack) -> npt.NDArray[np.float16]:
     """A slice with brain."""
-    brain = np.flatnonzero(stack.brain_Z)
+    brain = np.flatnonzero(stack.brain_ZHW.any(axis=(1, 2)))
     middle_CHW: npt.NDArray[np.float16] = stack.slices_ZCHW[brain[len(brain) // 2]]
     return middle_CHW
 
@@ -142,15 +144,20 @@ def _predict_regions(
 ) -> dict[Region, npt.NDArray[np.bool_]]:
     """Run the networks, one in memory at a time: region → mask_ZHW."""
     masks: dict[Region, npt.NDArray[np.bool_]] = {}
-    active_Z = stack.brain_Z
+    views = min(weights.network.views, usable_views(stack.brain_ZHW))
+    if views < weights.network.views:
+        report.warnings.append("too few slices, or too far apart, to be seen from other sides: axial slices only")
+    brain_VN = occupied(stack.brain_ZHW, views)
+    active_VN = brain_VN
     for file in weights.files:
         plan = report.plan
         with _timed(report.seconds, file.name):
-            prediction = predict_slices(
+            prediction = predict_stack(
                 place(load_network(file), plan),
                 stack.slices_ZCHW,
-                active_Z,
+                active_VN,
                 plan,
+                config.tta,
                 partial(on_progress, file.name.upper()),
             )
         if prediction.batch < plan.batch:
@@ -159,9 +166,11 @@ def _predict_regions(
         masks |= zip(file.regions, prediction.mask_KZHW, strict=True)
         report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
         report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
-        report.slices[file.name] = {"run": int(active_Z.sum()), "skipped": int((stack.brain_Z & ~active_Z).sum())}
+        in_all = sum(int(active.sum()) for active in brain_VN) * (1 + config.tta)
+        report.slices[file.name] = {"run": prediction.run, "skipped": in_all - prediction.run}
         if config.skip_slices:
-            active_Z = active_Z & masks[file.regions[-1]].any(axis=(1, 2))
+            found_VN = occupied(masks[file.regions[-1]], views)
+            active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
     return masks
 
 

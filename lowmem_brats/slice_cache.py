@@ -25,9 +25,9 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_regions
 from lowmem_brats.nifti import check_same_grid, read_case, read_label
-from lowmem_brats.slices import cut_label, prepare
+from lowmem_brats.slices import cut_label, occupied, prepare, usable_views, views_of
 
-FORMAT = 1  # of an entry; one of another format is not found
+FORMAT = 2  # of an entry; one of another format is not found
 ARRAYS = ("slices", "depth")
 
 
@@ -39,10 +39,10 @@ class CachedCase:
     path: Path
     """Of the .json; the arrays lie beside it."""
     shape_ZCHW: tuple[int, int, int, int]
-    brain_Z: tuple[bool, ...]
-    """Which slices hold brain."""
-    depth_Z: tuple[int, ...]
-    """The deepest region in each slice, 0 to 3."""
+    brain_VN: tuple[tuple[bool, ...], ...]
+    """Per usable view, which of its slices hold brain."""
+    depth_VN: tuple[tuple[int, ...], ...]
+    """Per usable view, the deepest region in each of its slices, 0 to 3."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -66,9 +66,9 @@ class CachedCase:
             advice = "Start again; trainings that share a cache folder need the same cases."
             raise InputError(path, f"cannot be opened ({error})", "the slices cached before", advice) from error
 
-    def seen_by(self, region: Region) -> npt.NDArray[np.bool_]:
-        """Which slices [Z] a region's network has to segment: those with brain and with the region's parent."""
-        return np.array(self.brain_Z, np.bool_) & (np.array(self.depth_Z) >= region.depth - 1)
+    def seen_by(self, region: Region, view: int = 0) -> npt.NDArray[np.bool_]:
+        """Which slices [N] of a view a region's network has to segment: with brain and with the region's parent."""
+        return np.array(self.brain_VN[view], np.bool_) & (np.array(self.depth_VN[view]) >= region.depth - 1)
 
 
 def build_cache(
@@ -120,11 +120,13 @@ def store_case(
     for kind, array in zip(ARRAYS, (slices_ZCHW, depth_ZHW), strict=True):
         with replace_when_complete(_array(path, kind)) as partial, partial.open("wb") as file:
             np.save(file, np.ascontiguousarray(array))  # so that a slice is one piece of the file
+    brain_ZHW = (slices_ZCHW != 0).any(axis=1)
+    usable = usable_views(brain_ZHW)
     facts = {
         "arrays": [_fingerprint(_array(path, kind)) for kind in ARRAYS],
         "shape_ZCHW": slices_ZCHW.shape,
-        "brain_Z": (slices_ZCHW != 0).any(axis=(1, 2, 3)).tolist(),
-        "depth_Z": depth_ZHW.max(axis=(1, 2)).tolist(),
+        "brain_VN": [has_brain.tolist() for has_brain in occupied(brain_ZHW, usable)],
+        "depth_VN": [seen.max(axis=(1, 2)).tolist() for seen in views_of(depth_ZHW, usable)],
         "warnings": list(warnings),
     }
     with replace_when_complete(path) as partial:
@@ -152,8 +154,8 @@ def _sealed(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _case(path: Path, case_id: str, facts: dict[str, Any]) -> CachedCase:
-    keys = ("shape_ZCHW", "brain_Z", "depth_Z", "warnings")
-    return CachedCase(case_id, path, *(tuple(facts[key]) for key in keys))
+    brain_VN, depth_VN = (tuple(map(tuple, facts[key])) for key in ("brain_VN", "depth_VN"))
+    return CachedCase(case_id, path, tuple(facts["shape_ZCHW"]), brain_VN, depth_VN, tuple(facts["warnings"]))
 
 
 def _find(path: Path, case_id: str) -> CachedCase | None:

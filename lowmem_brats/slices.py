@@ -1,4 +1,4 @@
-"""From a volume to the stack of axial slices that the networks see, and back.
+"""From a volume to the stacks of slices that the networks see, and back.
 
 Axes: C modalities, X Y Z voxels in LPS order, H W in-plane (H = Y, rows run to posterior; W = X, columns run to the
 patient's left: the usual radiological view), N or Z slices.
@@ -7,9 +7,13 @@ patient's left: the usual radiological view), N or Z slices.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+FLATTEST = 2.0
+"""Times that a brain may be longer than high, in voxels; it is 1.3 times in mm, so slices may be 1.5 mm apart."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +21,9 @@ class SliceStack:
     """The brain's slices, and where they lie in the volume."""
 
     slices_ZCHW: npt.NDArray[np.float16]
-    """Z-scored; H and W are multiples of the stride."""
-    brain_Z: npt.NDArray[np.bool_]
-    """Which slices hold brain."""
+    """Z-scored; Z, H and W are multiples of the stride."""
+    brain_ZHW: npt.NDArray[np.bool_]
+    """Where any modality is not 0."""
     origin_ZHW: tuple[int, int, int]
     """Volume index (z, y, x) of the first slice's first pixel; y and x may be negative where padding was needed."""
     shape_XYZ: tuple[int, int, int]
@@ -39,9 +43,9 @@ def zscore_brain(images_CXYZ: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
 
 
 def prepare(images_CXYZ: npt.NDArray[np.float32], stride: int) -> SliceStack:
-    """Z-score a case, crop it to the brain, and cut it into axial slices.
+    """Z-score a case, crop it to the brain, and cut it into axial slices, which `views_of` shows from other sides.
 
-    `images_CXYZ`: float32, background 0, at least one voxel not 0; `stride`: H and W become multiples of it.
+    `images_CXYZ`: float32, background 0, at least one voxel not 0; `stride`: Z, H and W become multiples of it.
     The crop grows around the brain's bounding box, beyond the volume's edge with zeros where it must.
     """
     brain_XYZ = (images_CXYZ != 0).any(axis=0)
@@ -50,14 +54,36 @@ def prepare(images_CXYZ: npt.NDArray[np.float32], stride: int) -> SliceStack:
     z_first, z_last = _extent(brain_XYZ.any(axis=(0, 1)))
     x, width = _grow(x_first, x_last, stride)
     y, height = _grow(y_first, y_last, stride)
+    z, depth = _grow(z_first, z_last, stride)
     box = np.s_[:, x_first : x_last + 1, y_first : y_last + 1, z_first : z_last + 1]
     scored_CXYZ = zscore_brain(images_CXYZ[box])
-    slices_ZCHW = np.zeros((z_last + 1 - z_first, len(images_CXYZ), height, width), np.float16)
+    slices_ZCHW = np.zeros((depth, len(images_CXYZ), height, width), np.float16)
     rows, columns = slice(y_first - y, y_last + 1 - y), slice(x_first - x, x_last + 1 - x)
-    slices_ZCHW[:, :, rows, columns] = scored_CXYZ.transpose(3, 0, 2, 1)
-    brain_Z = brain_XYZ[:, :, z_first : z_last + 1].any(axis=(0, 1))
+    slices_ZCHW[z_first - z : z_last + 1 - z, :, rows, columns] = scored_CXYZ.transpose(3, 0, 2, 1)
+    brain_ZHW = np.zeros((depth, height, width), np.bool_)
+    brain_ZHW[z_first - z : z_last + 1 - z, rows, columns] = brain_XYZ[box[1:]].transpose(2, 1, 0)
     shape_X, shape_Y, shape_Z = brain_XYZ.shape
-    return SliceStack(slices_ZCHW, brain_Z, (z_first, y, x), (shape_X, shape_Y, shape_Z))
+    return SliceStack(slices_ZCHW, brain_ZHW, (z, y, x), (shape_X, shape_Y, shape_Z))
+
+
+def views_of(stack: npt.NDArray[Any], views: int, axis: int = 0) -> list[npt.NDArray[Any]]:
+    """A stack of axial slices as stacks of axial, coronal and sagittal ones, the first `views` of them, none copied.
+
+    `axis`: where Z is; the last two are H and W. Coronal slices are [Z, W], sagittal ones [H, Z], so neither is larger
+    than an axial slice of a brain.
+    """
+    return [np.swapaxes(stack, axis, side) for side in (axis, -2, -1)[:views]]
+
+
+def occupied(mask_ZHW: npt.NDArray[np.bool_], views: int) -> list[npt.NDArray[np.bool_]]:
+    """For each view, which of its slices hold any of the mask."""
+    return [np.logical_or.reduce(seen, axis=(1, 2)) for seen in views_of(mask_ZHW, views)]
+
+
+def usable_views(brain_ZHW: npt.NDArray[np.bool_]) -> int:
+    """From how many sides a brain looks like one: only axially where slices lie far apart or are few, else all 3."""
+    sizes = [int(used.sum()) for used in occupied(brain_ZHW, 3)]
+    return 3 if sizes[0] * FLATTEST >= max(sizes) else 1
 
 
 def to_volume(label_ZHW: npt.NDArray[np.uint8], stack: SliceStack) -> npt.NDArray[np.uint8]:

@@ -10,7 +10,7 @@ import copy
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def _cache(run: _Run, split: Split, folder: Path) -> None:
     for kept, part in ((run.training, split.training), (run.validation, split.validation)):
         ids = {case.case_id for case in part}
         kept += [case for case in cases if case.case_id in ids]
-        if not kept:
+        if part and not kept:
             raise InputError("training data", "no case of the split could be read", "sound cases", "See the warnings.")
     run.report.training_cases, run.report.validation_cases = (
         [case.case_id for case in part] for part in (run.training, run.validation)
@@ -200,7 +200,7 @@ def _plan(run: _Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
     """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits."""
     config, device = run.report.config, run.report.device
     share = -(-config.batch // parallel.size())
-    arguments = config.network, frame_of(run.training), share, budget, device
+    arguments = config.network, frame_of(run.training, config.network.views), share, budget, device
     plans = [plan_train(*arguments, precision, config.loss)]
     run.tell.on_plan(plans[0])
     if config.precision == "auto" and precision != "fp32":
@@ -215,7 +215,7 @@ def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torc
     """The weights to start from. Raises InputError where they are of another network."""
     weights = open_set(config.finetune)
     file = next((file for file in weights.files if set(regions) <= set(file.regions)), None)
-    if file is None or file.network != config.network:
+    if file is None or replace(file.network, views=config.network.views) != config.network:
         raise InputError("--finetune", str(weights.network), str(config.network), "Train the network of the set.")
     return load_network(file).state_dict()
 
@@ -251,7 +251,7 @@ def _train_network(run: _Run, training: NetworkTraining) -> Path:
         "precision": training.controller.fast,
         "versions": run.report.versions,
     }
-    metrics = {"validation_dice": round(best.mean_dice, 4), "validation_cases": len(run.validation)}
+    metrics = {"validation_dice": best.region_dice, "validation_cases": len(run.validation)}
     if parallel.rank() == 0:
         save_network(training.network, WeightsFile(path, training.regions, run.report.config.network, summary, metrics))
     return path

@@ -19,7 +19,7 @@ from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.metrics import dice
 from lowmem_brats.networks import build_network
 from lowmem_brats.precision import DTYPES
-from lowmem_brats.predict import place, predict_slices
+from lowmem_brats.predict import place, predict_stack
 from lowmem_brats.slice_cache import CachedCase
 
 EXAMPLES = 4
@@ -56,7 +56,8 @@ def validate(
     examples, peak_bytes = list[Example](), 0
     for case in cases:
         slices_ZCHW, depth_ZHW = case.slices_ZCHW, case.depth_ZHW
-        found = predict_slices(network, slices_ZCHW, case.seen_by(regions[0]), plan)
+        views = min(config.views, len(case.brain_VN))
+        found = predict_stack(network, slices_ZCHW, [case.seen_by(regions[0], v) for v in range(views)], plan)
         peak_bytes = max(peak_bytes, found.peak_bytes)
         for region, mask_ZHW in zip(regions, found.mask_KZHW, strict=True):
             mask_ZHW, truth_ZHW = mask_ZHW[case.seen_by(region)], depth_ZHW[case.seen_by(region)] >= region.depth

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from easy_cases import DEPTH, EASY, SIDE, easy_cached
@@ -13,6 +14,7 @@ from lowmem_brats import parallel
 from lowmem_brats.batches import Batch, Batches
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.labels import Region
+from lowmem_brats.slice_cache import store_case
 
 WT = (Region.WT,)
 
@@ -36,6 +38,18 @@ def test_an_epoch_holds_every_slice_once(make) -> None:  # type: ignore[no-untyp
     assert len(seen) == 2 * DEPTH
     assert len(torch.unique(seen.flatten(1), dim=0)) == 2 * DEPTH
     assert not torch.equal(seen, pixels(list(batches.read(1)))), "another order in the next epoch"
+
+
+def test_a_slice_is_drawn_as_often_as_it_weighs(tmp_path: Path) -> None:
+    """Of two slices, one without tumour and one of all three regions: 1 and 4 of 5 draws; alike if not balanced."""
+    slices_ZCHW = np.ones((2, 4, SIDE, SIDE), np.float16)
+    depth_ZHW = np.zeros((2, SIDE, SIDE), np.uint8)
+    depth_ZHW[1, 2, 3] = 3
+    case = store_case(tmp_path / "case.json", "case", slices_ZCHW, depth_ZHW)
+    for balance, share in ((True, 0.8), (False, 0.5)):
+        batches = Batches([case], WT, replace(EASY, balance=balance))
+        targets = [float(batch.target_NKHW.sum()) / 2 for epoch in range(100) for batch in batches.read(epoch)]
+        assert np.mean(targets) == pytest.approx(share, abs=0.05 if balance else 0)
 
 
 def test_what_does_not_fill_a_batch_waits_for_another_epoch(make) -> None:  # type: ignore[no-untyped-def]

@@ -22,15 +22,16 @@ from lowmem_brats import __version__
 from lowmem_brats.cli import main
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.cli.train import Duration
+from lowmem_brats.weights import open_set
 
 COMMANDS = sorted(main.commands)
 FLAGS = {
     "segment": "device flair labels min-component no-preview output overwrite precision preview quiet report "
-    "t1 t1ce t2 vram weights",
+    "t1 t1ce t2 tta vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
-    "train": "augment average batch cache clip device epochs finetune fold labels learning-rate loss max-time "
-    "modality-dropout mode no-augment output overwrite patience precision quiet region resume schedule seed strict "
-    "tensorboard test validation vram warmup weight-decay width",
+    "train": "augment average balance batch cache clip device epochs finetune fold labels learning-rate loss max-time "
+    "modality-dropout mode no-augment no-balance output overwrite patience precision quiet region resume schedule seed "
+    "strict tensorboard test validation views vram warmup weight-decay width",
     "phantom": "overwrite quiet seed shape",
     "demo": "device seed",
     "plan": "batch device network precision size train vram width",
@@ -358,7 +359,7 @@ def test_train_needs_labelled_cases(tmp_path: Path) -> None:
         (("--mode", "two-networks"), "--mode"),
         (("--region", "ed"), "--region"),
         (("--validation", 0.6, "--test", 0.4), "split"),
-        (("--finetune", "unet2d-w16", "--width", 16), "--finetune"),
+        (("--finetune", "unet2d-w24", "--width", 16), "--finetune"),
         (("--average", 1), "--average"),
     ],
 )
@@ -424,7 +425,7 @@ def test_every_budget_asked_of_plan_gets_a_row() -> None:
 def test_doctor_speaks_of_everything() -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output
-    for text in ("torch", "processor", "CUDA", "unet2d-w16", "checksums right", "segment ", "slices at once"):
+    for text in ("torch", "processor", "CUDA", open_set().name, "checksums right", "segment ", "slices at once"):
         assert text in result.output
 
 

@@ -10,6 +10,8 @@ import pytest
 from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.errors import InputError
 
+WATCHED = "--patience or --schedule plateau with --validation 0"
+
 
 @pytest.mark.parametrize(
     ("make", "settings", "where", "found"),
@@ -25,7 +27,9 @@ from lowmem_brats.errors import InputError
         (NetworkConfig, {"outputs": 2}, "network outputs", "2"),
         (TrainConfig, {"epochs": 0}, "--epochs", "0"),
         (TrainConfig, {"batch": 0}, "--batch", "0"),
-        (TrainConfig, {"validation": 0.0}, "--validation", "0.0"),
+        (TrainConfig, {"validation": -0.1}, "--validation", "-0.1"),
+        (TrainConfig, {"validation": 0.0, "patience": 3}, "--validation", WATCHED),
+        (TrainConfig, {"validation": 0.0, "schedule": "plateau"}, "--validation", WATCHED),
         (TrainConfig, {"validation": 1.0}, "--validation", "1.0"),
         (TrainConfig, {"test": 1.0}, "--test", "1.0"),
         (TrainConfig, {"test": -0.1}, "--test", "-0.1"),
@@ -64,6 +68,7 @@ def test_unusable_setting(make: Any, settings: dict[str, object], where: str, fo
         (NetworkConfig, {"norm": "batch"}),
         (SegmentConfig, {"min_component": 0.0}),
         (NetworkConfig, {"outputs": 3}),
+        (TrainConfig, {"validation": 0.0}),
         (TrainConfig, {"epochs": 1, "batch": 1, "validation": 0.99, "test": 0.0, "max_seconds": 0.01}),
         (TrainConfig, {"fold": (1, 2), "patience": 1, "warmup": 0, "average": 0.0, "modality_dropout": 1.0}),
         (TrainConfig, {"fold": (5, 5), "weight_decay": 0.0, "clip_norm": 0.1, "regions": ("et",)}),

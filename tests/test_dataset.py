@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.case_list import patient_of
-from lowmem_brats.dataset import Split, frame_of, gather, split_cases, training_rows
+from lowmem_brats.dataset import Split, frame_of, gather, row_weights, split_cases, training_rows
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import Region
 from lowmem_brats.slice_cache import CachedCase, store_case
@@ -114,6 +114,13 @@ def test_the_seed_decides() -> None:
     assert parts_of(split_cases(cases, 0.2, 0.1, None, seed=0)) == expected, "a run can be repeated next year"
 
 
+def test_without_validation_all_but_the_test_are_trained_on() -> None:
+    assert parts_of(split_cases(named(*"abcd"), 0, 0, None, 0)) == [list("abcd"), [], []]
+    assert list(map(len, parts_of(split_cases(named(*"abcd"), 0, 0.25, None, 0)))) == [3, 0, 1]
+    with pytest.raises(InputError, match="0 labelled patients; expected at least 1"):
+        split_cases([], 0, 0, None, 0)
+
+
 @pytest.mark.parametrize(
     ("names", "test", "fold", "message"),
     [
@@ -135,23 +142,63 @@ def test_too_few_to_split(names: list[str], test: float, fold: tuple[int, int] |
 
 def test_training_rows(cached: Cached) -> None:
     cases = [cached([-1, 2, 0]), cached([0, 0]), cached([3, 1])]
-    assert training_rows(cases, Region.WT) == [(0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1)]
-    assert training_rows(cases, Region.TC) == [(0, 1), (2, 0), (2, 1)]
-    assert training_rows(cases, Region.ET) == [(0, 1), (2, 0)]
+    for region, rows in (
+        (Region.WT, [(0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1)]),
+        (Region.TC, [(0, 1), (2, 0), (2, 1)]),
+        (Region.ET, [(0, 1), (2, 0)]),
+    ):
+        for views in (1, 3):  # these cases are too flat to be seen from other sides
+            assert training_rows(cases, region, views).tolist() == [[i, 0, z] for i, z in rows]
+
+
+def test_rows_of_three_views(cached: Cached) -> None:
+    case = cached([0, 3, -1, 0, 0])  # 8 × 8: row 1 holds depths 0 to 3 in columns 2 to 5 of slice 1
+    assert len(case.brain_VN) == 3
+    rows = training_rows([case], Region.WT, 3).tolist()
+    assert rows == [[0, 0, z] for z in (0, 1, 3, 4)] + [[0, view, n] for view in (1, 2) for n in range(8)]
+    assert training_rows([case], Region.WT, 2).tolist() == rows[:12]
+    assert training_rows([case], Region.TC, 3).tolist() == [[0, 0, 1], [0, 1, 1]] + [[0, 2, x] for x in (3, 4, 5)]
+    assert training_rows([case], Region.ET, 3).tolist() == [[0, 0, 1], [0, 1, 1]] + [[0, 2, x] for x in (4, 5)]
+
+
+def test_row_weights(cached: Cached) -> None:
+    cases = [cached([0]), cached([0, 0, 2, 3])]  # 1 and 4 slices: 1 and 2 parts
+    rows = training_rows(cases, Region.WT, 1)
+    np.testing.assert_allclose(row_weights(cases, rows), [1.0, 2 / 9, 2 / 9, 6 / 9, 8 / 9])
 
 
 def test_no_slice_to_learn_from(cached: Cached) -> None:
     with pytest.raises(InputError, match="no slice for ET in 2 cases"):
-        training_rows([cached([1, 1]), cached([0])], Region.ET)
+        training_rows([cached([1, 1]), cached([0])], Region.ET, 3)
 
 
 def test_frame_holds_every_case(cached: Cached) -> None:
-    assert frame_of([cached([0], 8, 16), cached([0], 12, 4), cached([0], 4, 8)]) == (12, 16)
+    assert frame_of([cached([0], 8, 16), cached([0], 12, 4), cached([0], 4, 8)], 3) == (12, 16)
+    deep = cached([0] * 20, 8, 16)
+    assert [frame_of([deep], views) for views in (1, 2, 3)] == [(8, 16), (20, 16), (20, 20)]
+
+
+def rows(*rows: tuple[int, int, int]) -> npt.NDArray[np.int64]:
+    """Return (case, view, slice)s as an array."""
+    return np.array(rows)
+
+
+def test_gather_sees_from_each_side(cached: Cached) -> None:
+    case = cached([0, 3, 1, 0])
+    slices_NCHW, target_N1HW = gather([case], rows((0, 0, 1), (0, 1, 1), (0, 2, 3)), [Region.WT], (8, 8))
+    np.testing.assert_array_equal(slices_NCHW[0], case.slices_ZCHW[1])
+    np.testing.assert_array_equal(slices_NCHW[1][:, 2:6], case.slices_ZCHW[:, :, 1].transpose(1, 0, 2))  # [C, Z, W]
+    np.testing.assert_array_equal(
+        slices_NCHW[2][:, :, 2:6], case.slices_ZCHW[:, :, :, 3].transpose(1, 2, 0)
+    )  # [C, H, Z]
+    assert np.argwhere(target_N1HW[0, 0].numpy()).tolist() == [[1, 3], [1, 4], [1, 5]]
+    assert np.argwhere(target_N1HW[1, 0].numpy()).tolist() == [[3, 3], [3, 4], [3, 5], [4, 3]]  # rows are Z, from 2
+    assert np.argwhere(target_N1HW[2, 0].numpy()).tolist() == [[1, 3], [1, 4]]  # columns are Z, from 2
 
 
 def test_gather_centres_slices_and_labels_alike(cached: Cached) -> None:
     cases = [cached([3, 0], 8, 8), cached([0, 1], 6, 4)]
-    slices_NCHW, target_N1HW = gather(cases, [(1, 1), (0, 0), (1, 1)], [Region.WT], (10, 12))
+    slices_NCHW, target_N1HW = gather(cases, rows((1, 0, 1), (0, 0, 0), (1, 0, 1)), [Region.WT], (10, 12))
     assert (slices_NCHW.shape, target_N1HW.shape) == ((3, 4, 10, 12), (3, 1, 10, 12))
     assert slices_NCHW.dtype == target_N1HW.dtype
     expected_CHW = np.zeros((4, 10, 12), np.float32)
@@ -174,10 +221,10 @@ def _pixels(places: list[tuple[int, int]]) -> npt.NDArray[np.float32]:
 
 def test_targets_are_the_regions_asked_for(cached: Cached) -> None:
     cases = [cached([3, 1])]
-    _, target_NKHW = gather(cases, [(0, 0), (0, 1)], list(Region), (8, 8))
+    _, target_NKHW = gather(cases, rows((0, 0, 0), (0, 0, 1)), list(Region), (8, 8))
     assert target_NKHW.shape == (2, 3, 8, 8)
     assert target_NKHW.sum(dim=(2, 3)).tolist() == [[3, 2, 1], [1, 0, 0]]
     assert set(target_NKHW.unique().tolist()) == {0.0, 1.0}
-    _, target_NKHW = gather(cases, [(0, 0)], [Region.ET, Region.WT], (8, 8))
+    _, target_NKHW = gather(cases, rows((0, 0, 0)), [Region.ET, Region.WT], (8, 8))
     assert target_NKHW.sum(dim=(2, 3)).tolist() == [[1, 3]]
     assert target_NKHW[0, 0, 1, 5] == 1

@@ -30,17 +30,17 @@ def pairs(p: Tensor, g: Tensor) -> list[tuple[float, float]]:
 
 
 def weighted_dice(p_NKHW: Tensor, g_NKHW: Tensor) -> float:
-    """Eq. 2 term by term, and eq. 1 of one slice; a single region has its background as the second channel."""
-    channels = [pairs(p_NKHW[:, k], g_NKHW[:, k]) for k in range(p_NKHW.shape[1])]
-    if len(channels) == 1:
-        channels.append([(1 - p, 1 - g) for p, g in channels[0]])
-    present = [sum(g for _, g in channel) for channel in channels]
-    loss = 0.0
-    for channel, own in zip(channels, present, strict=True):
-        weight = 1 - own / max(sum(present), 1)
-        overlap, predicted = sum(p * g for p, g in channel), sum(p for p, _ in channel)
-        loss += weight * (1 - (2 * overlap + SMOOTH) / (predicted + own + SMOOTH))
-    return loss
+    """Eq. 2 term by term, and eq. 1 of one slice, of a region and its background; the mean over regions."""
+    losses = []
+    for k in range(p_NKHW.shape[1]):
+        region = pairs(p_NKHW[:, k], g_NKHW[:, k])
+        loss = 0.0
+        for channel in (region, [(1 - p, 1 - g) for p, g in region]):
+            overlap = sum(p * g for p, g in channel)
+            predicted, own = map(sum, zip(*channel, strict=True))
+            loss += (1 - own / len(channel)) * (1 - (2 * overlap + SMOOTH) / (predicted + own + SMOOTH))
+        losses.append(loss)
+    return fmean(losses)
 
 
 def right(p_NKHW: Tensor, g_NKHW: Tensor) -> list[float]:
@@ -131,9 +131,10 @@ def test_four_pixels_by_hand(name: str, expected: float) -> None:
 
 
 def test_three_regions_by_hand() -> None:
-    """Regions of 3, 2 and 1 pixels weigh 1 − 3/6, 1 − 2/6 and 1 − 1/6; p = 1/2 everywhere."""
+    """Regions of 3, 2 and 1 of 4 pixels, each with its background; p = 1/2 everywhere."""
     target = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]).reshape(1, 3, 2, 2)
-    expected = 1 / 2 * (1 - 3.0001 / 5.0001) + 2 / 3 * (1 - 2.0001 / 4.0001) + 5 / 6 * (1 - 1.0001 / 3.0001)
+    costs = {pixels: 1 - (pixels + 0.0001) / (2 + pixels + 0.0001) for pixels in (1, 2, 3)}
+    expected = (costs[3] / 4 + 3 * costs[1] / 4 + costs[2] + 3 * costs[1] / 4 + costs[3] / 4) / 3
     for name in ("dice", "slice-dice"):
         assert float(find_loss(name)(torch.zeros(1, 3, 2, 2).double(), target)) == pytest.approx(expected, rel=1e-12)
 
@@ -175,11 +176,11 @@ def test_an_unknown_loss_is_named_and_the_known_ones_listed(name: str, unknown: 
 @one_region_or_three
 @pytest.mark.parametrize(("name", "worst"), [("dice", None), ("slice-dice", None), ("ce", 1e3), ("focal", 1e3)])
 def test_a_perfect_prediction_costs_nothing_and_a_wrong_one_most(name: str, regions: int, worst: float | None) -> None:
-    """Of Dice the weights' sum, 1 of a region and its background, 2 of three regions; of the others the logit."""
+    """Of Dice 1, the sum of the weights of a region and its background; of the others the logit."""
     target = random_batch(regions)[1][:-1]  # each slice with some foreground
     certain = (target * 2 - 1) * 1e3
     assert float(find_loss(name)(certain, target)) == pytest.approx(0, abs=1e-12)
-    assert float(find_loss(name)(-certain, target)) == pytest.approx(worst or {1: 1, 3: 2}[regions], abs=1e-3)
+    assert float(find_loss(name)(-certain, target)) == pytest.approx(worst or 1, abs=1e-3)
 
 
 @every_loss

@@ -78,9 +78,9 @@ def test_inference_of_a_toy_equals_the_hand_count(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(NETWORKS, "toy", OneConvolution)
     found = inference_footprint(NetworkConfig(name="toy"), (40, 40), 3, torch.float16, CPU)
     pixels = 3 * 40 * 40
-    half_slices, half_logits, mask = rounded(2 * 4 * pixels), rounded(2 * pixels), rounded(pixels)
-    # When the masks are joined: where brain is, where the logit is positive, and both.
-    assert found == Footprint(parameters=512, activations=half_slices + half_logits + 3 * mask)
+    half_slices, half_logits, brain, logits = map(rounded, (2 * 4 * pixels, 2 * pixels, pixels, 4 * pixels))
+    # When the logits become fp32 on the host, which is the device.
+    assert found == Footprint(parameters=512, activations=half_slices + half_logits + brain + logits)
 
 
 def test_training_of_a_toy_equals_the_hand_count(monkeypatch: pytest.MonkeyPatch) -> None:

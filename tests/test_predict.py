@@ -14,7 +14,7 @@ from lowmem_brats.memory.footprint import inference_footprint
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.precision import DTYPES
-from lowmem_brats.predict import half_is_sound, place, predict_slices
+from lowmem_brats.predict import half_is_sound, place, predict_stack
 
 Z, SIDE = 7, 32
 ALL = np.ones(Z, np.bool_)
@@ -72,14 +72,14 @@ def test_batches_change_nothing(active_Z: npt.NDArray[np.bool_]) -> None:
             by_hand_ZHW[z] = (logits_HW > 0) & (slices_ZCHW[z] != 0).any(axis=0)
     assert 0.05 < by_hand_ZHW[active_Z].mean() < 0.95
     for batch in (1, 3, 4, 100):
-        mask_ZHW = predict_slices(network, slices_ZCHW, active_Z, plan(batch)).mask_KZHW[0]
+        mask_ZHW = predict_stack(network, slices_ZCHW, [active_Z], plan(batch)).mask_KZHW[0]
         assert mask_ZHW.dtype == np.bool_
         np.testing.assert_array_equal(mask_ZHW, by_hand_ZHW)
 
 
 def test_only_active_slices_are_run() -> None:
     network, slices_ZCHW = Toy(), stack()
-    mask_ZHW = predict_slices(network, slices_ZCHW, SOME, plan(3)).mask_KZHW[0]
+    mask_ZHW = predict_stack(network, slices_ZCHW, [SOME], plan(3)).mask_KZHW[0]
     assert [len(batch) for batch in network.batches] == [3, 1]
     np.testing.assert_array_equal(torch.cat(network.batches).numpy(), slices_ZCHW[SOME])
     assert not mask_ZHW[~SOME].any()
@@ -89,7 +89,7 @@ def test_only_active_slices_are_run() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_three_outputs_are_three_masks_in_order(batch: int) -> None:
     network, slices_ZCHW = Toy(outputs=3), stack()
-    mask_KZHW = predict_slices(network, slices_ZCHW, SOME, plan(batch)).mask_KZHW
+    mask_KZHW = predict_stack(network, slices_ZCHW, [SOME], plan(batch)).mask_KZHW
     assert (mask_KZHW.shape, mask_KZHW.dtype) == ((3, Z, SIDE, SIDE), np.bool_)
     for k, mask_ZHW in enumerate(mask_KZHW):
         np.testing.assert_array_equal(mask_ZHW, (slices_ZCHW[:, k] > 0) & SOME[:, None, None])
@@ -99,26 +99,26 @@ def test_three_outputs_are_three_masks_in_order(batch: int) -> None:
 def test_nothing_outside_the_brain_is_tumour() -> None:
     slices_ZCHW = stack()
     slices_ZCHW[:, 1:, 10:20] = 0  # brain in one modality is enough
-    mask_KZHW = predict_slices(Toy(bias=100.0, outputs=3), slices_ZCHW, ALL, plan()).mask_KZHW
+    mask_KZHW = predict_stack(Toy(bias=100.0, outputs=3), slices_ZCHW, [ALL], plan()).mask_KZHW
     np.testing.assert_array_equal(mask_KZHW, np.stack([(slices_ZCHW != 0).any(axis=1)] * 3))
 
 
 def test_nothing_to_run() -> None:
     network, reported = Toy(), []
-    found = predict_slices(
-        network, stack(), np.zeros(Z, np.bool_), plan(), lambda done, total: reported.append((done, total))
+    found = predict_stack(
+        network, stack(), [np.zeros(Z, np.bool_)], plan(), False, lambda done, total: reported.append((done, total))
     )
     assert found.mask_KZHW.shape == (1, Z, SIDE, SIDE)
     assert not found.mask_KZHW.any()
     assert not network.batches
     assert not reported
-    assert found.peak_bytes == 512, "the one weight"
+    assert (found.peak_bytes, found.run) == (512, 0), "the one weight"
 
 
 @pytest.mark.parametrize(("batch", "reports"), [(1, [1, 2, 3, 4]), (3, [3, 4]), (4, [4]), (9, [4])])
 def test_progress_reaches_the_total(batch: int, reports: list[int]) -> None:
     reported: list[tuple[int, int]] = []
-    predict_slices(Toy(), stack(), SOME, plan(batch), lambda done, total: reported.append((done, total)))
+    predict_stack(Toy(), stack(), [SOME], plan(batch), False, lambda done, total: reported.append((done, total)))
     assert reported == [(done, 4) for done in reports]
 
 
@@ -126,7 +126,7 @@ def test_progress_reaches_the_total(batch: int, reports: list[int]) -> None:
 def test_peak_counts_weights_and_one_batch(precision: str) -> None:
     def peak(z: int, batch: int) -> int:
         network = place(unet(), plan(batch, precision))
-        return predict_slices(network, stack(z), np.ones(z, np.bool_), plan(batch, precision)).peak_bytes
+        return predict_stack(network, stack(z), [np.ones(z, np.bool_)], plan(batch, precision)).peak_bytes
 
     item = 4 if precision == "fp32" else 2
     weights = sum(p.numel() for p in unet().parameters()) * item
@@ -144,14 +144,43 @@ def test_peak_is_the_predicted_one(outputs: int, precision: str, batch: int) -> 
     # So wide that the weights of three heads need more of the allocator's 512-byte blocks than those of one.
     config = NetworkConfig(width=96, depth=1, outputs=outputs)
     network = place(build_network(config), plan(batch, precision))
-    found = predict_slices(network, stack(), ALL, plan(batch, precision))
+    found = predict_stack(network, stack(), [ALL], plan(batch, precision))
     size_HW, cpu = (SIDE, SIDE), torch.device("cpu")
     assert found.peak_bytes == inference_footprint(config, size_HW, batch, DTYPES[precision], cpu).total
 
 
+def test_views_and_mirror_images_are_averaged() -> None:
+    torch.manual_seed(0)
+    network, slices_ZCHW = unet(), stack(16)
+    torch.nn.init.zeros_(network.head.bias)  # type: ignore[arg-type]
+    slices = torch.from_numpy(slices_ZCHW).float()
+    with torch.inference_mode():
+        axial_ZHW = network(slices)[:, 0]
+        coronal_ZHW = network(slices.permute(2, 1, 0, 3))[:, 0].permute(1, 0, 2)  # [H, C, Z, W]
+        sagittal_ZHW = network(slices.permute(3, 1, 2, 0))[:, 0].permute(2, 1, 0)  # [W, C, H, Z]
+        mirrored_ZHW = network(slices.flip(3))[:, 0].flip(2)
+    brain_ZHW = (slices_ZCHW != 0).any(axis=1)
+    everywhere = [np.ones(n, np.bool_) for n in (16, SIDE, SIDE)]
+
+    def found(views: int, mirror: bool) -> npt.NDArray[np.bool_]:
+        result = predict_stack(network, slices_ZCHW, everywhere[:views], plan(3), mirror)
+        assert result.run == sum(map(len, everywhere[:views])) * (1 + mirror)
+        return result.mask_KZHW[0]
+
+    for mask_ZHW, logits in (
+        (found(1, False), axial_ZHW),
+        (found(2, False), axial_ZHW + coronal_ZHW),
+        (found(3, False), axial_ZHW + coronal_ZHW + sagittal_ZHW),
+        (found(1, True), axial_ZHW + mirrored_ZHW),
+    ):
+        sure_ZHW = (logits.abs() > 1e-4).numpy()  # sums in another order
+        np.testing.assert_array_equal(mask_ZHW[sure_ZHW], ((logits > 0).numpy() & brain_ZHW)[sure_ZHW])
+    assert 0.01 < (found(3, False) != found(1, False)).mean() < 0.5
+
+
 def test_no_graph_is_kept() -> None:
     network = Toy()
-    predict_slices(network, stack(), ALL, plan())
+    predict_stack(network, stack(), [ALL], plan())
     assert all(batch.is_inference() for batch in network.batches)
 
 
@@ -165,7 +194,7 @@ def test_place_sets_format_layout_and_mode(precision: str, dtype: torch.dtype) -
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in placed.parameters() if p.ndim == 4)
     toy = Toy()
     place(toy, plan(precision=precision))
-    predict_slices(toy, stack(), ALL, plan(2, precision))
+    predict_stack(toy, stack(), [ALL], plan(2, precision))
     assert {batch.dtype for batch in toy.batches} == {dtype}
 
 
@@ -207,12 +236,12 @@ class Cramped(Toy):
 
 
 def test_running_out_of_memory_halves_the_batch_and_changes_nothing() -> None:
-    cramped = predict_slices(Cramped(room=2), stack(), ALL, plan(batch=5))
-    roomy = predict_slices(Toy(), stack(), ALL, plan(batch=5))
+    cramped = predict_stack(Cramped(room=2), stack(), [ALL], plan(batch=5))
+    roomy = predict_stack(Toy(), stack(), [ALL], plan(batch=5))
     np.testing.assert_array_equal(cramped.mask_KZHW[0], roomy.mask_KZHW[0])
     assert (cramped.batch, roomy.batch) == (2, 5)
 
 
 def test_running_out_of_memory_with_one_slice_is_an_error() -> None:
     with pytest.raises(BudgetError, match="out of memory with one slice at a time"):
-        predict_slices(Cramped(room=0), stack(), ALL, plan(batch=4))
+        predict_stack(Cramped(room=0), stack(), [ALL], plan(batch=4))

@@ -22,6 +22,7 @@ from lowmem_brats.labels import CONVENTIONS, Region
 from lowmem_brats.memory import planner
 from lowmem_brats.nifti import read_label
 from lowmem_brats.segment import Segmentation, check_not_reference, output_path, segment_case
+from lowmem_brats.weights import load_network, open_set, save_network, write_index
 
 REAL_CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"
 
@@ -59,6 +60,56 @@ def test_skipping_equals_not_skipping(
     assert all(count["skipped"] == 0 for count in full.report.slices.values())
     run_slices = [count["run"] for count in skipping.report.slices.values()]
     assert run_slices[0] > run_slices[1] > run_slices[2] > 0
+
+
+@pytest.fixture(scope="module")
+def bold(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> dict[int, str]:
+    """The tiny set for 1 and for 3 views, with lower thresholds: averages of views are seldom as far from the mean."""
+    folders = {}
+    for views in (1, 3):
+        folder, paths = tmp_path_factory.mktemp("weights"), {}
+        for region, file in zip(Region, open_set(tiny).files, strict=True):
+            network, paths[region] = load_network(file), folder / file.path.name
+            with torch.no_grad():
+                network.head.bias += 0.4  # type: ignore[operator, union-attr]
+            save_network(network, replace(file, path=paths[region], network=replace(file.network, views=views)))
+        write_index(folder, "bold", paths)
+        folders[views] = str(folder)
+    return folders
+
+
+def test_three_views_and_mirror_images_skip_exactly(tmp_path: Path, bold: dict[int, str], phantom: Path) -> None:
+    settings = {"weights": bold[3], "device": "cpu", "precision": "fp32"}
+    axial = run(phantom, tmp_path / "0.nii.gz", weights=bold[1], device="cpu", precision="fp32")
+    found = []
+    for tta in (False, True):
+        skipping = run(phantom, tmp_path / "a.nii.gz", tta=tta, **settings)
+        full = run(phantom, tmp_path / "b.nii.gz", tta=tta, skip_slices=False, **settings)
+        np.testing.assert_array_equal(skipping.label_XYZ, full.label_XYZ)
+        counts = [count["run"] for count in skipping.report.slices.values()]
+        assert counts[0] > counts[1] > 0
+        assert counts[0] > 2 * axial.report.slices["wt"]["run"] * (1 + tta)
+        assert full.report.slices["et"] == {"run": counts[0], "skipped": 0}
+        assert skipping.report.peak_bytes == skipping.report.plan.predicted_bytes
+        found.append(skipping.label_XYZ)
+    assert (found[0] != axial.label_XYZ).any()
+    assert (found[0] != found[1]).any()
+
+
+def test_slices_far_apart_are_seen_axially_only(tmp_path: Path, bold: dict[int, str], phantom: Path) -> None:
+    thick = tmp_path / "thick"
+    thick.mkdir()
+    for path in phantom.glob("*.nii.gz"):
+        image = nibabel.load(path)
+        affine = image.affine @ np.diag([1, 1, 3, 1])
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[:, :, ::3], affine), thick / path.name)
+    results = [
+        run(thick, tmp_path / f"{i}.nii.gz", weights=weights, device="cpu", precision="fp32")
+        for i, weights in enumerate(bold.values())
+    ]
+    np.testing.assert_array_equal(results[0].label_XYZ, results[1].label_XYZ)
+    assert any("axial slices only" in text for text in results[1].report.warnings)
+    assert not any("axial slices only" in text for text in results[0].report.warnings)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

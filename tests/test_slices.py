@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_brats.slices import SliceStack, centre_in, cut_label, prepare, to_volume, zscore_brain
+from lowmem_brats.slices import (
+    SliceStack,
+    centre_in,
+    cut_label,
+    prepare,
+    to_volume,
+    usable_views,
+    views_of,
+    zscore_brain,
+)
 
 Box = tuple[slice, slice, slice]
 
@@ -95,8 +104,9 @@ def test_every_voxel_of_the_brain_is_in_its_place(case: tuple[npt.NDArray[np.flo
     depth, channels, height, width = stack.slices_ZCHW.shape
     size_X, size_Y, size_Z = (s.stop - s.start for s in box)
     assert stack.slices_ZCHW.dtype == np.float16
-    assert (depth, channels) == (size_Z, 2)
-    assert (height % stride, width % stride) == (0, 0)
+    assert channels == 2
+    assert (depth % stride, height % stride, width % stride) == (0, 0, 0)
+    assert 0 <= depth - size_Z < stride
     assert 0 <= height - size_Y < stride
     assert 0 <= width - size_X < stride
     assert stack.shape_XYZ == images_CXYZ.shape[1:]
@@ -107,10 +117,15 @@ def test_every_voxel_of_the_brain_is_in_its_place(case: tuple[npt.NDArray[np.flo
     for c, x, y, z in np.argwhere(images_CXYZ):
         expected_ZCHW[z - z0, c, y - y0, x - x0] = scored_CXYZ[c, x, y, z]
     np.testing.assert_allclose(stack.slices_ZCHW, expected_ZCHW, atol=2e-3)  # sums over other arrays: last bits differ
-    brain_Z = (images_CXYZ != 0).any(axis=(0, 1, 2))
-    np.testing.assert_array_equal(stack.brain_Z, brain_Z[box[2]])
+    brain_XYZ = (images_CXYZ != 0).any(axis=0).astype(np.uint8)
+    np.testing.assert_array_equal(stack.brain_ZHW, cut_label(brain_XYZ, stack))
+    assert stack.brain_ZHW.sum() == brain_XYZ.sum()
     # The brain lies in the middle: as much was added before as after it, but for an odd voxel.
-    for added_before, added in ((box[1].start - y0, height - size_Y), (box[0].start - x0, width - size_X)):
+    for added_before, added in (
+        (box[2].start - z0, depth - size_Z),
+        (box[1].start - y0, height - size_Y),
+        (box[0].start - x0, width - size_X),
+    ):
         assert added_before == added // 2
 
 
@@ -145,8 +160,8 @@ def test_a_label_is_cut_as_its_images_are(case: tuple[npt.NDArray[np.float32], B
 
 def test_the_grown_crop_may_reach_beyond_the_volume_on_both_sides() -> None:
     stack = prepare(images_with_brain((5, 6, 2), np.s_[0:5, 0:6, 0:2]), 16)
-    assert stack.slices_ZCHW.shape == (2, 2, 16, 16)
-    assert stack.origin_ZHW == (0, -5, -5)
+    assert stack.slices_ZCHW.shape == (16, 2, 16, 16)
+    assert stack.origin_ZHW == (-7, -5, -5)
     label_XYZ = np.arange(60, dtype=np.uint8).reshape(5, 6, 2)
     np.testing.assert_array_equal(to_volume(cut_label(label_XYZ, stack), stack), label_XYZ)
 
@@ -166,8 +181,28 @@ def test_an_empty_slice_within_the_brain_is_known() -> None:
     images_CXYZ[0, 1:3, 1:3, 1] = 5
     images_CXYZ[1, 1:3, 1:3, 3:5] = np.arange(1, 9).reshape(2, 2, 2)  # in the second modality only
     stack = prepare(images_CXYZ, 1)
-    assert stack.brain_Z.tolist() == [True, False, True, True]
+    assert stack.brain_ZHW.any(axis=(1, 2)).tolist() == [True, False, True, True]
+    assert stack.brain_ZHW.sum() == 4 + 8
     assert not stack.slices_ZCHW[1].any()
+
+
+def test_views_swap_the_slices_with_rows_or_columns() -> None:
+    slices_ZCHW = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    axial, coronal, sagittal = views_of(slices_ZCHW, 3)
+    assert (axial.shape, coronal.shape, sagittal.shape) == ((2, 3, 4, 5), (4, 3, 2, 5), (5, 3, 4, 2))
+    for z, c, h, w in np.ndindex(2, 3, 4, 5):
+        assert axial[z, c, h, w] == coronal[h, c, z, w] == sagittal[w, c, h, z] == slices_ZCHW[z, c, h, w]
+    masks_KZHW = np.zeros((2, 3, 4, 5), np.bool_)
+    views_of(masks_KZHW, 3, axis=1)[2][1, 4, 3, 2] = True
+    assert np.argwhere(masks_KZHW).tolist() == [[1, 2, 3, 4]], "not a copy"
+    assert [len(views_of(slices_ZCHW, views)) for views in (1, 2, 3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("size_ZHW", "views"), [((6, 8, 12), 3), ((5, 8, 12), 1), ((1, 8, 8), 1), ((12, 3, 3), 3)])
+def test_flat_brains_are_seen_axially_only(size_ZHW: tuple[int, int, int], views: int) -> None:
+    brain_ZHW = np.zeros((20, 20, 20), np.bool_)
+    brain_ZHW[tuple(slice(2, 2 + size) for size in size_ZHW)] = True
+    assert usable_views(brain_ZHW) == views
 
 
 def test_extreme_intensities_stay_finite_in_half_precision() -> None:
@@ -179,7 +214,7 @@ def test_extreme_intensities_stay_finite_in_half_precision() -> None:
 
 
 def test_labels_of_a_hand_made_stack() -> None:
-    stack = SliceStack(np.zeros((1, 1, 2, 3), np.float16), np.array([True]), (1, -1, 1), (3, 2, 3))
+    stack = SliceStack(np.zeros((1, 1, 2, 3), np.float16), np.ones((1, 2, 3), np.bool_), (1, -1, 1), (3, 2, 3))
     label_ZHW = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
     label_XYZ = to_volume(label_ZHW, stack)
     expected_XYZ = np.zeros((3, 2, 3), np.uint8)

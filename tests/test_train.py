@@ -79,7 +79,7 @@ def test_the_set_opens_and_says_how_it_was_made(trained: tuple[Path, TrainReport
     for region, file in zip(Region, opened.files, strict=True):
         assert (file.regions, file.network) == ((region,), TINY)
         best = max(epoch.mean_dice for epoch in report.networks[region.value].epochs)
-        assert file.metrics == {"validation_dice": round(best, 4), "validation_cases": 1}
+        assert file.metrics == {"validation_dice": {region.value: best}, "validation_cases": 1}
         assert file.training["training_cases"] == 3
         assert file.training["precision"] == "fp32"
         assert {"lowmem-brats", "torch", "python"} <= set(file.training["versions"])
@@ -112,7 +112,14 @@ def test_run_json_tells_everything(trained: tuple[Path, TrainReport, list[Epoch]
     out, report, announced = trained
     written = json.loads((out / "run.json").read_text())
     assert written == json.loads(json.dumps(asdict(report)))
-    assert written["config"]["network"] == {"name": "unet2d", "width": 8, "depth": 1, "norm": "group", "outputs": 1}
+    assert written["config"]["network"] == {
+        "name": "unet2d",
+        "width": 8,
+        "depth": 1,
+        "norm": "group",
+        "outputs": 1,
+        "views": 1,
+    }
     assert written["versions"]["torch"] == torch.__version__
     split = written["training_cases"] + written["validation_cases"] + written["test_cases"]
     assert sorted(split) == [f"easy_{n}" for n in range(5)]
@@ -151,6 +158,18 @@ def test_progress_covers_reading_every_step_and_the_test(easy_data: Path, tmp_pa
 
 
 # What can be asked for
+
+
+def test_without_validation_the_last_epoch_is_kept(easy_data: Path, tmp_path: Path) -> None:
+    config = replace(EASY, network=replace(TINY, outputs=3, views=3), validation=0.0)
+    report = train_set(easy_data, tmp_path / "run", config)
+    assert report is not None
+    assert (len(report.training_cases), report.validation_cases) == (4, [])
+    (network,) = report.networks.values()
+    assert [epoch.region_dice for epoch in network.epochs] == [{}] * config.epochs
+    (file,) = open_set(str(tmp_path / "run")).files
+    assert (file.network.views, file.training["steps"]) == (3, network.epochs[-1].steps)
+    assert file.metrics == {"validation_dice": {}, "validation_cases": 0}
 
 
 def test_one_network_for_all_regions(easy_data: Path, tmp_path: Path) -> None:

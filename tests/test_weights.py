@@ -128,7 +128,14 @@ def test_header_says_what_the_file_is(saved: WeightsFile) -> None:
     assert header["preprocessing"] == "zscore-brain"
     assert header["modalities"] == "t1 t1ce t2 flair"
     assert header["region"] == "wt"
-    assert json.loads(header["network"]) == {"name": "unet2d", "width": 8, "depth": 1, "norm": "group", "outputs": 1}
+    assert json.loads(header["network"]) == {
+        "name": "unet2d",
+        "width": 8,
+        "depth": 1,
+        "norm": "group",
+        "outputs": 1,
+        "views": 1,
+    }
     assert json.loads(header["training"]) == {"training_cases": 3, "steps": 7}
     assert json.loads(header["metrics"]) == {"validation_dice": 0.5}
     assert {tensor.dtype for tensor in tensors_of(saved.path).values()} == {torch.float16}

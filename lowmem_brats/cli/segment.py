@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     metavar="MM3",
     help="Drop connected tumour components smaller than this.",
 )
+@click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: twice the time.")
 @click.option("--preview/--no-preview", default=True, help="Write <case_id>_preview.png beside the label map.")
 @click.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.")
 @options.overwrite

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MODES = {"three-networks": 1, "one-network": 3}
+NETWORK_OPTIONS = {"width", "views", "mode"}
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
@@ -66,6 +67,13 @@ def _option(name: str, field: str, text: str, **settings: Any) -> Callable[[Comm
 @click.option("--resume", is_flag=True, help="Go on with the training in OUTPUT, with its recipe.")
 @click.option("--width", default=NetworkConfig.width, show_default=True, help="Channels of the U-Net's first level.")
 @click.option(
+    "--views",
+    type=click.IntRange(1, 3),
+    default=NetworkConfig.views,
+    show_default=True,
+    help="1: axial slices; 2: coronal ones too; 3: and sagittal ones; averaged.",
+)
+@click.option(
     "--mode",
     type=click.Choice(list(MODES)),
     default="three-networks",
@@ -93,9 +101,10 @@ def _option(name: str, field: str, text: str, **settings: Any) -> Callable[[Comm
 @_option("--weight-decay", "weight_decay", "Of AdamW; 0 is Adam.")
 @_option("--clip", "clip_norm", "Longest gradient.")
 @_option("--average", "average", "Decay per 10 steps of the weights' moving average, which is kept; 0: none.")
+@_option("--balance/--no-balance", "balance", "Draw small cases, and slices with tumour, more often.")
 @_option("--augment/--no-augment", "augment", "Warp the slices and change their contrast.")
 @_option("--modality-dropout", "modality_dropout", "Share of slices that lose a modality or two.")
-@_option("--validation", "validation", "Share of patients to choose the best epoch by.")
+@_option("--validation", "validation", "Share of patients to choose the best epoch by; 0: none.")
 @_option("--test", "test", "Share of patients to score once at the end; 0: none.")
 @_option("--fold", "fold", "Validate on fold K of N instead.", type=Fold())
 @options.device
@@ -155,13 +164,14 @@ def train(
 
 def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
     """The recipe that the options say."""
-    network = NetworkConfig(width=settings.pop("width"), outputs=MODES[settings.pop("mode")])
+    network = NetworkConfig(**_of_network(settings, set(settings)))
     if settings["finetune"]:
         from lowmem_brats.weights import open_set
 
         if named & {"width", "mode"}:
             raise InputError("--finetune", "--width or --mode beside it", "the set's own network", "Leave them out.")
-        network = open_set(settings["finetune"]).network
+        network = replace(open_set(settings["finetune"]).network, **_of_network(settings, named & {"views"}))
+    settings = {key: value for key, value in settings.items() if key not in NETWORK_OPTIONS}
     regions = tuple(dict.fromkeys(settings.pop("regions"))) or TrainConfig.regions
     return TrainConfig(network=network, regions=regions, **settings)
 
@@ -171,12 +181,14 @@ def _resumed(output: Path, settings: dict[str, Any], named: set[str]) -> TrainCo
     from lowmem_brats.run_folder import read_run
 
     stored, _ = read_run(output)
-    network = stored.network
-    if "width" in named:
-        network = replace(network, width=settings["width"])
-    if "mode" in named:
-        network = replace(network, outputs=MODES[settings["mode"]])
-    return replace(stored, network=network, **{key: settings[key] for key in named - {"width", "mode"}})
+    network = replace(stored.network, **_of_network(settings, named))
+    return replace(stored, network=network, **{key: settings[key] for key in named - NETWORK_OPTIONS})
+
+
+def _of_network(settings: dict[str, Any], named: set[str]) -> dict[str, Any]:
+    """The fields of NetworkConfig that the named options set."""
+    fields = {"width": settings["width"], "views": settings["views"], "outputs": MODES[settings["mode"]]}
+    return {field: value for field, value in fields.items() if ("mode" if field == "outputs" else field) in named}
 
 
 def _show_epoch(epoch: Epoch) -> None:

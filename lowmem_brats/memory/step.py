@@ -31,13 +31,13 @@ def place(network: SliceNetwork, device: torch.device, dtype: torch.dtype = torc
 
 
 def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
-    """Segment slices on the host with a network that `place` has moved: `mask_NKHW` on the host, brain only."""
+    """Logits of slices on the host, by a network that `place` has moved: fp32 on the host, 0 outside the brain."""
     parameter = next(network.parameters())
     with torch.inference_mode():
         slices_NCHW = _to_device(slices_NCHW, parameter.device, parameter.dtype)
         brain_N1HW = (slices_NCHW != 0).any(dim=1, keepdim=True)  # there is no tumour outside it
         logits_NKHW: Tensor = network(slices_NCHW)
-        return ((logits_NKHW > 0) & brain_N1HW).cpu()
+        return logits_NKHW.mul_(brain_N1HW).cpu().float()
 
 
 def split_batch(slices_NCHW: Tensor, target_NKHW: Tensor, micro_batch: int) -> list[tuple[Tensor, Tensor]]:
