@@ -1,0 +1,123 @@
+"""How much accuracy a set loses on images that are worse than those it was scored on.
+
+    python benchmarks/bench_robustness.py DATA WORK OUT.json [--weights SET] [--tta]
+
+DATA: a folder of labelled BraTS cases (240 × 240 × 155, 1 mm) that the weights never saw. Every scenario changes all
+cases in the same way, label maps too where geometry changes, and runs them from NIfTI to NIfTI. WORK keeps what was
+made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+
+from lowmem_brats.augment import BIAS_MEAN
+from lowmem_brats.case_files import find_case
+from lowmem_brats.case_list import read_cases
+from lowmem_brats.cli.bench import conditions
+from lowmem_brats.config import MODALITIES, SegmentConfig
+from lowmem_brats.evaluate import evaluate_pairs, summarise
+from lowmem_brats.labels import CONVENTIONS
+from lowmem_brats.segment import segment_case
+from lowmem_brats.slices import zscore_brain
+
+Volume = npt.NDArray[np.float32]
+BIAS = 0.4
+"""Of the logarithm of the field, from one side of the brain to the other."""
+
+
+def without(lost: str) -> Callable[[str, Volume], Volume]:
+    """A modality that was not acquired."""
+    return lambda modality, image_XYZ: image_XYZ * (modality != lost)
+
+
+def mirrored(modality: str, array_XYZ: Volume) -> Volume:
+    """Left and right swapped."""
+    return array_XYZ[::-1]
+
+
+def thick(modality: str, array_XYZ: Volume) -> Volume:
+    """Every second axial slice."""
+    return array_XYZ[:, :, ::2]
+
+
+def biased(modality: str, image_XYZ: Volume) -> Volume:
+    """A coil to one side, another for each modality; z-scored values hold no zero of intensity, so one is assumed."""
+    if modality == "seg":
+        return image_XYZ
+    axis = MODALITIES.index(modality) % 3
+    ramp = np.linspace(-BIAS, BIAS, image_XYZ.shape[axis], dtype=np.float32)
+    field_XYZ = np.exp(ramp).reshape([-1 if i == axis else 1 for i in range(3)])
+    scored_XYZ = zscore_brain(image_XYZ[None])[0]
+    return np.where(image_XYZ != 0, np.maximum((scored_XYZ + BIAS_MEAN) * field_XYZ, 1e-3), 0).astype(np.float32)
+
+
+SCENARIOS: dict[str, tuple[Callable[[str, Volume], Volume], tuple[int, int, int]]] = {
+    "as they are": (lambda modality, array_XYZ: array_XYZ, (1, 1, 1)),
+    **{f"no {modality}": (without(modality), (1, 1, 1)) for modality in MODALITIES},
+    "left and right swapped": (mirrored, (1, 1, 1)),
+    "slices of 2 mm": (thick, (1, 1, 2)),
+    "strong bias field": (biased, (1, 1, 1)),
+}
+"""What happens to each array, and by what the voxels grow."""
+
+
+def change(source: Path, target: Path, modality: str, scenario: str) -> None:
+    """Write one changed file; none for an image that holds nothing, as if it had not been acquired."""
+    make, grow = SCENARIOS[scenario]
+    image = nibabel.load(source)
+    array_XYZ = make(modality, np.asarray(image.dataobj, np.float32))
+    if not array_XYZ.any() and modality != "seg":
+        return
+    affine = image.affine @ np.diag([*grow, 1])
+    nibabel.save(nibabel.Nifti1Image(array_XYZ.astype(np.uint8 if modality == "seg" else np.float32), affine), target)
+
+
+def run_scenario(name: str, data: Path, work: Path, settings: SegmentConfig) -> dict[str, object]:
+    """Change, segment and score all cases."""
+    pairs = []
+    for files in read_cases(data)[0]:
+        folder = work / name.replace(" ", "-") / files.case_id
+        folder.mkdir(parents=True, exist_ok=True)
+        for modality, path in {**files.images, "seg": files.labels[0]}.items():
+            target = folder / f"{files.case_id}_{modality}.nii.gz"
+            if not target.exists():
+                change(path, target, modality, name)
+        reference = folder / f"{files.case_id}_seg.nii.gz"
+        output = work / "results" / name.replace(" ", "-") / f"{files.case_id}_seg.nii.gz"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        segment_case(find_case(folder), output, settings)
+        pairs.append((files.case_id, output, reference))
+    convention = CONVENTIONS[settings.labels]
+    scores = evaluate_pairs(pairs, convention, convention)
+    mean = {region.value: round(row.dice, 4) for region, row in summarise(scores).mean.items()}
+    dice = {s.case_id: {region.value: round(row.dice, 4) for region, row in s.regions.items()} for s in scores}
+    return {"scenario": name, "mean_dice": mean, "dice": dice}
+
+
+def main() -> None:
+    """Run all scenarios and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--weights")
+    parser.add_argument("--tta", action="store_true")
+    options = parser.parse_args()
+    settings = SegmentConfig(weights=options.weights, tta=options.tta, device="cpu")
+    rows = []
+    for name in SCENARIOS:
+        rows.append(run_scenario(name, options.data, options.work, settings))
+        print(f"{name:25s}", *(f"{key} {value:.3f}" for key, value in rows[-1]["mean_dice"].items()))  # type: ignore[attr-defined]
+    options.out.write_text(json.dumps(conditions("cpu") | {"tta": options.tta, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
