@@ -59,3 +59,17 @@ def write_tiny_single(folder: Path, three: Path) -> Path:
     save_network(network, WeightsFile(path, tuple(Region), config, {}, {}))
     write_index(folder, "single", dict.fromkeys(Region, path))
     return folder
+
+
+def write_three_of_one(folder: Path, single: str | None = None) -> Path:
+    """Write the set of three networks that compute what the set of one network, the shipped one, computes."""
+    folder.mkdir(parents=True)
+    file = open_set(single).files[0]
+    state, config, paths = load_network(file).state_dict(), replace(file.network, outputs=1), {}
+    for k, region in enumerate(file.regions):
+        network = build_network(config)
+        network.load_state_dict(state | {key: state[key][k : k + 1] for key in ("head.weight", "head.bias")})
+        paths[region] = folder / f"{region.value}.safetensors"
+        save_network(network, WeightsFile(paths[region], (region,), config, {}, {}))
+    write_index(folder, "three", paths)
+    return folder
