@@ -27,7 +27,7 @@ from lowmem_brats.memory.planner import (
     training_rows,
 )
 from lowmem_brats.memory.step import TrainingStep, place, predict_batch, split_batch
-from lowmem_brats.networks import SliceNetwork, build_network
+from lowmem_brats.networks import SliceNetwork, build_network, title_of
 from lowmem_brats.precision import DTYPES
 from lowmem_brats.predict import empty_cache
 
@@ -40,7 +40,7 @@ class Row:
     """One plan, run."""
 
     network: str
-    width: int
+    """As `networks.title_of` names it."""
     job: str
     budget: str
     plan: InferencePlan | TrainPlan | None
@@ -83,7 +83,7 @@ def bench_memory(
     for network in networks:
         for job in JOBS:
             for text in budgets:
-                row = Row(network.name, network.width, job, text, None)
+                row = Row(title_of(network), job, text, None)
                 try:
                     budget = open_budget(text, device)
                     arguments = budget, str(device), precision
@@ -112,7 +112,7 @@ def bench_concessions(
     check_slices(network, size_HW, batch)
     rows = []
     for plan in _concessions(network, size_HW, batch, device, precision):
-        row = _run(network, Row(network.name, network.width, "train", "", plan), plan, size_HW)
+        row = _run(network, Row(title_of(network), "train", "", plan), plan, size_HW)
         on_row(row)
         rows.append(row)
     return rows

@@ -15,6 +15,18 @@ PREPROCESSING = "zscore-brain"
 BRATS_SHAPE = (240, 240, 155)
 """Voxels X, Y, Z of a BraTS volume, 1 mm each."""
 
+PRESETS: dict[str, dict[str, object]] = {
+    "shipped": {"mode": "one-network", "width": 24, "views": 3, "loss": "dice+ce"},
+    "emcad": {
+        "network": "emcad-b0",
+        "loss": "dice+ce",
+        "batch": 6,
+        "learning_rate": 1e-4,
+        "weight_decay": 1e-4,
+    },
+}
+"""Options of `train` set together: the shipped weights' recipe, and the one of Uzor et al. for EMCAD."""
+
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 SCHEDULES = ("cosine", "plateau")
 
@@ -111,6 +123,8 @@ class TrainConfig:
     """Longer gradients are shortened to it."""
     finetune: str | None = None
     """A weights set to start from, a shipped one's name or a folder. None: fresh weights."""
+    encoder_weights: str | None = None
+    """A public checkpoint of the network's encoder to start that from. None: fresh weights."""
     average: float = 0.99
     """Decay of the weights' moving average, which is validated and kept, per 10 steps; 0: no average."""
     validation: float = 0.1
@@ -153,6 +167,8 @@ class TrainConfig:
         for option, (found, valid, expected) in where.items():
             if not valid:
                 raise InputError(option, str(found), expected, "Leave the option out for the default.")
+        if self.finetune and self.encoder_weights:
+            raise InputError("--encoder-weights", "--finetune beside it", "one of them", "Leave one of them out.")
         watched = self.patience is not None or self.schedule == "plateau"
         if watched and self.validation == 0 and self.fold is None:
             found = "--patience or --schedule plateau with --validation 0"

@@ -15,6 +15,7 @@ from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import format_bytes
 from lowmem_brats.memory.device import choose_device, open_budget, unsupported_card
 from lowmem_brats.memory.planner import plan_inference, plan_train
+from lowmem_brats.networks import title_of
 from lowmem_brats.precision import choose_precision, cpu_has_bf16
 from lowmem_brats.weights import open_set
 
@@ -111,10 +112,10 @@ def _plans() -> list[Finding]:
         return [Finding("plan", error.found, error.advice)]
     except RuntimeError as error:
         return [Finding("plan", f"fails: {_first_line(error)}", BROKEN_ADVICE)]
-    width = f"width {network.width}, {device}, {precision}"
+    title = f"{title_of(network)}, {device}, {precision}"
     recompute = "no" if train.recompute == "none" else train.recompute
     at_once = f"{train.micro_batch} of {train.batch} slices at once, {recompute} stages recomputed"
     return [
-        Finding("segment", f"{width}: {segment.batch} slices at once, {format_bytes(segment.predicted_bytes)}"),
-        Finding("train", f"{width}: {at_once}, {format_bytes(train.predicted_bytes)}"),
+        Finding("segment", f"{title}: {segment.batch} slices at once, {format_bytes(segment.predicted_bytes)}"),
+        Finding("train", f"{title}: {at_once}, {format_bytes(train.predicted_bytes)}"),
     ]

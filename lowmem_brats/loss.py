@@ -1,10 +1,11 @@
 """Losses that are exact however a batch is cut into micro-batches or spread over processes.
 
 Every loss here is a function of sums over the slices of a batch: its `terms` add up, its `value` is taken of the
-totals. Sources: batch Dice and per-slice Dice, Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal
-MRI-based Brain Tumor Segmentation", eq. 2 and 1, smoothing 1e-4; class-balanced weights, Cui et al. 2019,
-"Class-Balanced Loss Based on Effective Number of Samples", eq. 2; focal loss, Lin et al. 2017, eq. 4. Shape suffixes: N
-slices in a batch, C modalities, K regions, H W in-plane.
+totals. A network that gives several maps of a region in training is judged by sums of some of them. Sources: batch Dice
+and per-slice Dice, Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor
+Segmentation", eq. 2 and 1, smoothing 1e-4; class-balanced weights, Cui et al. 2019, "Class-Balanced Loss Based on
+Effective Number of Samples", eq. 2; focal loss, Lin et al. 2017, eq. 4; several maps, Rahman et al. 2024, "EMCAD",
+section 3. Shape suffixes: N slices in a batch, C modalities, K regions, M maps of each, H W in-plane.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import combinations, cycle
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from lowmem_brats.errors import InputError
 
@@ -112,28 +116,49 @@ LOSSES: dict[str, tuple[Terms, Value]] = {
 }
 
 
+def supervised_sets(maps: int, regions: int) -> list[tuple[int, ...]]:
+    """Which maps are summed and judged, of M maps of each of K regions; the sum of all is among them.
+
+    Of several regions every non-empty set (MUTATION: 15 of 4 maps); of one region each map and the sum of all.
+    """
+    sizes = range(1, maps + 1) if regions > 1 else sorted({1, maps})
+    return [chosen for size in sizes for chosen in combinations(range(maps), size)]
+
+
 @dataclass(frozen=True)
 class Loss:
-    """A sum of losses of the table."""
+    """A sum of losses of the table, averaged over the sets of maps that are judged."""
 
     parts: tuple[tuple[Terms, Value], ...]
 
-    def terms(self, logits_NKHW: Tensor, target_NKHW: Tensor) -> list[Tensor]:
-        """What adds up over slices, one tensor per part, fp32 at least: two 240×240 slices overflow fp16.
+    def terms(self, logits_NmHW: Tensor, target_NKHW: Tensor) -> list[Tensor]:
+        """What adds up over slices: of every set of maps, one tensor per part.
 
-        `logits_NKHW`: any float format; `target_NKHW`: 0 or 1, on any device.
+        `logits_NmHW`: m = M·K maps, the first of all regions first, any float format; `target_NKHW`: 0 or 1, on any
+        device. The result is fp32 at least: two 240×240 slices overflow fp16.
         """
-        logits_NKHW = logits_NKHW.to(torch.promote_types(logits_NKHW.dtype, torch.float32))
+        regions = target_NKHW.shape[1]
+        if logits_NmHW.shape[1] == regions:
+            return self._terms_of_sum(target_NKHW, logits_NmHW)
+        maps = torch.split(logits_NmHW, regions, dim=1)
+        # What each set keeps for the backward pass would together outweigh the network's own maps.
+        again = partial(checkpoint, self._terms_of_sum, target_NKHW, use_reentrant=False, preserve_rng_state=False)
+        return [term for chosen in supervised_sets(len(maps), regions) for term in again(*(maps[m] for m in chosen))]
+
+    def _terms_of_sum(self, target_NKHW: Tensor, *maps_NKHW: Tensor) -> list[Tensor]:
+        dtype = torch.promote_types(maps_NKHW[0].dtype, torch.float32)
+        logits_NKHW = reduce(torch.add, (each.to(dtype) for each in maps_NKHW))
         target_NKHW = target_NKHW.to(logits_NKHW)
         return [terms(logits_NKHW, target_NKHW) for terms, _ in self.parts]
 
     def value(self, totals: Sequence[Tensor]) -> Tensor:
         """The loss, a scalar, from the totals of `terms`."""
-        return torch.stack([value(total) for (_, value), total in zip(self.parts, totals, strict=True)]).sum()
+        values = [value(total) for (_, value), total in zip(cycle(self.parts), totals, strict=False)]
+        return torch.stack(values).sum() * (len(self.parts) / len(values))
 
-    def __call__(self, logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
+    def __call__(self, logits_NmHW: Tensor, target_NKHW: Tensor) -> Tensor:
         """The loss of one batch: a differentiable scalar."""
-        return self.value(self.terms(logits_NKHW, target_NKHW))
+        return self.value(self.terms(logits_NmHW, target_NKHW))
 
 
 def find_loss(name: str) -> Loss:

@@ -169,6 +169,8 @@ def _prepare(run: _Run, budget: MemoryBudget) -> SliceNetwork:
     config, device = run.report.config, run.report.device
     torch.manual_seed(config.seed)
     network = build_network(config.network)
+    if config.encoder_weights:
+        network.load_encoder(Path(config.encoder_weights))
     middle_CHW = run.training[0].slices_ZCHW[run.training[0].shape_ZCHW[0] // 2]
     wanted = choose_precision(config.precision, torch.device(device))
     precision, notes = sound_precision(partial(copy.deepcopy, network), middle_CHW, device, wanted)

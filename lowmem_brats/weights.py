@@ -23,7 +23,7 @@ from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import Region
-from lowmem_brats.networks import SliceNetwork, build_network, stride_of
+from lowmem_brats.networks import SliceNetwork, build_network, mismatches, stride_of
 
 FORMAT = "lowmem-brats/1"
 INDEX = "index.json"
@@ -164,17 +164,9 @@ def load_network(file: WeightsFile) -> SliceNetwork:
     wanted = network.state_dict()
     with safe_open(file.path, framework="pt") as stored:
         found = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is not a dict)
-    problems = [f"{key} missing" for key in wanted.keys() - found.keys()]
-    problems += [f"{key} unexpected" for key in found.keys() - wanted.keys()]
-    problems += [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted.keys() & found.keys()
-        if found[key].shape != wanted[key].shape
-    ]
-    problems += [f"{key} holds NaN or infinity" for key in found if not found[key].isfinite().all()]
-    if problems:
+    if problems := mismatches(found, wanted):
         expected = f"the tensors of {file.network}"
-        raise WeightsError(file.path, "; ".join(sorted(problems)), expected, "Use weights of this network.")
+        raise WeightsError(file.path, "; ".join(problems), expected, "Use weights of this network.")
     network.load_state_dict({key: found[key].to(like.dtype) for key, like in wanted.items()}, assign=True)
     return network.eval()
 

@@ -18,7 +18,8 @@ SMALL = NetworkConfig(width=8, depth=1)
 
 
 def row(device: str, **figures: int) -> Row:
-    return Row("unet2d", 8, "segment", "1G", InferencePlan(device, "fp16", 1, predicted_bytes=10 * MIB), **figures)
+    plan = InferencePlan(device, "fp16", 1, predicted_bytes=10 * MIB)
+    return Row("unet2d of width 8", "segment", "1G", plan, **figures)
 
 
 def test_within_compares_with_the_budget() -> None:

@@ -22,6 +22,7 @@ from lowmem_brats import __version__
 from lowmem_brats.cli import main
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.cli.train import Duration
+from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.weights import open_set
 
 COMMANDS = sorted(main.commands)
@@ -29,14 +30,15 @@ FLAGS = {
     "segment": "device flair labels min-component no-preview output overwrite precision preview quiet report "
     "t1 t1ce t2 tta vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
-    "train": "augment average balance batch cache clip device epochs finetune fold labels learning-rate loss max-time "
-    "modality-dropout mode no-augment no-balance output overwrite patience precision quiet region resume schedule seed "
-    "strict tensorboard test validation views vram warmup weight-decay width",
+    "train": "augment average balance batch cache clip device encoder-weights epochs finetune fold labels "
+    "learning-rate loss max-time modality-dropout mode network no-augment no-balance output overwrite patience "
+    "precision preset quiet region resume schedule seed strict tensorboard test validation views vram warmup "
+    "weight-decay width",
     "phantom": "overwrite quiet seed shape",
     "demo": "device seed",
     "plan": "batch device network precision size train vram width",
     "doctor": "",
-    "bench": "batch device json overwrite precision size vram width",
+    "bench": "batch device json network overwrite precision size vram width",
 }
 
 
@@ -367,6 +369,47 @@ def test_bad_options_of_train(tmp_path: Path, arguments: tuple[object, ...], nam
     assert run("phantom", tmp_path / "data", "-n", 2, "--shape", *SMALL_SHAPE).exit_code == 0
     assert named in fails("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
     assert not (tmp_path / "set").exists()
+
+
+def configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: object) -> TrainConfig:
+    """The recipe that a command line means."""
+    recipes: list[TrainConfig] = []
+    monkeypatch.setattr("lowmem_brats.train.train_set", lambda data, output, config, *_: recipes.append(config))
+    result = run("train", tmp_path, "-o", tmp_path / "out", *arguments)
+    assert result.exit_code == 0, result.output
+    return recipes[0]
+
+
+def test_presets_are_defaults_that_options_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = configured(monkeypatch, tmp_path, "--preset", "emcad", "--batch", 25)
+    expected = {"loss": "dice+ce", "learning_rate": 1e-4, "weight_decay": 1e-4, "batch": 25}
+    assert found == TrainConfig(network=NetworkConfig(name="emcad-b0"), **expected)
+    found = configured(monkeypatch, tmp_path, "--width", 16, "--preset", "shipped")
+    assert found == TrainConfig(network=NetworkConfig(width=16, outputs=3, views=3), loss="dice+ce")
+    assert configured(monkeypatch, tmp_path) == TrainConfig()
+    assert "--preset" in fails("train", tmp_path, "-o", tmp_path, "--resume", "--preset", "emcad")
+
+
+@pytest.mark.parametrize("command", [("plan",), ("bench", "memory"), ("train", "data", "-o", "out")])
+def test_a_network_of_fixed_size_takes_no_width(command: tuple[str, ...]) -> None:
+    assert "--width" in fails(*command, "--network", "emcad-b0", "--width", 16)
+
+
+@pytest.mark.parametrize("command", [("plan",), ("bench", "memory"), ("train", "data", "-o", "data/out")])
+def test_an_unknown_network_lists_the_known(command: tuple[str, ...], tmp_path: Path) -> None:
+    run("phantom", tmp_path / "data", "-n", 2, "--shape", *SMALL_SHAPE)
+    command = tuple(part.replace("data", str(tmp_path / "data")) for part in command)
+    assert "one of unet2d, emcad-b0, emcad-b2" in fails(*command, "--network", "emcad-b9")
+
+
+def test_plan_and_bench_of_emcad_pad_to_its_stride() -> None:
+    output = run("plan", "--network", "emcad-b0", "--train", "--vram", "2G", "--batch", 25).output
+    assert "emcad-b0, slices of 256 × 256" in output
+    assert re.search(r"^2G +25 ", output, re.MULTILINE)
+    assert "width" not in output
+    arguments = ("--size", 64, 64, "--device", "cpu", "--vram", "1G", "--batch", 2)
+    output = run("bench", "memory", "--network", "emcad-b0", *arguments).output
+    assert len(re.findall(r"emcad-b0 .* 1\.000 +yes", output)) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError
-from lowmem_brats.loss import LOSSES, SMOOTH, backward_loss, find_loss
+from lowmem_brats.loss import LOSSES, SMOOTH, backward_loss, find_loss, supervised_sets
 from lowmem_brats.memory.step import split_batch
 from lowmem_brats.networks import build_network
 
@@ -300,3 +300,49 @@ def test_autocast_gives_the_full_batch_s_gradient_up_to_its_rounding() -> None:
         backward_loss(find_loss("dice"), logits_of, split_batch(slices, target, size))
         found.append(gradient(network))
     assert relative_error(found[1], found[0]) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("maps", "regions", "sets"),
+    [
+        (1, 1, [(0,)]),
+        (1, 3, [(0,)]),
+        (4, 1, [(0,), (1,), (2,), (3,), (0, 1, 2, 3)]),
+        (2, 3, [(0,), (1,), (0, 1)]),
+    ],
+)
+def test_sets_of_maps(maps: int, regions: int, sets: list[tuple[int, ...]]) -> None:
+    assert supervised_sets(maps, regions) == sets
+
+
+def test_of_four_maps_of_several_regions_every_set_is_judged() -> None:
+    sets = supervised_sets(4, 3)
+    assert len(sets) == len(set(sets)) == 15
+    assert all(sum(m in chosen for chosen in sets) == 8 for m in range(4))
+
+
+@every_loss
+@one_region_or_three
+def test_several_maps_cost_the_mean_over_their_sets(name: str, regions: int) -> None:
+    target = random_batch(regions)[1]
+    logits = random_logits(4 * regions).requires_grad_()
+    loss = find_loss(name)
+    found = loss(logits, target)
+    maps = logits.unflatten(1, (4, regions))
+    sets = supervised_sets(4, regions)
+    expected = torch.stack([loss(maps[:, chosen].sum(dim=1), target) for chosen in sets]).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    slopes = [torch.autograd.grad(each, logits)[0] for each in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["dice", "dice+ce"])
+@one_region_or_three
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_are_exact_with_several_maps(name: str, regions: int, size: int) -> None:
+    slices, target = random_batch(regions)
+    head = nn.Conv2d(4, 4 * regions, 3, padding=1).double()
+    expected, value = plain_gradient(head, name, slices, target)
+    found, loss = gradient_of(head, name, split_batch(slices, target, size))
+    assert relative_error(found, expected) < 1e-12
+    assert loss == pytest.approx(value, rel=1e-12)

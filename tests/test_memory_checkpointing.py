@@ -23,8 +23,8 @@ def run(network: SliceNetwork, names: Sequence[str]) -> tuple[list[Tensor], dict
     """Gradients and state after one forward and backward pass."""
     generator = torch.Generator().manual_seed(1)
     dtype = next(network.parameters()).dtype
-    slices = torch.randn(2, 4, 16, 24, generator=generator, dtype=dtype)
-    target = (torch.rand(2, 1, 16, 24, generator=generator) < 0.3).to(dtype)
+    slices = torch.randn(2, 4, 32, 64, generator=generator, dtype=dtype)
+    target = (torch.rand(2, 1, 32, 64, generator=generator) < 0.3).to(dtype)
     with recomputed(network, names):
         find_loss("dice")(network(slices), target).backward()
     return [p.grad for p in network.parameters() if p.grad is not None], network.state_dict()

@@ -20,7 +20,7 @@ from lowmem_brats.memory.step import TrainingStep, place, predict_batch, split_b
 from lowmem_brats.networks import NETWORKS, SliceNetwork, build_network
 
 CPU = torch.device("cpu")
-SIZE_HW = (32, 48)
+SIZE_HW = (32, 64)
 DTYPES = [torch.float32, torch.bfloat16]
 
 

@@ -170,6 +170,16 @@ def test_a_refusal_names_budgets_that_work(task: str, device: str, precision: st
     plan(conceded[0], parse_budget(named[1], device, reserve_bytes=0), conceded[1])
 
 
+def test_a_network_of_fixed_size_has_smaller_slices_to_concede() -> None:
+    network = NetworkConfig(name="emcad-b0")
+    for plan in (
+        lambda: plan_inference(network, SIZE_HW, MemoryBudget(0), "cuda", "fp16"),
+        lambda: plan_train(network, SIZE_HW, 6, MemoryBudget(0), "cuda", "fp16"),
+    ):
+        with pytest.raises(BudgetError, match=r"too little for emcad-b0; expected .*Next to concede: smaller slices"):
+            plan()
+
+
 @pytest.mark.parametrize("batch", [1, 2, 6])
 @pytest.mark.parametrize(("width", "size_HW"), [(8, (32, 32)), (8, (64, 96)), (32, (16, 16)), (64, (16, 16))])
 def test_the_smallest_plan_needs_least_and_a_refusal_names_it(width: int, size_HW: tuple[int, int], batch: int) -> None:

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.errors import InputError
-from lowmem_brats.networks import NETWORKS, SliceNetwork, build_network, stride_of
+from lowmem_brats.networks import (
+    NETWORKS,
+    SliceNetwork,
+    build_network,
+    has_width,
+    mismatches,
+    stride_of,
+    title_of,
+)
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
-def build(name: str, norm: str = "group", depth: int = 2) -> SliceNetwork:
-    """Return a tiny network, the same for the same arguments."""
+def build(name: str, norm: str = "group", depth: int = 2, outputs: int = 1) -> SliceNetwork:
+    """Return a tiny network where the size can be chosen, the same for the same arguments."""
     torch.manual_seed(0)
-    return build_network(NetworkConfig(name=name, width=8, depth=depth, norm=norm))
+    return build_network(NetworkConfig(name=name, width=8, depth=depth, norm=norm, outputs=outputs))
 
 
-def slices(n: int, height: int = 32, width: int = 32) -> torch.Tensor:
+def slices(n: int, height: int = 64, width: int = 64) -> torch.Tensor:
     """Return N slices of noise."""
     return torch.randn(n, len(MODALITIES), height, width, generator=torch.Generator().manual_seed(1))
 
 
 @every_network
 @pytest.mark.parametrize("norm", ["group", "batch"])
-@pytest.mark.parametrize("shape_HW", [(32, 32), (16, 40)])
+@pytest.mark.parametrize("shape_HW", [(64, 64), (32, 96)])
 def test_one_logit_per_pixel(name: str, norm: str, shape_HW: tuple[int, int]) -> None:
-    network = build(name, norm)
+    network = build(name, norm).eval()
     logits_N1HW = network(slices(3, *shape_HW))
     assert logits_N1HW.shape == (3, 1, *shape_HW)
     assert logits_N1HW.dtype == torch.float32
@@ -40,9 +50,9 @@ def test_one_logit_per_pixel(name: str, norm: str, shape_HW: tuple[int, int]) ->
 
 @every_network
 def test_three_outputs_share_all_but_the_head(name: str) -> None:
-    one, three = build(name), build_network(NetworkConfig(name=name, width=8, depth=2, outputs=3))
+    one, three = build(name).eval(), build(name, outputs=3).eval()
     assert (one.outputs, three.outputs) == (1, 3)
-    assert three(slices(2)).shape == (2, 3, 32, 32)
+    assert three(slices(2)).shape == (2, 3, 64, 64)
     count = [sum(p.numel() for p in network.parameters()) for network in (one, three)]
     head = sum(p.numel() for key, p in one.named_parameters() if key.startswith("head"))
     assert count[1] - count[0] == 2 * head
@@ -66,25 +76,40 @@ def test_stages_run_in_their_order_each_once(name: str) -> None:
 
 
 @every_network
-def test_stages_hold_every_parameter_but_the_heads(name: str) -> None:
-    network = build(name)
-    in_stages = [id(p) for stage in network.stages().values() for p in stage.parameters()]
-    assert len(in_stages) == len(set(in_stages)), "a parameter belongs to two stages"
-    outside = {key for key, p in network.named_parameters() if id(p) not in set(in_stages)}
-    assert outside == {"head.weight", "head.bias"}
-    assert set(in_stages) <= {id(p) for p in network.parameters()}
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_training_gives_maps_whose_sum_evaluation_gives(name: str, outputs: int) -> None:
+    network, batch_NCHW = build(name, outputs=outputs), slices(2)
+    maps, logits = network.train()(batch_NCHW), network.eval()(batch_NCHW)
+    assert maps.shape[1] % outputs == 0
+    together = maps.unflatten(1, (-1, outputs)).sum(dim=1)
+    torch.testing.assert_close(together, logits, rtol=1e-4, atol=1e-4)
 
 
 @every_network
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_stride_is_enough_and_needed(name: str, depth: int) -> None:
-    network = build(name, depth=depth)
+def test_stages_hold_every_parameter_but_the_heads_and_what_stages_share(name: str) -> None:
+    network = build(name)
+    in_stages = [id(p) for stage in network.stages().values() for p in stage.parameters()]
+    assert len(in_stages) == len(set(in_stages)), "a parameter belongs to two stages"
+    assert set(in_stages) <= {id(p) for p in network.parameters()}
+    outside = {key: p.numel() for key, p in network.named_parameters() if id(p) not in set(in_stages)}
+    assert all("weight" in key or "bias" in key for key in outside)
+    assert 0 < sum(outside.values()) < 0.01 * sum(p.numel() for p in network.parameters())
+
+
+@every_network
+def test_stride_is_enough_and_needed(name: str) -> None:
+    network = build(name)
     stride = network.stride
-    assert stride == stride_of(NetworkConfig(name=name, width=8, depth=depth)) == 2**depth
+    assert stride == stride_of(NetworkConfig(name=name, width=8, depth=2))
     # (1×, 3×) and not (1×, 1×): group norm wants more than one value in the lowest level.
-    assert network(slices(1, stride, 3 * stride)).shape == (1, 1, stride, 3 * stride)
+    assert network.eval()(slices(1, stride, 3 * stride)).shape == (1, 1, stride, 3 * stride)
     with pytest.raises(RuntimeError):
         network(slices(1, 4 * stride, 4 * stride + stride // 2))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_unet_halves_as_often_as_it_is_deep(depth: int) -> None:
+    assert build("unet2d", depth=depth).stride == 2**depth
 
 
 @every_network
@@ -92,8 +117,9 @@ def test_stride_is_enough_and_needed(name: str, depth: int) -> None:
 def test_gradient_reaches_every_parameter(name: str, norm: str) -> None:
     network = build(name, norm)
     network(slices(2)).square().sum().backward()
-    without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not without
+    assert not [key for key, p in network.named_parameters() if p.grad is None]
+    without = {key: p.numel() for key, p in network.named_parameters() if not p.grad.any()}  # type: ignore[union-attr]
+    assert max(without.values(), default=0) <= 1, "only a bias that the norm after it takes off again"
 
 
 @every_network
@@ -163,6 +189,25 @@ def test_unknown_name() -> None:
 
 @every_network
 def test_stride_of_allocates_nothing(name: str) -> None:
-    terabytes = NetworkConfig(name=name, width=2**17, depth=5)
-    assert stride_of(terabytes) == 32
-    assert not build(name).head.weight.is_meta, "and leaves torch's default device alone"
+    assert stride_of(NetworkConfig(name=name, width=2**17, depth=5)) == 32, "terabytes of it, where width has a say"
+    assert not next(build(name).parameters()).is_meta, "and leaves torch's default device alone"
+
+
+@every_network
+def test_the_width_is_had_or_not(name: str) -> None:
+    sizes = {sum(p.numel() for p in build_network(NetworkConfig(name=name, width=w)).parameters()) for w in (8, 16)}
+    assert (len(sizes) == 2) == has_width(NetworkConfig(name=name))
+    assert title_of(NetworkConfig(name=name, width=8)) == (f"{name} of width 8" if len(sizes) == 2 else name)
+
+
+def test_a_network_without_a_public_encoder_refuses_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--encoder-weights: UNet2d"):
+        build("unet2d").load_encoder(tmp_path / "pvt_v2_b0.pth")
+
+
+def test_mismatches_are_all_named() -> None:
+    wanted = {"a": torch.zeros(2), "b": torch.zeros(2, 3), "c": torch.zeros(1)}
+    assert not mismatches(dict(wanted), wanted)
+    found = {"a": torch.tensor([0.0, torch.inf]), "b": torch.zeros(3, 2), "d": torch.zeros(1)}
+    expected = ["a holds NaN or infinity", "b (3, 2) instead of (2, 3)", "c missing", "d unexpected"]
+    assert mismatches(found, wanted) == expected

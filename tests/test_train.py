@@ -17,11 +17,12 @@ from easy_cases import EASY, TINY, write_easy_case, write_easy_data
 from PIL import Image
 
 from lowmem_brats import train
-from lowmem_brats.config import TrainConfig
-from lowmem_brats.errors import BudgetError, InputError
+from lowmem_brats.config import NetworkConfig, TrainConfig
+from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.fit import Epoch
 from lowmem_brats.labels import Region
 from lowmem_brats.memory.planner import TrainPlan
+from lowmem_brats.networks.pvt_v2 import B0, PVTv2
 from lowmem_brats.run_folder import TrainReport, read_run
 from lowmem_brats.train import TrainListener, train_set
 from lowmem_brats.weights import load_network, open_set, read_header
@@ -179,6 +180,34 @@ def test_one_network_for_all_regions(easy_data: Path, tmp_path: Path) -> None:
     assert min(report.test[region.value]["dice"] for region in Region) > 0.9
     (file,) = open_set(str(tmp_path / "out")).files
     assert file.regions == tuple(Region)
+
+
+def test_another_network_trains_and_segments(easy_data: Path, tmp_path: Path) -> None:
+    """EMCAD, from an ImageNet-style checkpoint of its encoder, on slices of 20 × 20 padded to its stride."""
+    config = NetworkConfig(name="emcad-b0", outputs=3)
+    encoder = tmp_path / "pvt_v2_b0.pth"
+    torch.manual_seed(5)
+    torch.save(PVTv2(B0, channels=3).state_dict(), encoder)
+    config = replace(SHORT, epochs=4, network=config, learning_rate=2e-3, loss="dice+ce", encoder_weights=str(encoder))
+    report = run(easy_data, tmp_path / "out", config)
+    first, *_, last = report.networks["wt tc et"].epochs
+    assert last.loss < 0.7 * first.loss
+    assert report.test.keys() == {"wt", "tc", "et"}
+    (file,) = open_set(str(tmp_path / "out")).files
+    assert file.network == config.network
+    plan, measured = report.plans[0], report.networks["wt tc et"].peak_bytes["fp32"]
+    assert plan.predicted_bytes == measured
+
+
+def test_encoder_weights_of_another_network(easy_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--encoder-weights"):
+        run(easy_data, tmp_path / "out", replace(SHORT, encoder_weights="pvt_v2_b0.pth"))
+    with pytest.raises(InputError, match="--encoder-weights"):
+        replace(SHORT, encoder_weights="pvt_v2_b0.pth", finetune="unet2d-w24")
+    config = replace(SHORT, network=NetworkConfig(name="emcad-b0"), encoder_weights=str(tmp_path / "none.pth"))
+    with pytest.raises(WeightsError, match=r"none\.pth"):
+        run(easy_data, tmp_path / "out", config)
+    assert not (tmp_path / "out" / "run.json").exists()
 
 
 def test_regions_may_be_trained_one_by_one(easy_data: Path, tmp_path: Path) -> None:

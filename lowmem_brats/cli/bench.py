@@ -25,21 +25,26 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("what", type=click.Choice(("memory", "speed")))
-@click.option("--width", "widths", multiple=True, default=(16, 32), show_default=True, help="Repeat for several.")
+@options.network
+@click.option("--width", multiple=True, default=(16, 32), show_default=True, help="Repeat for several.")
 @click.option("--vram", "budgets", multiple=True, default=("128M", "256M", "512M", "1G", "2G"), show_default=True,
               metavar="2G|1536M", help="Repeat for several; for `memory`.")  # fmt: skip
 @click.option("--batch", default=TrainConfig.batch, show_default=True, help="Slices per training step.")
-@click.option("--size", nargs=2, type=int, default=(240, 240), show_default=True, metavar="H W", help="Of a slice.")
+@options.size
 @options.device
 @options.precision
 @click.option("--json", type=options.FILE, help="Write the rows, hardware, versions and date to this file.")
 @options.overwrite
+@click.pass_context
 def bench(
+    ctx: click.Context,
+    /,
     what: str,
-    widths: tuple[int, ...],
+    network: str,
+    width: tuple[int, ...],
     budgets: tuple[str, ...],
     batch: int,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     json: Path | None,
     overwrite: bool,
     **where: str,
@@ -51,6 +56,7 @@ def bench(
     """
     from lowmem_brats.bench import bench_concessions, bench_memory
     from lowmem_brats.memory.device import choose_device
+    from lowmem_brats.networks import has_width
     from lowmem_brats.precision import choose_precision
 
     if json:
@@ -58,8 +64,11 @@ def bench(
     device, notes = choose_device(where["device"])
     for note in notes:
         console.warn(note)
-    arguments = size, batch, device, choose_precision(where["precision"], device)
-    networks = [NetworkConfig(width=width) for width in widths]
+    networks = [NetworkConfig(name=network, width=each) for each in width]
+    options.check_width(networks[0], options.named(ctx))
+    networks = networks if has_width(networks[0]) else networks[:1]
+    precision = choose_precision(where["precision"], device)
+    arguments = options.size_of(networks[0], size), batch, device, precision
     with console.progress() as on_progress:
         rows: list[Row] = []
 
@@ -70,8 +79,8 @@ def bench(
         if what == "memory":
             bench_memory(networks, budgets, *arguments, on_row)
         else:
-            for network in networks:
-                bench_concessions(network, *arguments, on_row)
+            for config in networks:
+                bench_concessions(config, *arguments, on_row)
     _show(rows)
     if json:
         with replace_when_complete(json) as partial:
@@ -81,7 +90,7 @@ def bench(
 def _show(rows: list[Row]) -> None:
     shown = console.table(
         "job",
-        "width",
+        "network",
         "budget",
         "batch",
         "at once",
@@ -93,20 +102,20 @@ def _show(rows: list[Row]) -> None:
         "seconds",
         "time",
     )
-    unlimited: dict[tuple[str, int], float] = {}
+    unlimited: dict[tuple[str, str], float] = {}
     for row in rows:
         if row.plan is None:
-            shown.add_row(row.job, f"{row.width}", row.budget, "does not fit")
+            shown.add_row(row.job, row.network, row.budget, "does not fit")
             continue
         plan = row.plan
         if row.out_of_memory:
-            shown.add_row(row.job, f"{row.width}", row.budget or "–", f"{plan.batch}", "out of memory")
+            shown.add_row(row.job, row.network, row.budget or "–", f"{plan.batch}", "out of memory")
             continue
-        fastest = unlimited.setdefault((row.job, row.width), row.seconds)
+        fastest = unlimited.setdefault((row.job, row.network), row.seconds)
         estimate = getattr(plan, "relative_time", None)
         shown.add_row(
             row.job,
-            f"{row.width}",
+            row.network,
             row.budget or "–",
             f"{plan.batch}",
             f"{getattr(plan, 'micro_batch', plan.batch)}",

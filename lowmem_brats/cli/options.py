@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from lowmem_brats.config import PRECISIONS, SegmentConfig
+from lowmem_brats.config import BRATS_SHAPE, PRECISIONS, NetworkConfig, SegmentConfig
+from lowmem_brats.errors import InputError
 from lowmem_brats.labels import CONVENTIONS
 
 FILE = click.Path(path_type=Path)
@@ -27,6 +30,16 @@ precision = click.option(
     show_default=True,
     help="auto: the half format that the device has hardware for, else fp32.",
 )
+network = click.option(
+    "--network",
+    default=NetworkConfig.name,
+    show_default=True,
+    metavar="unet2d|emcad-b0|emcad-b2",
+    help="Architecture, a row of the README's network table.",
+)
+size = click.option(
+    "--size", nargs=2, type=int, metavar="H W", help="Of a slice. Default: 240 240, or the next that the network takes."
+)
 vram = click.option(
     "--vram",
     default=SegmentConfig.vram,
@@ -41,3 +54,24 @@ labels = click.option(
     show_default=True,
     help="Label convention: ET is 4 in brats2020 and 3 in brats2023; msd swaps 1 and 2.",
 )
+
+
+def check_width(network: NetworkConfig, named: Collection[str]) -> None:
+    """Raise InputError where a width was named for a network that has none to choose."""
+    from lowmem_brats.networks import has_width
+
+    if "width" in named and not has_width(network):
+        raise InputError("--width", f"a width for {network.name}", "none: its size is fixed", "Leave the option out.")
+
+
+def size_of(network: NetworkConfig, size: tuple[int, int] | None) -> tuple[int, int]:
+    """The slice's size that was named, or BraTS's, padded as the network needs it."""
+    from lowmem_brats.networks import padded_size
+
+    return size or padded_size(network, BRATS_SHAPE[:2])
+
+
+def named(ctx: click.Context) -> set[str]:
+    """The parameters that the user wrote."""
+    sources = {key: ctx.get_parameter_source(key) for key in ctx.params}
+    return {key for key, source in sources.items() if source is ParameterSource.COMMANDLINE}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lowmem_brats.cli import console
+from lowmem_brats.cli import console, options
 from lowmem_brats.config import PRECISIONS, NetworkConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -21,19 +21,22 @@ LEGEND = "MiB of tensors at the peak: weights, gradients, Adam's moments, maps �
 @click.command()
 @click.option("--vram", metavar="2G|1536M", help="One budget in place of the ladder from 256M to 8G.")
 @click.option("--train", "training", is_flag=True, help="Plan training steps; without it, segmenting.")
-@click.option("--network", default=NetworkConfig.name, show_default=True, help="A row of the README's network table.")
+@options.network
 @click.option("--width", default=NetworkConfig.width, show_default=True, help="Channels of the first level.")
 @click.option("--batch", default=TrainConfig.batch, show_default=True, help="Slices per training step.")
-@click.option("--size", nargs=2, type=int, default=(240, 240), show_default=True, metavar="H W", help="Of a slice.")
+@options.size
 @click.option("--device", type=click.Choice(("cpu", "cuda")), default="cuda", show_default=True, help="Plan for it.")
 @click.option("--precision", type=click.Choice(PRECISIONS[1:]), default="fp16", show_default=True, help="Format.")
+@click.pass_context
 def plan(
+    ctx: click.Context,
+    /,
     vram: str | None,
     training: bool,
     network: str,
     width: int,
     batch: int,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     device: str,
     precision: str,
 ) -> None:
@@ -44,7 +47,10 @@ def plan(
     config = NetworkConfig(name=network, width=width)
     from lowmem_brats.memory import planner
     from lowmem_brats.memory.budget import CUDA_RESERVE, MemoryBudget, format_budget, parse_budget
+    from lowmem_brats.networks import has_width, title_of
 
+    options.check_width(config, options.named(ctx))
+    size = options.size_of(config, size)
     planner.check_slices(config, size, batch)
 
     def plan_in(budget: MemoryBudget) -> planner.InferencePlan | planner.TrainPlan:
@@ -55,7 +61,8 @@ def plan(
     reserve = 0 if device == "cpu" else CUDA_RESERVE
     sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else planner.LADDER
     heads = "budget", "batch", "at once", "recompute", "time", "MiB", *(name for name, _ in PARTS)
-    shown = console.table(*heads, *(["width"] if training else []))
+    widths = training and has_width(config)
+    shown = console.table(*heads, *(["width"] if widths else []))
     for total, row in planner.ladder(plan_in, reserve, sizes):
         name = "no limit" if total is None else format_budget(total)
         if isinstance(row, Exception):
@@ -65,16 +72,16 @@ def plan(
         cells = [name, f"{row.batch}", f"{getattr(row, 'micro_batch', row.batch)}", getattr(row, "recompute", "–")]
         cells.append(f"{row.relative_time:.2f}×" if isinstance(row, planner.TrainPlan) else "–")
         cells += [f"{count / 2**20:.1f}" for count in counts]
-        if training and total is None:
+        if widths and total is None:
             cells.append("any")
-        elif training:
+        elif widths:
             arguments = size, batch, MemoryBudget(total, reserve), device, precision
             fits = planner.largest_width(config, partial(_plan_smallest, *arguments))
             cells.append(f"{fits}")
         shown.add_row(*cells)
-    console.out.print(f"{network} of width {width}, slices of {size[0]} × {size[1]}, {device}, {precision}")
+    console.out.print(f"{title_of(config)}, slices of {size[0]} × {size[1]}, {device}, {precision}")
     console.out.print(shown)
-    console.out.print(LEGEND + (" · width: the largest that fits" if training else ""), soft_wrap=True)
+    console.out.print(LEGEND + (" · width: the largest that fits" if widths else ""), soft_wrap=True)
     if reserve:
         text = f"each budget also holds {console.mebibytes(reserve)} for CUDA's context and work space"
         console.out.print(text, soft_wrap=True)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from lowmem_brats.cli import console, options
-from lowmem_brats.config import PRECISIONS, SCHEDULES, NetworkConfig, TrainConfig
+from lowmem_brats.config import PRECISIONS, PRESETS, SCHEDULES, NetworkConfig, TrainConfig
 from lowmem_brats.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MODES = {"three-networks": 1, "one-network": 3}
-NETWORK_OPTIONS = {"width", "views", "mode"}
+NETWORK_OPTIONS = {"network": "name", "width": "width", "views": "views", "mode": "outputs"}
+"""Option → field of NetworkConfig."""
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
@@ -61,10 +61,25 @@ def _option(name: str, field: str, text: str, **settings: Any) -> Callable[[Comm
     return click.option(name, field, default=default, show_default=default is not None, help=text, **settings)
 
 
+def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Make the preset's options the defaults: what the user names wins."""
+    if value:
+        ctx.default_map = PRESETS[value]
+    return value
+
+
 @click.command()
 @click.argument("data", type=options.FILE)
 @click.option("-o", "--output", type=options.FILE, required=True, help="Run folder; becomes a weights set too.")
 @click.option("--resume", is_flag=True, help="Go on with the training in OUTPUT, with its recipe.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    is_eager=True,
+    callback=_use_preset,
+    help="The recipe of the shipped weights, or of the EMCAD paper on BraTS; other options change it.",
+)
+@options.network
 @click.option("--width", default=NetworkConfig.width, show_default=True, help="Channels of the U-Net's first level.")
 @click.option(
     "--views",
@@ -84,6 +99,13 @@ def _option(name: str, field: str, text: str, **settings: Any) -> Callable[[Comm
     "--region", "regions", multiple=True, type=click.Choice(TrainConfig.regions), help="Only this; repeatable."
 )
 @click.option("--finetune", metavar="WEIGHTS", help="Start from a shipped set's name, or a folder written by `train`.")
+@_option(
+    "--encoder-weights",
+    "encoder_weights",
+    "Start EMCAD's encoder from a public PVT v2 checkpoint (.pth).",
+    type=click.Path(),
+    metavar="FILE",
+)
 @_option("--epochs", "epochs", "Passes over the slices, per network.")
 @_option(
     "--max-time",
@@ -142,7 +164,9 @@ def train(
     if not settings.pop("overwrite") and not resume and (output / "run.json").exists():
         advice = "Pass --resume to go on with it, --overwrite to start anew, or another -o."
         raise InputError(output, "holds a training already", "a new folder", advice)
-    named = {key for key in settings if ctx.get_parameter_source(key) is ParameterSource.COMMANDLINE}
+    named = options.named(ctx) & settings.keys()
+    if resume and settings.pop("preset"):
+        raise InputError("--resume", "--preset beside it", "the recipe of the run", "Leave one of them out.")
     config = _resumed(output, settings, named) if resume else _config(settings, named)
     from lowmem_brats.train import TrainListener, train_set
 
@@ -168,10 +192,12 @@ def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
     if settings["finetune"]:
         from lowmem_brats.weights import open_set
 
-        if named & {"width", "mode"}:
-            raise InputError("--finetune", "--width or --mode beside it", "the set's own network", "Leave them out.")
+        if given := sorted(named & {"network", "width", "mode"}):
+            found = " and ".join(f"--{key}" for key in given) + " beside it"
+            raise InputError("--finetune", found, "the set's own network", "Leave it out.")
         network = replace(open_set(settings["finetune"]).network, **_of_network(settings, named & {"views"}))
-    settings = {key: value for key, value in settings.items() if key not in NETWORK_OPTIONS}
+    options.check_width(network, named)
+    settings = {key: value for key, value in settings.items() if key not in {*NETWORK_OPTIONS, "preset"}}
     regions = tuple(dict.fromkeys(settings.pop("regions"))) or TrainConfig.regions
     return TrainConfig(network=network, regions=regions, **settings)
 
@@ -182,13 +208,13 @@ def _resumed(output: Path, settings: dict[str, Any], named: set[str]) -> TrainCo
 
     stored, _ = read_run(output)
     network = replace(stored.network, **_of_network(settings, named))
-    return replace(stored, network=network, **{key: settings[key] for key in named - NETWORK_OPTIONS})
+    return replace(stored, network=network, **{key: settings[key] for key in named - NETWORK_OPTIONS.keys()})
 
 
 def _of_network(settings: dict[str, Any], named: set[str]) -> dict[str, Any]:
     """The fields of NetworkConfig that the named options set."""
-    fields = {"width": settings["width"], "views": settings["views"], "outputs": MODES[settings["mode"]]}
-    return {field: value for field, value in fields.items() if ("mode" if field == "outputs" else field) in named}
+    values = settings | {"mode": MODES[settings["mode"]]}
+    return {field: values[option] for option, field in NETWORK_OPTIONS.items() if option in named}
 
 
 def _show_epoch(epoch: Epoch) -> None:

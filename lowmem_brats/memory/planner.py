@@ -23,7 +23,7 @@ from lowmem_brats.memory.footprint import (
     training_footprint,
     treats_slices_apart,
 )
-from lowmem_brats.networks import stride_of
+from lowmem_brats.networks import has_width, stride_of, title_of
 from lowmem_brats.precision import DTYPES
 
 BATCHES = {"cpu": (1,), "cuda": (32, 16, 8, 4, 2, 1)}
@@ -209,9 +209,9 @@ def ladder(
 
 
 def largest_width(network: NetworkConfig, plan: Callable[[NetworkConfig], object]) -> int | None:
-    """The most of WIDTHS for which `plan` finds a plan, or None; wider networks are taken to need more.
+    """The most of WIDTHS for which `plan` finds a plan, or None, for a network that has a width.
 
-    Much faster with `smallest` plans.
+    Wider networks are taken to need more. Much faster with `smallest` plans.
     """
     fits, too_wide = -1, len(WIDTHS)
     while too_wide - fits > 1:
@@ -256,7 +256,7 @@ def _choose(
         tensor_bytes = min(count(config, plan, name).total for plan in ends)
         return format_budget(tensor_bytes + budget.reserve_bytes)
 
-    narrower = replace(network, width=max(network.width // 16 * 8, min(WIDTHS)))
+    narrower = replace(network, width=max(network.width // 16 * 8, min(WIDTHS))) if has_width(network) else network
     if precision == "fp32":
         concession = f"half precision (--precision fp16 or bf16: {least(network, 'fp16')})"
     elif narrower != network:
@@ -265,7 +265,7 @@ def _choose(
         concession = "smaller slices"
     raise BudgetError(
         "--vram",
-        f"{format_bytes(budget.total_bytes or 0)}, too little for {network.name} of width {network.width}",
+        f"{format_bytes(budget.total_bytes or 0)}, too little for {title_of(network)}",
         f"at least {least(network, precision)}",
         f"Next to concede: {concession}.",
     )

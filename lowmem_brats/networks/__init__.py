@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError
-from lowmem_brats.networks.base import SliceNetwork
+from lowmem_brats.networks.base import SliceNetwork, mismatches
+from lowmem_brats.networks.emcad import EMCAD
 from lowmem_brats.networks.unet2d import UNet2d
 
-NETWORKS: dict[str, type[UNet2d]] = {"unet2d": UNet2d}
+NETWORKS: dict[str, Callable[[NetworkConfig], SliceNetwork]] = {
+    "unet2d": UNet2d,
+    "emcad-b0": EMCAD,
+    "emcad-b2": EMCAD,
+}
 
 
 def build_network(config: NetworkConfig) -> SliceNetwork:
@@ -21,8 +28,37 @@ def build_network(config: NetworkConfig) -> SliceNetwork:
 
 def stride_of(config: NetworkConfig) -> int:
     """What H and W must be multiples of, without allocating any weights."""
+    return _outline(config).stride
+
+
+def padded_size(config: NetworkConfig, size_HW: tuple[int, int]) -> tuple[int, int]:
+    """The next larger H and W that the network takes."""
+    stride = stride_of(config)
+    return -(-size_HW[0] // stride) * stride, -(-size_HW[1] // stride) * stride
+
+
+def has_width(config: NetworkConfig) -> bool:
+    """Whether the network's width can be chosen."""
+    return _outline(config).has_width
+
+
+def title_of(config: NetworkConfig) -> str:
+    """The network in words: its name, and its width if that can be chosen."""
+    return f"{config.name} of width {config.width}" if has_width(config) else config.name
+
+
+def _outline(config: NetworkConfig) -> SliceNetwork:
     with torch.device("meta"):
-        return build_network(config).stride
+        return build_network(config)
 
 
-__all__ = ["NETWORKS", "SliceNetwork", "build_network", "stride_of"]
+__all__ = [
+    "NETWORKS",
+    "SliceNetwork",
+    "build_network",
+    "has_width",
+    "mismatches",
+    "padded_size",
+    "stride_of",
+    "title_of",
+]

@@ -6,10 +6,18 @@ Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from lowmem_brats.errors import InputError
+
+PRIOR = 0.05
+"""Share of tumour pixels that a fresh network expects (Lin et al. 2017, "Focal Loss", section 4.1): from one half, as
+without it, Dice takes hundreds of steps to come down."""
 
 
 class SliceNetwork(nn.Module, ABC):
@@ -19,6 +27,8 @@ class SliceNetwork(nn.Module, ABC):
     """H and W must be multiples of it."""
     outputs: int = 1
     """How many regions K it segments."""
+    has_width: bool = True
+    """Whether `config.width` decides how large it is."""
 
     @abstractmethod
     def stages(self) -> dict[str, nn.Module]:
@@ -26,7 +36,27 @@ class SliceNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, slices_NCHW: Tensor) -> Tensor:
-        """Logits [N, K, H, W] of the foreground; probability = sigmoid. Of three regions: WT, TC, ET."""
+        """Logits [N, K, H, W] of the foreground; probability = sigmoid. Of three regions: WT, TC, ET.
+
+        In training it may give several maps of each, [N, M·K, H, W], to be judged apart; evaluation gives their sum.
+        """
+
+    def load_encoder(self, path: Path) -> None:
+        """Start from the encoder's public checkpoint. Raises InputError where there is none to start."""
+        name = type(self).__name__
+        raise InputError("--encoder-weights", f"{name}, which has no such encoder", "EMCAD", "Leave the option out.")
+
+
+def mismatches(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Every tensor that is missing, unexpected, of another shape or not finite, in words."""
+    problems = [f"{key} missing" for key in wanted.keys() - found.keys()]
+    problems += [f"{key} unexpected" for key in found.keys() - wanted.keys()]
+    problems += [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & found.keys()
+        if found[key].shape != wanted[key].shape
+    ]
+    return sorted(problems + [f"{key} holds NaN or infinity" for key in found if not found[key].isfinite().all()])
 
 
 class GroupNorm(nn.GroupNorm):

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
-from lowmem_brats.networks.base import GroupNorm, SliceNetwork
-from lowmem_brats.networks.pvt_v2 import B0, B2, PVTv2
-from lowmem_brats.networks.unet2d import PRIOR
+from lowmem_brats.networks.base import PRIOR, GroupNorm, SliceNetwork
+from lowmem_brats.networks.pvt_v2 import B0, B2, PVTv2, load_encoder, read_checkpoint
 
 ENCODERS = {"emcad-b0": B0, "emcad-b2": B2}
 """Config name → layout of the encoder, whose widths are the decoder's too; `config.width` and `depth` play no part."""
@@ -145,6 +145,7 @@ class EMCAD(SliceNetwork):
     """PVT v2 and the EMCAD decoder, with a head on each of its four stages."""
 
     stride = 32
+    has_width = False
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -181,6 +182,10 @@ class EMCAD(SliceNetwork):
         size_HW = slices_NCHW.shape[2:]
         maps = [functional.interpolate(each, size_HW, mode="bilinear") for each in reversed(logits)]
         return torch.cat(maps, dim=1) if self.training else torch.stack(maps).sum(dim=0)
+
+    def load_encoder(self, path: Path) -> None:
+        """Give the encoder its public ImageNet weights; see `pvt_v2.load_encoder`."""
+        load_encoder(self.encoder, read_checkpoint(path))
 
 
 def _initialise(layer: nn.Module) -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import WeightsError
+from lowmem_brats.networks.base import mismatches
 
 
 class Layout(NamedTuple):
@@ -198,15 +199,7 @@ def load_encoder(encoder: PVTv2, weights: Mapping[str, Tensor]) -> None:
     channels = wanted[FIRST].shape[1]
     if channels != 3 and FIRST in found and found[FIRST].shape[1:2] == (3,):
         found[FIRST] = (found[FIRST].mean(dim=1, keepdim=True) * 3 / channels).repeat_interleave(channels, dim=1)
-    problems = [f"{key} missing" for key in wanted.keys() - found.keys()]
-    problems += [f"{key} unexpected" for key in found.keys() - wanted.keys()]
-    problems += [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted.keys() & found.keys()
-        if found[key].shape != wanted[key].shape
-    ]
-    problems += [f"{key} holds NaN or infinity" for key in found if not found[key].isfinite().all()]
-    if problems:
+    if problems := mismatches(found, wanted):
         expected = "the tensors of this PVT v2 encoder"
-        raise WeightsError("encoder weights", "; ".join(sorted(problems)), expected, "Use its own checkpoint.")
+        raise WeightsError("encoder weights", "; ".join(problems), expected, "Use its own checkpoint.")
     encoder.load_state_dict(found)

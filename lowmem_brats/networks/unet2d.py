@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
-from lowmem_brats.networks.base import GroupNorm, SliceNetwork
+from lowmem_brats.networks.base import PRIOR, GroupNorm, SliceNetwork
 
 GROUPS = 8
-PRIOR = 0.05
-"""Share of tumour pixels that a fresh network expects (Lin et al. 2017, "Focal Loss", section 4.1): from one half, as
-without it, Dice takes hundreds of steps to come down."""
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
