@@ -43,8 +43,8 @@ A bias field multiplies the scanner's values I, but slices hold z = (I − mean)
 I = deviation · (z + c), so I · field has the z-score (z + c) · field − c.
 """
 CONTRAST_PROBABILITY, GAIN, OFFSET = 0.5, 0.3, 0.3  # offset: of a brain's standard deviation
-BLUR_PROBABILITY, BLUR = 0.2, 1.5  # largest sigma in pixels, of each modality on its own
-BLUR_RADIUS = 4  # pixels to either side
+BLUR_PROBABILITY, BLUR = 0.2, 2.0  # largest sigma in pixels, of each modality and axis: slices of 5 mm, resampled
+BLUR_RADIUS = 5  # pixels to either side
 NOISE_PROBABILITY, NOISE = 0.2, 0.15  # largest sigma, of a brain's standard deviation
 MOST_LOST = 2  # modalities
 EPSILON = 1e-6  # stands in for a divisor of 0, and for a value of 0 inside the brain, which would mean background
@@ -69,8 +69,8 @@ class Augmentation:
     gain_NC: Floats
     offset_NC: Floats
     """The brain's values times the gain plus the offset; off: 1 and 0."""
-    blur_NC: Floats
-    """Sigma of the Gaussian blur, pixels; off: 0."""
+    blur_N2C: Floats
+    """Sigma of the Gaussian blur along H and along W, pixels; off: 0."""
     sigma_NC: Floats
     """Standard deviation of the noise; off: 0."""
     seed_N: npt.NDArray[np.int64]
@@ -112,7 +112,7 @@ def sample_augmentation(rng: np.random.Generator, shape_NCHW: Sequence[int], mod
         bias_NChw=switched(chosen(BIAS_PROBABILITY), bias_NChw, 0),
         gain_NC=switched(contrast_N, 1 + uniform(GAIN, channels), 1),
         offset_NC=switched(contrast_N, uniform(OFFSET, channels), 0),
-        blur_NC=switched(chosen(BLUR_PROBABILITY), rng.uniform(0, BLUR, (n, channels)), 0),
+        blur_N2C=switched(chosen(BLUR_PROBABILITY), rng.uniform(0, BLUR, (n, 2, channels)), 0),
         sigma_NC=switched(chosen(NOISE_PROBABILITY), rng.uniform(0, NOISE, (n, channels)), 0),
         seed_N=rng.integers(2**32, size=n),
         kept_NC=_draw_kept(rng, n, channels, modality_dropout),
@@ -223,8 +223,8 @@ def _change_intensities(augmentation: Augmentation, slices_NCHW: Tensor) -> Tens
         field_CHW = functional.interpolate(bias_1Chw, size_HW, mode="bicubic", align_corners=True)[0].exp_()
         slices_NCHW[i] = (slices_NCHW[i] + BIAS_MEAN) * field_CHW - BIAS_MEAN
     slices_NCHW.mul_(gain_NC11).add_(offset_NC11)
-    for i in np.flatnonzero(augmentation.blur_NC.any(axis=1)):
-        slices_NCHW[i] = _blur(slices_NCHW[i], torch.from_numpy(augmentation.blur_NC[i]).to(device))
+    for i in np.flatnonzero(augmentation.blur_N2C.any(axis=(1, 2))):
+        slices_NCHW[i] = _blur(slices_NCHW[i], torch.from_numpy(augmentation.blur_N2C[i]).to(device))
     for i in np.flatnonzero(augmentation.sigma_NC.any(axis=1)):
         generator = torch.Generator(device).manual_seed(int(augmentation.seed_N[i]))
         slices_NCHW[i] += sigma_NC11[i] * torch.randn(slices_NCHW[i].shape, generator=generator, device=device)
@@ -232,13 +232,14 @@ def _change_intensities(augmentation: Augmentation, slices_NCHW: Tensor) -> Tens
     return slices_NCHW.masked_fill_(~brain_NCHW, 0)
 
 
-def _blur(slice_CHW: Tensor, sigma_C: Tensor) -> Tensor:
-    """Gaussian blur of each modality, as of a scan of lower resolution."""
-    points_k = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=sigma_C.device)
-    kernel_Ck = torch.exp(-((points_k / sigma_C[:, None].clamp(min=EPSILON)) ** 2) / 2)
-    kernel_Ck /= kernel_Ck.sum(dim=1, keepdim=True)
-    across_CHW = functional.conv2d(slice_CHW, kernel_Ck[:, None, None], padding=(0, BLUR_RADIUS), groups=len(kernel_Ck))
-    return functional.conv2d(across_CHW, kernel_Ck[:, None, :, None], padding=(BLUR_RADIUS, 0), groups=len(kernel_Ck))
+def _blur(slice_CHW: Tensor, sigma_2C: Tensor) -> Tensor:
+    """Gaussian blur of each modality, along H and along W, as of a scan of lower resolution."""
+    points_k = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=sigma_2C.device)
+    kernel_2Ck = torch.exp(-((points_k / sigma_2C[..., None].clamp(min=EPSILON)) ** 2) / 2)
+    kernel_2Ck /= kernel_2Ck.sum(dim=-1, keepdim=True)
+    down_C1k1, across_C11k = kernel_2Ck[0][:, None, :, None], kernel_2Ck[1][:, None, None]
+    slice_CHW = functional.conv2d(slice_CHW, down_C1k1, padding=(BLUR_RADIUS, 0), groups=len(slice_CHW))
+    return functional.conv2d(slice_CHW, across_C11k, padding=(0, BLUR_RADIUS), groups=len(slice_CHW))
 
 
 def _apply_gamma(slice_CHW: Tensor, brain_CHW: Tensor, gamma_C11: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def still(n: int = 1, height: int = SIDE, width: int = SIDE, channels: int = 4) 
         bias_NChw=np.zeros((n, channels, augment.BIAS_GRID, augment.BIAS_GRID), np.float32),
         gain_NC=ones,
         offset_NC=zeros,
-        blur_NC=zeros,
+        blur_N2C=np.zeros((n, 2, channels), np.float32),
         sigma_NC=zeros,
         seed_N=np.arange(n),
         kept_NC=np.ones((n, channels), bool),
@@ -272,16 +272,18 @@ def test_noise_of_each_modality_s_sigma_from_the_slice_s_seed() -> None:
     assert torch.equal(changed_1CHW[:, 2], slices_1CHW[:, 2])
 
 
-def test_blur_is_a_gaussian_of_each_modality_s_sigma() -> None:
+def test_blur_is_a_gaussian_of_each_modality_s_sigmas_along_h_and_w() -> None:
     slices_1CHW = torch.full((1, 4, SIDE, SIDE), 1e-9)  # brain everywhere
     slices_1CHW[0, :, 16, 16] = 1
-    sigma = [0.0, 0.5, 1.0, 1.5]
-    blurred_1CHW, _ = apply_augmentation(changed(blur_NC=[sigma]), slices_1CHW, torch.zeros(1, 1, SIDE, SIDE))
+    sigma_2C = np.array([[0.0, 0.5, 1.0, 2.0], [0.0, 1.5, 1.0, 0.01]])
+    blurred_1CHW, _ = apply_augmentation(changed(blur_N2C=[sigma_2C]), slices_1CHW, torch.zeros(1, 1, SIDE, SIDE))
     assert torch.equal(blurred_1CHW[0, 0], slices_1CHW[0, 0])
     distance = np.arange(SIDE) - 16.0
     for c in (1, 2, 3):
-        line = np.exp(-(distance**2) / (2 * sigma[c] ** 2)) * (abs(distance) <= augment.BLUR_RADIUS)
-        expected_HW = np.outer(line, line) / line.sum() ** 2
+        down, across = (
+            np.exp(-(distance**2) / (2 * sigma**2)) * (abs(distance) <= augment.BLUR_RADIUS) for sigma in sigma_2C[:, c]
+        )
+        expected_HW = np.outer(down, across) / (down.sum() * across.sum())
         np.testing.assert_allclose(blurred_1CHW[0, c], expected_HW, atol=1e-6)
 
 
@@ -442,7 +444,7 @@ def test_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.3 < spread_NC.mean() < spread_NC.max() <= 0.4
     assert_fills(drawn.gain_NC, 0.7, 1.3)
     assert_fills(drawn.offset_NC, -0.3, 0.3)
-    assert_fills(drawn.blur_NC, 0.0, 1.5)
+    assert_fills(drawn.blur_N2C, 0.0, 2.0)
     assert_fills(drawn.sigma_NC, 0.0, 0.15)
     assert len(np.unique(drawn.seed_N)) == DRAWS
 
@@ -458,7 +460,7 @@ def test_operations_are_on_as_often_as_stated_and_else_neutral() -> None:
         on[field.name] = shares_N > 0
         if field.name != "matrix_N22":
             assert (shares_N[on[field.name]] == 1).all()
-    expected = {"gamma_NC": 0.3, "bias_NChw": 0.3, "gain_NC": 0.5, "blur_NC": 0.2, "sigma_NC": 0.2, "matrix_N22": 0.9}
+    expected = {"gamma_NC": 0.3, "bias_NChw": 0.3, "gain_NC": 0.5, "blur_N2C": 0.2, "sigma_NC": 0.2, "matrix_N22": 0.9}
     for name, share in expected.items():
         assert on[name].mean() == pytest.approx(share, abs=0.025), name
     np.testing.assert_array_equal(on["offset_NC"], on["gain_NC"])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lowmem_brats.errors import InputError
 
@@ -57,17 +56,3 @@ def mismatches(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> lis
         if found[key].shape != wanted[key].shape
     ]
     return sorted(problems + [f"{key} holds NaN or infinity" for key in found if not found[key].isfinite().all()])
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group norm that computes in the format of its input, its sums in fp32 all the same.
-
-    Under autocast, CUDA's own would copy half maps to fp32 and keep the copies for the backward pass: 10 bytes a value
-    in place of 4. Half weights add rounding of the size that half maps have anyway (0.3 % of a gradient in bf16).
-    """
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """[N, c, H, W] → the same shape and format."""
-        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
-        with torch.autocast(input.device.type, enabled=False):
-            return functional.group_norm(input, self.num_groups, weight, bias, self.eps)

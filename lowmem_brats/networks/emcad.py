@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
-from lowmem_brats.networks.base import PRIOR, GroupNorm, SliceNetwork
+from lowmem_brats.networks.base import PRIOR, SliceNetwork
+from lowmem_brats.networks.group_norm import GroupNorm
 from lowmem_brats.networks.pvt_v2 import B0, B2, PVTv2, load_encoder, read_checkpoint
 
 ENCODERS = {"emcad-b0": B0, "emcad-b2": B2}

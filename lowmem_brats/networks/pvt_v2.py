@@ -41,7 +41,7 @@ FIRST = "patch_embed1.proj.weight"
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm over the last dimension that, as `base.GroupNorm`, computes in the format of its input."""
+    """Layer norm over the last dimension that, as `group_norm.GroupNorm`, computes in the format of its input."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """[..., C] → the same shape and format."""

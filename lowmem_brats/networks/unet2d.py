@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
-from lowmem_brats.networks.base import PRIOR, GroupNorm, SliceNetwork
+from lowmem_brats.networks.base import PRIOR, SliceNetwork
+from lowmem_brats.networks.group_norm import GroupNorm
 
 GROUPS = 8
 
