@@ -40,16 +40,22 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
+def train_timed(data: Path, out: Path, config: TrainConfig, minutes: float, cache: Path) -> None:
+    """Train and score a set, unless it is there already, in so many minutes of one thread's processor time."""
+    if (out / "test" / "scores.csv").exists():
+        return
+    torch.set_num_threads(1)
+    fit.time = SimpleNamespace(monotonic=time.process_time)
+    train_set(data, out, replace(config, max_seconds=minutes * 60, device="cpu"), cache=cache)
+
+
 def run_variant(name: str, data: Path, work: Path, minutes: float, width: int) -> Path:
     """Train and score one variant in its own folder."""
     out = work / name.replace(" ", "-").replace(",", "").replace("(", "").replace(")", "")
-    if not (out / "test" / "scores.csv").exists():
-        torch.set_num_threads(1)
-        fit.time = SimpleNamespace(monotonic=time.process_time)  # the budget is processor time
-        changes = dict(VARIANTS[name])
-        network = NetworkConfig(width=width, outputs=int(changes.pop("outputs", 1)))  # type: ignore[call-overload]
-        config = TrainConfig(network=network, max_seconds=minutes * 60, test=0.2, device="cpu")
-        train_set(data, out, replace(config, **changes), cache=work / "cache")  # type: ignore[arg-type]
+    changes = dict(VARIANTS[name])
+    network = NetworkConfig(width=width, outputs=int(changes.pop("outputs", 1)))  # type: ignore[call-overload]
+    config = replace(TrainConfig(network=network, test=0.2), **changes)  # type: ignore[arg-type]
+    train_timed(data, out, config, minutes, work / "cache")
     return out
 
 

@@ -17,15 +17,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import numpy.typing as npt
+from bench_accuracy import dice_of, score
 
 from lowmem_brats.augment import BIAS_MEAN
 from lowmem_brats.case_files import find_case
 from lowmem_brats.case_list import read_cases
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import MODALITIES, SegmentConfig
-from lowmem_brats.evaluate import evaluate_pairs, summarise
-from lowmem_brats.labels import CONVENTIONS
-from lowmem_brats.segment import segment_case
+from lowmem_brats.evaluate import summarise
 from lowmem_brats.slices import zscore_brain
 
 Volume = npt.NDArray[np.float32]
@@ -82,7 +81,7 @@ def change(source: Path, target: Path, modality: str, scenario: str) -> None:
 
 def run_scenario(name: str, data: Path, work: Path, settings: SegmentConfig) -> dict[str, object]:
     """Change, segment and score all cases."""
-    pairs = []
+    changed = []
     for files in read_cases(data)[0]:
         folder = work / name.replace(" ", "-") / files.case_id
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,16 +89,10 @@ def run_scenario(name: str, data: Path, work: Path, settings: SegmentConfig) -> 
             target = folder / f"{files.case_id}_{modality}.nii.gz"
             if not target.exists():
                 change(path, target, modality, name)
-        reference = folder / f"{files.case_id}_seg.nii.gz"
-        output = work / "results" / name.replace(" ", "-") / f"{files.case_id}_seg.nii.gz"
-        output.parent.mkdir(parents=True, exist_ok=True)
-        segment_case(find_case(folder), output, settings)
-        pairs.append((files.case_id, output, reference))
-    convention = CONVENTIONS[settings.labels]
-    scores = evaluate_pairs(pairs, convention, convention)
+        changed.append(find_case(folder))
+    scores, _ = score(changed, work / "results" / name.replace(" ", "-"), settings)
     mean = {region.value: round(row.dice, 4) for region, row in summarise(scores).mean.items()}
-    dice = {s.case_id: {region.value: round(row.dice, 4) for region, row in s.regions.items()} for s in scores}
-    return {"scenario": name, "mean_dice": mean, "dice": dice}
+    return {"scenario": name, "mean_dice": mean, "dice": dice_of(scores)}
 
 
 def main() -> None:

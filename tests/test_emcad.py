@@ -10,8 +10,8 @@ from torch.nn import functional
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.loss import backward_loss, find_loss
 from lowmem_brats.memory.checkpointing import recomputed
-from lowmem_brats.networks.group_norm import GroupNorm
 from lowmem_brats.networks.emcad import CAB, EMCAD, EUCB, LGAG, MSCB, SAB, DecoderStage
+from lowmem_brats.networks.group_norm import GroupNorm
 from lowmem_brats.networks.pvt_v2 import B0, PVTv2, load_encoder
 from lowmem_brats.networks.unet2d import PRIOR
 

@@ -1,0 +1,106 @@
+"""How well a set segments patients that it never saw, in each precision, with 95 % intervals over the patients.
+
+    python benchmarks/bench_accuracy.py DATA WORK OUT.json [--weights SET] [--only bf16]
+
+DATA: a folder of labelled cases. Every case is segmented from NIfTI to NIfTI as `lowmem-brats segment` does; WORK keeps
+the label maps. Nothing may be chosen by what this prints if DATA are test patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lowmem_brats.case_files import CaseFiles
+from lowmem_brats.case_list import read_cases
+from lowmem_brats.cli.bench import conditions
+from lowmem_brats.config import SegmentConfig
+from lowmem_brats.evaluate import PatientScores, evaluate_pairs
+from lowmem_brats.labels import CONVENTIONS, Region
+from lowmem_brats.segment import SegmentReport, segment_case
+
+DRAWS = 10_000
+CPU = SegmentConfig(device="cpu")
+VARIANTS = {
+    "bf16": replace(CPU, precision="bf16"),
+    "fp32": replace(CPU, precision="fp32"),
+    "fp16": replace(CPU, precision="fp16"),
+    "bf16, mirrored too": replace(CPU, precision="bf16", tta=True),
+}
+
+
+def score(
+    cases: Sequence[CaseFiles], results: Path, settings: SegmentConfig
+) -> tuple[list[PatientScores], list[SegmentReport]]:
+    """Segment the cases into a folder, and score the label maps."""
+    results.mkdir(parents=True, exist_ok=True)
+    pairs, reports = [], []
+    for files in cases:
+        output = results / f"{files.case_id}_seg.nii.gz"
+        reports.append(segment_case(files, output, settings).report)
+        pairs.append((files.case_id, output, files.labels[0]))
+    convention = CONVENTIONS[settings.labels]
+    return evaluate_pairs(pairs, convention, convention), reports
+
+
+def dice_of(scores: Sequence[PatientScores]) -> dict[str, dict[str, float]]:
+    """Patient → region → Dice."""
+    return {s.case_id: {region.value: round(row.dice, 4) for region, row in s.regions.items()} for s in scores}
+
+
+def summary_of(scores: Sequence[PatientScores]) -> dict[str, dict[str, object]]:
+    """Region → mean, its percentile-bootstrap interval over the patients, median; mean and median HD95; both rates."""
+    drawn = np.random.default_rng(0).integers(len(scores), size=(DRAWS, len(scores)))
+    table: dict[str, dict[str, object]] = {}
+    for region in Region:
+        rows = [patient.regions[region] for patient in scores]
+        dice = np.array([row.dice for row in rows])
+        interval = np.percentile(dice[drawn].mean(axis=1), [2.5, 97.5])
+        table[region.value] = {
+            "dice": round(float(dice.mean()), 4),
+            "dice_95": [round(float(end), 4) for end in interval],
+            "dice_median": round(float(np.median(dice)), 4),
+            "hd95_mm": round(statistics.fmean(row.hd95_mm for row in rows), 2),
+            "hd95_median_mm": round(statistics.median(row.hd95_mm for row in rows), 2),
+            "sensitivity": round(statistics.fmean(row.sensitivity for row in rows), 4),
+            "specificity": round(statistics.fmean(row.specificity for row in rows), 5),
+        }
+    return table
+
+
+def main() -> None:
+    """Score every variant and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--weights")
+    parser.add_argument("--only", choices=VARIANTS)
+    options = parser.parse_args()
+    cases, rows = read_cases(options.data)[0], []
+    for name in [options.only] if options.only else VARIANTS:
+        settings = replace(VARIANTS[name], weights=options.weights)
+        scores, reports = score(cases, options.work / name, settings)
+        rows.append(
+            {
+                "variant": name,
+                "regions": summary_of(scores),
+                "dice": dice_of(scores),
+                "peak_bytes": max(report.peak_bytes for report in reports),
+                "seconds_median": round(statistics.median(sum(r.seconds.values()) for r in reports), 2),
+            }
+        )
+        shown = (f"{key} {row['dice']:.4f} {row['dice_95']}" for key, row in rows[-1]["regions"].items())  # type: ignore[attr-defined]
+        print(f"{name:20s}", *shown, flush=True)
+    weights = reports[0].weights
+    options.out.write_text(json.dumps(conditions("cpu") | {"weights": weights, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
