@@ -78,7 +78,7 @@ class SegmentConfig:
     min_component: float = 0.0
     """Drop connected tumour components smaller than this many mm³; 0: keep all."""
     tta: bool = False
-    """Segment the left–right mirrored slices too and average: twice the time."""
+    """Segment the slices mirrored in their plane too and average: twice the time."""
     skip_slices: bool = True
     """Run TC on slices with WT only and ET on slices with TC only; exact under nested fusion."""
 

@@ -20,7 +20,7 @@ from lowmem_brats import parallel
 from lowmem_brats.batches import Batch, Batches
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.errors import InputError
-from lowmem_brats.labels import Region
+from lowmem_brats.labels import Region, names_of
 from lowmem_brats.loss import find_loss
 from lowmem_brats.memory.device import PeakMeter, storage_bytes
 from lowmem_brats.memory.footprint import treats_slices_apart
@@ -96,7 +96,7 @@ class NetworkTraining:
     ) -> None:
         self.regions, self.network, self.config = regions, network, config
         self.validation, self.batches = validation, Batches(training, regions, config)
-        self.name = " ".join(region.value for region in regions)
+        self.name = names_of(regions)
         self.plans = {plan.precision: plan for plan in plans}
         self.controller = PrecisionController(plans[0].precision, plans[-1].precision)
         self.epochs: list[Epoch] = []

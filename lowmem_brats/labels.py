@@ -6,7 +6,7 @@ voxel's innermost tissue: necrotic or non-enhancing core (NCR), oedema (ED) or e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -38,6 +38,11 @@ class Region(str, Enum):
     def depth(self) -> int:
         """Nesting depth: 1 for WT, 2 for TC, 3 for ET; a voxel of depth d lies in every region of depth ≤ d."""
         return {Region.WT: 1, Region.TC: 2, Region.ET: 3}[self]
+
+
+def names_of(regions: Iterable[Region]) -> str:
+    """What a network of these regions is called: `wt`, or `wt tc et`."""
+    return " ".join(region.value for region in regions)
 
 
 @dataclass(frozen=True)

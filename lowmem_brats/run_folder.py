@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class RunFolder:
 
     def add_epoch(self, epoch: Epoch, validation: Validation) -> None:
         """Draw the first and every tenth epoch's examples and pass the numbers to TensorBoard."""
-        if epoch.number == 1 or epoch.number % EXAMPLES_EVERY == 0:
+        if validation.examples and (epoch.number == 1 or epoch.number % EXAMPLES_EVERY == 0):
             name = f"{epoch.network.replace(' ', '-')}-epoch-{epoch.number:03d}.png"
             title = f"{epoch.network.upper()}, epoch {epoch.number}, mean validation Dice {epoch.mean_dice:.3f}"
             self._draw(f"examples/{name}", draw_examples(validation.examples, title))
@@ -104,23 +105,29 @@ class RunFolder:
                 self._events.add_scalar(f"validation Dice/{region}", mean, epoch.steps)
             self._events.flush()
 
+    def holds(self, network: str) -> bool:
+        """Whether there is a checkpoint to go on from, of a network named by its regions."""
+        return self._checkpoint(network, "last").exists()
+
     def save(self, training: NetworkTraining) -> None:
         """Write a network's checkpoints: the best weights where the last epoch gave them, and all to go on from."""
         if training.epochs and training.best is training.epochs[-1]:
-            save_checkpoint(self._checkpoint(training, "best"), training.best_state, {"epoch": training.best.number})
-        save_checkpoint(self._checkpoint(training, "last"), *training.checkpoint())
+            save_checkpoint(
+                self._checkpoint(training.name, "best"), training.best_state, {"epoch": training.best.number}
+            )
+        save_checkpoint(self._checkpoint(training.name, "last"), *training.checkpoint())
 
     def restore(self, training: NetworkTraining) -> bool:
         """Bring a network's training to where its checkpoint was made; False where there is none."""
-        if not self._checkpoint(training, "last").exists():
+        if not self.holds(training.name):
             return False
-        tensors, state = load_checkpoint(self._checkpoint(training, "last"))
-        best = load_checkpoint(self._checkpoint(training, "best"))[0] if state["epochs"] else {}
+        tensors, state = load_checkpoint(self._checkpoint(training.name, "last"))
+        best = load_checkpoint(self._checkpoint(training.name, "best"))[0] if state["epochs"] else {}
         training.restore(tensors, state, best)
         return True
 
-    def _checkpoint(self, training: NetworkTraining, which: str) -> Path:
-        return self.path / "checkpoints" / f"{training.name.replace(' ', '-')}-{which}.safetensors"
+    def _checkpoint(self, network: str, which: str) -> Path:
+        return self.path / "checkpoints" / f"{network.replace(' ', '-')}-{which}.safetensors"
 
     def _draw(self, name: str, picture: Image.Image) -> None:
         with replace_when_complete(self.path / name) as partial:
@@ -154,6 +161,15 @@ def check_resumable(config: TrainConfig, stored: TrainConfig, folder: Path) -> N
         raise InputError(f"resuming {folder}", found, f"as it began: {expected}", "Leave these options out.")
 
 
+def revision() -> str:
+    """The commit of the checkout that this package runs from; empty for an installed one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def _metrics(report: TrainReport) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -161,7 +177,7 @@ def _metrics(report: TrainReport) -> str:
     writer.writerow((*counts, "validation_dice"))
     for network in report.networks.values():
         for epoch in network.epochs:
-            writer.writerow((*(getattr(epoch, key) for key in counts), epoch.mean_dice))
+            writer.writerow((*(getattr(epoch, key) for key in counts), epoch.mean_dice if epoch.region_dice else ""))
     return text.getvalue()
 
 
@@ -171,7 +187,7 @@ def _panels(report: TrainReport) -> list[Panel]:
     for name, network in report.networks.items():
         marks = [(float(step), why.split(":")[0].removeprefix("back to ")) for step, why in network.switches]
         losses.append(Panel(name.upper(), {"loss": network.curve}, marks, x_label="steps", y_range=None))
-        lines = {"mean": [(float(epoch.steps), epoch.mean_dice) for epoch in network.epochs]}
+        lines = {"mean": [(float(epoch.steps), epoch.mean_dice) for epoch in network.epochs if epoch.region_dice]}
         for epoch in network.epochs if " " in name else ():
             for region, mean in epoch.region_dice.items():
                 lines.setdefault(region.upper(), []).append((float(epoch.steps), mean))

@@ -27,7 +27,7 @@ from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_re
 from lowmem_brats.nifti import check_same_grid, read_case, read_label
 from lowmem_brats.slices import cut_label, occupied, prepare, usable_views, views_of
 
-FORMAT = 2  # of an entry; one of another format is not found
+FORMAT = 3  # of an entry; one of another format is not found
 ARRAYS = ("slices", "depth")
 
 
@@ -91,7 +91,7 @@ def build_cache(
     cached, notes = [], []
     for done, files in enumerate(cases, 1):
         try:
-            path = folder / f"{files.case_id}-{_checksum(files, stride, convention)}.json"
+            path = folder / f"{files.case_id}-s{stride}-{_checksum(files, stride, convention)}.json"
             case = _find(path, files.case_id)
             arrays = None if case else _prepare(files, stride, convention)
         except InputError as error:
@@ -103,7 +103,7 @@ def build_cache(
                 if path.exists():
                     notes.append(f"{files.case_id}: its cache was damaged: built anew")
                 case = store_case(path, files.case_id, *arrays)
-                _remove_older(path, files.case_id)
+                _remove_older(path, f"{files.case_id}-s{stride}")
             cached += [case] if case else []
         on_progress(done, len(cases))
     return cached, notes
@@ -171,9 +171,12 @@ def _find(path: Path, case_id: str) -> CachedCase | None:
     return None
 
 
-def _remove_older(path: Path, case_id: str) -> None:
-    """Remove the case's other entries: they were made of other files, or in another way. Nothing else is touched."""
-    own_name = re.compile(re.escape(case_id) + r"-[0-9a-f]{16}\.(json|slices\.npy|depth\.npy)")
+def _remove_older(path: Path, name: str) -> None:
+    """Remove the case's other entries of this stride, which were made of other files or in another way.
+
+    Those of another stride may be in use by the training of another network. Nothing else is touched.
+    """
+    own_name = re.compile(re.escape(name) + r"-[0-9a-f]{16}\.(json|slices\.npy|depth\.npy)")
     for other in path.parent.iterdir():
         if own_name.fullmatch(other.name) and not other.name.startswith(f"{path.stem}."):
             with suppress(OSError):  # open in another process, on Windows

@@ -21,7 +21,7 @@ class SliceStack:
     """The brain's slices, and where they lie in the volume."""
 
     slices_ZCHW: npt.NDArray[np.float16]
-    """Z-scored; Z, H and W are multiples of the stride."""
+    """Z-scored; H and W are multiples of the stride, Z too where the brain can be seen from other sides."""
     brain_ZHW: npt.NDArray[np.bool_]
     """Where any modality is not 0."""
     origin_ZHW: tuple[int, int, int]
@@ -45,7 +45,8 @@ def zscore_brain(images_CXYZ: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
 def prepare(images_CXYZ: npt.NDArray[np.float32], stride: int) -> SliceStack:
     """Z-score a case, crop it to the brain, and cut it into axial slices, which `views_of` shows from other sides.
 
-    `images_CXYZ`: float32, background 0, at least one voxel not 0; `stride`: Z, H and W become multiples of it.
+    `images_CXYZ`: float32, background 0, at least one voxel not 0; `stride`: H and W become multiples of it, and Z
+    where `usable_views` finds more than one.
     The crop grows around the brain's bounding box, beyond the volume's edge with zeros where it must.
     """
     brain_XYZ = (images_CXYZ != 0).any(axis=0)
@@ -54,7 +55,8 @@ def prepare(images_CXYZ: npt.NDArray[np.float32], stride: int) -> SliceStack:
     z_first, z_last = _extent(brain_XYZ.any(axis=(0, 1)))
     x, width = _grow(x_first, x_last, stride)
     y, height = _grow(y_first, y_last, stride)
-    z, depth = _grow(z_first, z_last, stride)
+    cropped_ZYX = brain_XYZ[x_first : x_last + 1, y_first : y_last + 1, z_first : z_last + 1].transpose()
+    z, depth = _grow(z_first, z_last, stride if usable_views(cropped_ZYX) > 1 else 1)
     box = np.s_[:, x_first : x_last + 1, y_first : y_last + 1, z_first : z_last + 1]
     scored_CXYZ = zscore_brain(images_CXYZ[box])
     slices_ZCHW = np.zeros((depth, len(images_CXYZ), height, width), np.float16)

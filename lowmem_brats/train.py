@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,7 +24,7 @@ from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.evaluate import PatientScores, summarise
 from lowmem_brats.fit import Epoch, Listener, NetworkTraining
 from lowmem_brats.held_out import score_held_out
-from lowmem_brats.labels import CONVENTIONS, Region
+from lowmem_brats.labels import CONVENTIONS, Region, names_of
 from lowmem_brats.loss import find_loss
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
@@ -35,7 +34,7 @@ from lowmem_brats.memory.step import place
 from lowmem_brats.networks import SliceNetwork, build_network, stride_of
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import sound_precision
-from lowmem_brats.run_folder import NetworkReport, RunFolder, TrainReport, check_resumable, read_run
+from lowmem_brats.run_folder import NetworkReport, RunFolder, TrainReport, check_resumable, read_run, revision
 from lowmem_brats.slice_cache import CachedCase, build_cache
 from lowmem_brats.validate import Validation
 from lowmem_brats.weights import WeightsFile, load_network, open_set, save_network, versions, write_index
@@ -102,12 +101,12 @@ def train_set(
         training, validation, test = (
             [case.case_id for case in part] for part in (split.training, split.validation, split.test)
         )
-        report = TrainReport(config, versions() | {"revision": _revision()}, str(device), training, validation, test)
+        report = TrainReport(config, versions() | {"revision": revision()}, str(device), training, validation, test)
         run = _Run(RunFolder(out, tensorboard and parallel.rank() == 0), report, tell)
         for text in [*notes, *left_out]:
             run.note(text)
         _cache(run, split, cache or out / "cache")
-        network = _prepare(run, budget)
+        network = _prepare(run, budget, resume)
         if not resume and parallel.rank() == 0:
             run.folder.forget()  # only now, when nothing can be wrong with what was asked for
         run.write()
@@ -164,12 +163,12 @@ def _cache(run: _Run, split: Split, folder: Path) -> None:
     )
 
 
-def _prepare(run: _Run, budget: MemoryBudget) -> SliceNetwork:
+def _prepare(run: _Run, budget: MemoryBudget, resume: bool) -> SliceNetwork:
     """Build the network, choose its formats, plan its steps, and place it on the device."""
     config, device = run.report.config, run.report.device
     torch.manual_seed(config.seed)
     network = build_network(config.network)
-    if config.encoder_weights:
+    if config.encoder_weights and not (resume and run.folder.holds(names_of(_groups(config)[0]))):
         network.load_encoder(Path(config.encoder_weights))
     middle_CHW = run.training[0].slices_ZCHW[run.training[0].shape_ZCHW[0] // 2]
     wanted = choose_precision(config.precision, torch.device(device))
@@ -186,16 +185,20 @@ def _train_networks(run: _Run, network: SliceNetwork) -> dict[Region, Path]:
     It is one and the same: each region continues from its parent's weights, the same anatomy and a nested target.
     """
     config = run.report.config
-    regions = tuple(region for region in Region if region.value in config.regions)
-    groups = [regions] if config.network.outputs > 1 else [(region,) for region in regions]
     paths: dict[Region, Path] = {}
-    for group in groups:
-        if config.finetune:
+    for group in _groups(config):
+        if config.finetune and not run.folder.holds(names_of(group)):
             network.load_state_dict(_finetuned(config, group))
         training = NetworkTraining(group, network, run.training, run.validation, config, run.report.plans)
         path = _train_network(run, training)
         paths |= dict.fromkeys(group, path)
     return paths
+
+
+def _groups(config: TrainConfig) -> list[tuple[Region, ...]]:
+    """The regions of each network, in the order of training."""
+    regions = tuple(region for region in Region if region.value in config.regions)
+    return [regions] if config.network.outputs > 1 else [(region,) for region in regions]
 
 
 def _plan(run: _Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
@@ -283,12 +286,3 @@ def _score(run: _Run, cases: Sequence[CaseFiles]) -> None:
     if scores:
         report.test = {region.value: asdict(mean) for region, mean in summarise(scores).mean.items()}
         run.tell.on_test(scores)
-
-
-def _revision() -> str:
-    """The commit of the checkout that this package runs from; empty for an installed one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""

@@ -22,7 +22,7 @@ from lowmem_brats import __version__
 from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.files import replace_when_complete
-from lowmem_brats.labels import Region
+from lowmem_brats.labels import Region, names_of
 from lowmem_brats.networks import SliceNetwork, build_network, mismatches, stride_of
 
 FORMAT = "lowmem-brats/1"
@@ -48,7 +48,7 @@ class WeightsFile:
     @property
     def name(self) -> str:
         """The names of its regions: `wt`, or `wt tc et`."""
-        return " ".join(region.value for region in self.regions)
+        return names_of(self.regions)
 
 
 @dataclass(frozen=True)

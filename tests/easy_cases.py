@@ -28,18 +28,18 @@ SIDE, DEPTH = 20, 6
 SHOWS = {"t1": 9, "t1ce": 3, "t2": 2, "flair": 1}  # t1 shows nothing
 
 
-def easy_depth() -> np.ndarray:
+def easy_depth(depth: int = DEPTH) -> np.ndarray:
     """Nested discs in every slice: 1 whole tumour, 2 core, 3 enhancing."""
     axis = np.arange(SIDE) - 9.5
     radius_YX = np.hypot(axis[:, None], axis)
     depth_YX = (radius_YX < 7).astype(np.uint8) + (radius_YX < 5) + (radius_YX < 3)
-    return np.broadcast_to(depth_YX, (DEPTH, SIDE, SIDE))
+    return np.broadcast_to(depth_YX, (depth, SIDE, SIDE))
 
 
-def write_easy_case(folder: Path, seed: int = 0) -> Path:
+def write_easy_case(folder: Path, seed: int = 0, depth: int = DEPTH) -> Path:
     """Write a case as NIfTI files; returns its folder."""
     folder.mkdir(parents=True)
-    depth_ZYX, rng = easy_depth(), np.random.default_rng(seed)
+    depth_ZYX, rng = easy_depth(depth), np.random.default_rng(seed)
     margin = ((10, 10), (10, 10), (0, 0))  # without it, a warning that the images are not skull-stripped
     label_XYZ = np.pad(np.array([0, 2, 1, 4], np.uint8)[depth_ZYX.T], margin)
     nibabel.save(nibabel.Nifti1Image(label_XYZ, np.diag([-1, -1, 1, 1])), folder / f"{folder.name}_seg.nii.gz")

@@ -362,6 +362,7 @@ def test_train_needs_labelled_cases(tmp_path: Path) -> None:
         (("--region", "ed"), "--region"),
         (("--validation", 0.6, "--test", 0.4), "split"),
         (("--finetune", "unet2d-w24", "--width", 16), "--finetune"),
+        (("--finetune", "unet2d-w24", "--preset", "emcad"), "--finetune"),
         (("--average", 1), "--average"),
     ],
 )

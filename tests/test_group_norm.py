@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowmem_brats.networks import group_norm
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.loss import find_loss
+from lowmem_brats.memory.step import TrainingStep, place
+from lowmem_brats.networks import build_network, group_norm
 from lowmem_brats.networks.group_norm import GroupNorm
 
 SHAPES = [(1, 8, 4, 4), (3, 24, 16, 20), (2, 48, 8, 6), (5, 16, 1, 7)]
@@ -80,3 +83,22 @@ def test_operation_keeps_its_contract():
     torch.library.opcheck(
         group_norm._half_backward, (grad_NCHW, maps_NCHW, torch.ones(24).bfloat16(), *statistics, torch.empty(2, 100))
     )
+
+
+def test_half_maps_on_the_cpu_take_it_and_no_hidden_copy_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of the U-Net and of EMCAD are channels last when they come: a copy inside would not be counted."""
+    orders: list[bool] = []
+    backward = group_norm._half_backward
+
+    def watched(*tensors: Tensor) -> object:
+        orders.extend(each.is_contiguous(memory_format=torch.channels_last) for each in tensors[:2])
+        return backward(*tensors)
+
+    monkeypatch.setattr(group_norm, "_half_backward", watched)
+    for config in (NetworkConfig(width=8, outputs=3), NetworkConfig(name="emcad-b0", outputs=3)):
+        orders.clear()
+        step = TrainingStep(place(build_network(config), torch.device("cpu")).train(), find_loss("dice"))
+        step.take([(torch.randn(2, 4, 64, 64), torch.ones(2, 3, 64, 64))], 1e-3, torch.bfloat16)
+        norms = [module for module in step.network.modules() if isinstance(module, GroupNorm)]
+        assert len(orders) == 2 * len(norms)
+        assert all(orders)

@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from easy_cases import EASY, TINY
 
+from lowmem_brats import run_folder
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.errors import InputError
+from lowmem_brats.figures import Example
 from lowmem_brats.fit import Epoch
 from lowmem_brats.run_folder import MAY_CHANGE, NetworkReport, RunFolder, TrainReport, check_resumable, read_run
 from lowmem_brats.validate import Validation
@@ -86,10 +89,20 @@ def test_metrics_have_a_row_per_epoch(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
+def test_without_validation_none_is_claimed(tmp_path: Path) -> None:
+    folder, unvalidated = RunFolder(tmp_path), replace(epoch(1), validation_dice={"wt": {}})
+    folder.write_report(report(wt=[unvalidated]))
+    folder.add_epoch(unvalidated, Validation({"wt": {}}, [], 0))
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "wt,1,10,10.0,0,0,1.0,0.4,"
+    assert [panel.lines for panel in run_folder._panels(report(wt=[unvalidated]))[1:]] == [{"mean": []}]
+    assert not list((tmp_path / "examples").iterdir())
+
+
 def test_examples_of_the_first_and_every_tenth_epoch(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder, mask_HW = RunFolder(tmp_path), np.zeros((8, 8), bool)
+    example = Example("a", np.zeros((4, 8, 8), np.float32), mask_HW, mask_HW, 0, 0.5)
     for number in range(1, 22):
-        folder.add_epoch(epoch(number, "wt tc et"), Validation({}, [], 0))
+        folder.add_epoch(epoch(number, "wt tc et"), Validation({}, [example], 0))
     names = sorted(path.name for path in (tmp_path / "examples").iterdir())
     assert names == [f"wt-tc-et-epoch-{number}.png" for number in ("001", "010", "020")]
 

@@ -183,14 +183,23 @@ def test_other_preparations_have_entries_of_their_own(
     for constant in ("PREPROCESSING", "FORMAT"):
         monkeypatch.setattr(slice_cache, constant, "another")
         assert build(cases[:1], tmp_path / "cache")[1] == []
-    assert reads == ["a"] * 6
+    assert reads == ["a"] * 5, "the first one was found again, the two of other constants were not"
+
+
+def test_networks_of_several_strides_share_a_folder(tmp_path: Path, cases: list[CaseFiles], reads: list[str]) -> None:
+    """A training under way keeps its slices when one of another network begins."""
+    (under_way, *_), _ = build_cache(cases, tmp_path / "cache", 4, BRATS)
+    (other, *_), _ = build_cache(cases, tmp_path / "cache", 8, BRATS)
+    assert under_way.slices_ZCHW.shape[2] % 4 == other.slices_ZCHW.shape[2] % 8 == 0
+    build_cache(cases, tmp_path / "cache", 4, BRATS)
+    assert len(reads) == 2 * len(cases), "both are found again"
 
 
 def test_foreign_files_stay(tmp_path: Path, cases: list[CaseFiles]) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
     zeros = "0" * 16
-    names = ("a-notes.json", f"a-{zeros}.txt", "b.json", "a-t1n.nii.gz", "a-x.depth.npy", f"xa-{zeros}.json")
+    names = ("a-notes.json", f"a-s4-{zeros}.txt", "b.json", "a-t1n.nii.gz", "a-x.depth.npy", f"xa-s4-{zeros}.json")
     for name in names:
         (folder / name).write_text("mine")
     build(cases, folder)

@@ -173,6 +173,28 @@ def test_without_validation_the_last_epoch_is_kept(easy_data: Path, tmp_path: Pa
     assert file.metrics == {"validation_dice": {}, "validation_cases": 0}
 
 
+def test_three_views_are_planned_validated_and_gone_on_with(tmp_path: Path) -> None:
+    for number in range(5):
+        write_easy_case(tmp_path / "data" / f"easy_{number}", number, depth=12)
+    config = replace(SHORT, network=replace(TINY, outputs=3, views=3), epochs=3, batch=8, augment=True)
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_set(tmp_path / "data", tmp_path / "stopped", config, TrainListener(on_epoch=stop))
+    resumed = run(tmp_path / "data", tmp_path / "stopped", config, resume=True)
+    whole = run(tmp_path / "data", tmp_path / "whole", config)
+    (network,) = whole.networks.values()
+    assert [epoch.steps for epoch in network.epochs] == [3 * (12 + 20 + 20) // 8 * n for n in (1, 2, 3)]
+    assert [e.validation_dice for e in resumed.networks["wt tc et"].epochs] == [
+        e.validation_dice for e in network.epochs
+    ]
+    assert same(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "whole"))
+    assert network.peak_bytes == {"fp32": whole.plans[0].predicted_bytes}
+
+
 def test_one_network_for_all_regions(easy_data: Path, tmp_path: Path) -> None:
     config = replace(EASY, network=replace(TINY, outputs=3))
     report = run(easy_data, tmp_path / "out", config)
@@ -189,7 +211,9 @@ def test_another_network_trains_and_segments(easy_data: Path, tmp_path: Path) ->
     torch.manual_seed(5)
     torch.save(PVTv2(B0, channels=3).state_dict(), encoder)
     config = replace(SHORT, epochs=4, network=config, learning_rate=2e-3, loss="dice+ce", encoder_weights=str(encoder))
-    report = run(easy_data, tmp_path / "out", config)
+    run(easy_data, tmp_path / "out", replace(config, epochs=1))
+    encoder.unlink()  # what it gave is in the checkpoint
+    report = run(easy_data, tmp_path / "out", config, resume=True)
     first, *_, last = report.networks["wt tc et"].epochs
     assert last.loss < 0.7 * first.loss
     assert report.test.keys() == {"wt", "tc", "et"}

@@ -192,7 +192,7 @@ def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
     if settings["finetune"]:
         from lowmem_brats.weights import open_set
 
-        if given := sorted(named & {"network", "width", "mode"}):
+        if given := sorted(named & {"network", "width", "mode", "preset"}):
             found = " and ".join(f"--{key}" for key in given) + " beside it"
             raise InputError("--finetune", found, "the set's own network", "Leave it out.")
         network = replace(open_set(settings["finetune"]).network, **_of_network(settings, named & {"views"}))
@@ -218,10 +218,11 @@ def _of_network(settings: dict[str, Any], named: set[str]) -> dict[str, Any]:
 
 
 def _show_epoch(epoch: Epoch) -> None:
+    validated = " ".join(f"{dice:.3f}" for dice in epoch.region_dice.values())
     console.out.print(
         f"{epoch.network.upper()} epoch {epoch.number:3d}  step {epoch.steps:6d}  loss {epoch.loss:.3f}  "
-        f"validation Dice {' '.join(f'{dice:.3f}' for dice in epoch.region_dice.values())}  "
-        f"{epoch.slices_per_second:.1f} slices/s  {epoch.seconds:.0f} s"
+        + (f"validation Dice {validated}  " if validated else "")
+        + f"{epoch.slices_per_second:.1f} slices/s  {epoch.seconds:.0f} s"
         + (f"  {epoch.skipped_steps} steps left out: gradient not finite" if epoch.skipped_steps else "")
         + (f"  {epoch.fallback_steps} steps in the safer format" if epoch.fallback_steps else "")
     )
