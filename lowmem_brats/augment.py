@@ -83,10 +83,16 @@ class Augmentation:
         return Augmentation(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
 
-def sample_augmentation(rng: np.random.Generator, shape_NCHW: Sequence[int], modality_dropout: float) -> Augmentation:
+def sample_augmentation(
+    rng: np.random.Generator,
+    shape_NCHW: Sequence[int],
+    modality_dropout: float,
+    symmetric_N: npt.NDArray[np.bool_] | bool = True,
+) -> Augmentation:
     """Draw for every slice of a batch, each on its own.
 
-    `modality_dropout`: share of slices, 0 to 1, that lose one or two modalities, never all.
+    `modality_dropout`: share of slices, 0 to 1, that lose one or two modalities, never all; `symmetric_N`: bool, which
+    slices may be flipped.
     """
     n, channels, height, width = shape_NCHW
 
@@ -105,7 +111,7 @@ def sample_augmentation(rng: np.random.Generator, shape_NCHW: Sequence[int], mod
     bias_NChw = uniform(BIAS, channels, BIAS_GRID, BIAS_GRID)
     bias_NChw -= bias_NChw.mean(axis=(2, 3), keepdims=True)  # z-scoring takes out what is the same everywhere
     return Augmentation(
-        matrix_N22=switched(warp_N, _draw_matrices(rng, n), np.eye(2)),
+        matrix_N22=switched(warp_N, _draw_matrices(rng, n, symmetric_N), np.eye(2)),
         shift_N2=switched(warp_N, uniform(TRANSLATION, 2) * (width, height), 0),
         elastic_N2hw=switched(warp_N, _smooth(noise_N2hw), 0),
         gamma_NC=switched(chosen(GAMMA_PROBABILITY), np.exp(uniform(math.log(GAMMA), channels)), 1),
@@ -119,9 +125,11 @@ def sample_augmentation(rng: np.random.Generator, shape_NCHW: Sequence[int], mod
     )
 
 
-def _draw_matrices(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+def _draw_matrices(
+    rng: np.random.Generator, n: int, symmetric_N: npt.NDArray[np.bool_] | bool
+) -> npt.NDArray[np.float64]:
     """Flip, scalings, shears and rotation as one matrix per slice, [N, 2, 2]."""
-    flip = np.where(rng.random(n) < FLIP_PROBABILITY, -1.0, 1.0)
+    flip = np.where((rng.random(n) < FLIP_PROBABILITY) & symmetric_N, -1.0, 1.0)
     scale, shear = 1 / (1 + rng.uniform(-SCALE, SCALE, (2, n))), rng.uniform(-SHEAR, SHEAR, (2, n))
     angle = np.deg2rad(rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES, n))
     one, zero = np.ones(n), np.zeros(n)

@@ -7,8 +7,8 @@ have drawn. Shape suffixes: N slices in a batch, C modalities, K regions, H W in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,9 @@ from lowmem_brats.config import TrainConfig
 from lowmem_brats.dataset import frame_of, gather, row_weights, training_rows
 from lowmem_brats.labels import Region
 from lowmem_brats.memory.step import split_batch
+from lowmem_brats.read_ahead import read_ahead
 from lowmem_brats.slice_cache import CachedCase
+from lowmem_brats.slices import SYMMETRIC_VIEWS
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,8 @@ class Batches:
     def read(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, counted from 0, from its `first` on, each read while the one before is in use."""
         order = self._draw(self._rng(0, epoch))
-        with ThreadPoolExecutor(1) as reader:
-            waiting = reader.submit(self._read, order, epoch, first)
-            for number in range(first + 1, self.per_epoch + 1):
-                batch = waiting.result()
-                if number < self.per_epoch:
-                    waiting = reader.submit(self._read, order, epoch, number)
-                yield batch
+        for batch in read_ahead(partial(self._read, order, epoch, n) for n in range(first, self.per_epoch)):
+            yield batch.result()
 
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """As many rows as there are, each as often as its weight says, up to less than once; in any order."""
@@ -82,7 +79,8 @@ class Batches:
         augmentation = None
         if self._config.augment:
             rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)
-            augmentation = sample_augmentation(rng, slices_NCHW.shape, self._config.modality_dropout)
+            symmetric_N = self._rows[chosen, 1] < SYMMETRIC_VIEWS
+            augmentation = sample_augmentation(rng, slices_NCHW.shape, self._config.modality_dropout, symmetric_N)
         return Batch(slices_NCHW, target_NKHW, augmentation)
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:

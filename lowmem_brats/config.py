@@ -78,9 +78,13 @@ class SegmentConfig:
     min_component: float = 0.0
     """Drop connected tumour components smaller than this many mm³; 0: keep all."""
     tta: bool = False
-    """Segment the slices mirrored in their plane too and average: twice the time."""
+    """Segment axial and coronal slices mirrored left to right too and average: nearly twice the time."""
     skip_slices: bool = True
     """Run TC on slices with WT only and ET on slices with TC only; exact under nested fusion."""
+    fast: bool = False
+    """See axial slices only, whatever the network can see."""
+    narrow: bool = True
+    """Run coarsely first, then only around what was found (`routing`)."""
 
     def __post_init__(self) -> None:
         if self.min_component < 0:

@@ -20,7 +20,8 @@ from lowmem_brats.memory.device import PeakMeter
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork
 from lowmem_brats.precision import DTYPES
-from lowmem_brats.slices import views_of
+from lowmem_brats.routing import beside, every_second
+from lowmem_brats.slices import SYMMETRIC_VIEWS, occupied, views_of
 
 OnProgress = Callable[[int, int], None]
 
@@ -76,6 +77,15 @@ def place(network: SliceNetwork, plan: InferencePlan) -> SliceNetwork:
         raise out_of_memory(plan.device) from error
 
 
+def count_passes(active_VN: Sequence[npt.NDArray[np.bool_]], mirror: bool) -> int:
+    """Forward passes of a slice; `mirror`: of its mirror image as well, where left and right are in its plane."""
+    return sum(int(active_N.sum()) * _orientations(view, mirror) for view, active_N in enumerate(active_VN))
+
+
+def _orientations(view: int, mirror: bool) -> int:
+    return 2 if mirror and view < SYMMETRIC_VIEWS else 1
+
+
 def predict_stack(
     network: SliceNetwork,
     slices_ZCHW: npt.NDArray[np.float16],
@@ -83,43 +93,91 @@ def predict_stack(
     plan: InferencePlan,
     mirror: bool = False,
     on_progress: OnProgress = lambda done, total: None,
+    narrow: bool = False,
 ) -> Prediction:
     """Segment the brain with a network that `place` has put where the plan wants it.
 
     `slices_ZCHW`: z-scored, on the host; `active_VN`: for each view to see it from, which slices to run; `mirror`: run
-    each mirrored as well. The logits of a voxel are averaged. When the device runs out of memory all the same, the
-    batch is halved and tried again. Raises BudgetError when a single slice does not fit.
+    each mirrored as `count_passes` says; `narrow`: of these slices run only those where `routing` looks. The logits of
+    a voxel are averaged. When the device runs out of memory all the same, the batch is halved and tried again. Raises
+    BudgetError when a single slice does not fit.
     """
-    shape_KZHW = (network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:])
-    sum_KZHW = np.zeros(shape_KZHW, np.float32)
-    views = len(active_VN)
-    passes = list(zip(views_of(slices_ZCHW, views), views_of(sum_KZHW, views, axis=1), active_VN, strict=True))
-    if mirror:
-        passes += [(seen[..., ::-1], sums[..., ::-1], active) for seen, sums, active in passes]
-    total, done, peak_bytes = sum(int(active.sum()) for *_, active in passes), 0, 0
-    for seen_NCHW, sum_KNHW, active_N in passes:
-        meter = PeakMeter(torch.device(plan.device), *network.parameters(), *network.buffers())
-        run_N = np.flatnonzero(active_N)
+    stack = _Stack(network, slices_ZCHW, active_VN, plan, mirror, on_progress)
+    if not narrow:
+        for view, active_N in enumerate(active_VN):
+            stack.run(view, active_N)
+        return stack.prediction()
+    coarse_N = every_second(active_VN[0])
+    stack.run(0, coarse_N)
+    between_N = active_VN[0] & ~coarse_N
+    stack.run(0, beside(between_N, stack.found_VN[0]), between_N)
+    for view, found_N in enumerate(stack.found_VN[1:], 1):
+        stack.run(view, active_VN[view] & found_N, active_VN[view])
+    return stack.prediction()
+
+
+class _Stack:
+    """A stack of slices while a network runs over it, and the logits added up so far."""
+
+    def __init__(
+        self,
+        network: SliceNetwork,
+        slices_ZCHW: npt.NDArray[np.float16],
+        active_VN: Sequence[npt.NDArray[np.bool_]],
+        plan: InferencePlan,
+        mirror: bool,
+        on_progress: OnProgress,
+    ) -> None:
+        self._network, self._plan, self._mirror, self._on_progress = network, plan, mirror, on_progress
+        self._views, self._total = len(active_VN), count_passes(active_VN, mirror)
+        self._seen_VNCHW = views_of(slices_ZCHW, self._views)
+        self._sum_KZHW = np.zeros((network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.float32)
+        self._sum_VKNHW = views_of(self._sum_KZHW, self._views, axis=1)
+        self._run = self._left_out = self._peak_bytes = 0
+
+    @property
+    def found_VN(self) -> list[npt.NDArray[np.bool_]]:
+        """For each view, which of its slices hold any of the network's first region so far."""
+        return occupied(self._sum_KZHW[0] > 0, self._views)
+
+    def prediction(self) -> Prediction:
+        """What was found."""
+        return Prediction(self._sum_KZHW > 0, self._peak_bytes, self._plan.batch, self._run)
+
+    def run(self, view: int, chosen_N: npt.NDArray[np.bool_], among_N: npt.NDArray[np.bool_] | None = None) -> None:
+        """Run the chosen slices of a view and leave out the others `among` which they were chosen."""
+        for orientation in range(_orientations(view, self._mirror)):
+            seen_NCHW, sum_KNHW = (
+                each[view][..., :: (1, -1)[orientation]] for each in (self._seen_VNCHW, self._sum_VKNHW)
+            )
+            if among_N is not None:
+                self._left_out += int((among_N & ~chosen_N).sum())
+            self._add(seen_NCHW, sum_KNHW, np.flatnonzero(chosen_N))
+
+    def _add(
+        self, seen_NCHW: npt.NDArray[np.float16], sum_KNHW: npt.NDArray[np.float32], run_N: npt.NDArray[np.intp]
+    ) -> None:
+        """Run slices in batches and add their logits."""
+        meter = PeakMeter(torch.device(self._plan.device), *self._network.parameters(), *self._network.buffers())
         start = 0
         while start < len(run_N):
-            n = run_N[start : start + plan.batch]
+            n = run_N[start : start + self._plan.batch]
             slices_nCHW = torch.from_numpy(np.ascontiguousarray(seen_NCHW[n]))
             try:
                 # All batches of a view have one shape and the first is never the smallest: its peak is the peak.
                 with meter if start == 0 else nullcontext():
-                    sum_KNHW[:, n] += step.predict_batch(network, slices_nCHW).numpy().swapaxes(0, 1)
+                    sum_KNHW[:, n] += step.predict_batch(self._network, slices_nCHW).numpy().swapaxes(0, 1)
                 start += len(n)
-                on_progress(done + start, total)
+                self._run += len(n)
+                self._on_progress(self._run + self._left_out, self._total)
                 continue
             except torch.OutOfMemoryError as error:
-                if plan.batch == 1:
-                    raise out_of_memory(plan.device) from error
+                if self._plan.batch == 1:
+                    raise out_of_memory(self._plan.device) from error
             # Only here, outside the except block, has the failed pass let go of its tensors.
-            plan = replace(plan, batch=plan.batch // 2)
+            self._plan = replace(self._plan, batch=self._plan.batch // 2)
             empty_cache()
-        done += start
-        peak_bytes = max(peak_bytes, meter.peak_bytes)
-    return Prediction(sum_KZHW > 0, peak_bytes, plan.batch, total)
+        self._peak_bytes = max(self._peak_bytes, meter.peak_bytes)
 
 
 def empty_cache() -> None:

@@ -1,8 +1,8 @@
 """One case, from NIfTI to NIfTI.
 
-A network of all regions runs on every slice with brain. Of three networks, WT's does, TC's runs where WT was found and
-ET's where TC was found; skipping is exact, because fusion is nested: a slice without WT can hold no TC or ET. One
-network is in memory at a time.
+A network of all regions looks at every slice with brain. Of three networks WT's does, TC's looks where WT was found and
+ET's where TC was found, which is exact, because fusion is nested: a slice without WT can hold no TC or ET. On which of
+these slices it runs `routing` decides. One network is in memory at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,12 +26,13 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.device import choose_device, open_budget
+from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
 from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
 from lowmem_brats.postprocess import drop_small_components
 from lowmem_brats.precision import choose_precision
-from lowmem_brats.predict import place, predict_stack, sound_precision
+from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
 from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, usable_views, views_of
 from lowmem_brats.weights import WeightsSet, load_network, open_set, versions
 
@@ -50,7 +52,7 @@ class SegmentReport:
     plan: InferencePlan
     """Made when the size of the brain is known."""
     seconds: dict[str, float]
-    """Per stage, in order."""
+    """Per stage, in order; `load` is what it waited for reading and slicing, and for torch's planning tools."""
     slices: dict[str, dict[str, int]] = field(default_factory=dict)
     """Per network, named by its regions: `run` and `skipped`, of the slices that hold brain."""
     voxels: dict[str, int] = field(default_factory=dict)
@@ -64,6 +66,14 @@ class SegmentReport:
     process_peak_bytes: int | None = None
     """Most resident host memory of the whole process so far, torch itself included; None where unknown."""
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A case read and cut into slices."""
+
+    case: Case
+    stack: SliceStack
 
 
 @dataclass(frozen=True)
@@ -89,31 +99,40 @@ def check_not_reference(files: CaseFiles, output: Path) -> None:
         raise InputError(output, found, "another place for the result", "Choose one with -o.")
 
 
+def load_case(files: CaseFiles, weights: str | None) -> LoadedCase:
+    """Read a case and cut it into slices as a weights set needs them. Raises InputError or WeightsError."""
+    stride = stride_of(open_set(weights).network)
+    case = read_case(files)
+    return LoadedCase(case, prepare(case.images_CXYZ, stride))
+
+
 def segment_case(
     files: CaseFiles,
     output: Path,
     config: SegmentConfig,
     on_progress: OnProgress = lambda stage, done, total: None,
     on_plan: Callable[[InferencePlan], None] = lambda plan: None,
+    loading: Future[LoadedCase] | None = None,
 ) -> Segmentation:
     """Segment one case and write its label map to `output`, in the grid of its first image.
 
-    `on_progress(regions, slices done, slices in all)`; `on_plan` is called before a network runs. Raises InputError,
-    WeightsError or BudgetError before anything is written.
+    `on_progress(regions, slices done, slices in all)`; `on_plan` is called before a network runs; `loading`: of the
+    same files, where `load_case` is already at work. Raises InputError, WeightsError or BudgetError before anything is
+    written.
     """
     convention, seconds = CONVENTIONS[config.labels], dict[str, float]()
     weights = open_set(config.weights)
     device, warnings = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     budget = open_budget(config.vram, device)
-    with _timed(seconds, "read"):
-        case = read_case(files)
-    with _timed(seconds, "prepare"):
-        stack = prepare(case.images_CXYZ, stride_of(weights.network))
+    with _timed(seconds, "load"):
+        warm_up()
+        loaded = loading.result() if loading else load_case(files, config.weights)
+        case, stack = loaded.case, loaded.stack
     with _timed(seconds, "plan"):
         load = partial(load_network, weights.files[0])
         precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)
-        views = views_of(stack.slices_ZCHW, min(weights.network.views, usable_views(stack.brain_ZHW)))
+        views = views_of(stack.slices_ZCHW, _views(weights, stack, config))
         size_HW = max((seen.shape[2:] for seen in views), key=math.prod)
         plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
         on_plan(plan)
@@ -139,14 +158,21 @@ def _middle_slice(stack: SliceStack) -> npt.NDArray[np.float16]:
     return middle_CHW
 
 
+def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int:
+    """From how many sides the case is seen."""
+    return 1 if config.fast else min(weights.network.views, usable_views(stack.brain_ZHW))
+
+
 def _predict_regions(
     weights: WeightsSet, stack: SliceStack, config: SegmentConfig, report: SegmentReport, on_progress: OnProgress
 ) -> dict[Region, npt.NDArray[np.bool_]]:
     """Run the networks, one in memory at a time: region → mask_ZHW."""
     masks: dict[Region, npt.NDArray[np.bool_]] = {}
-    views = min(weights.network.views, usable_views(stack.brain_ZHW))
-    if views < weights.network.views:
+    views = _views(weights, stack, config)
+    if views < weights.network.views and not config.fast:
         report.warnings.append("too few slices, or too far apart, to be seen from other sides: axial slices only")
+    # Whether the next slice is near enough to be judged by this one, whatever the network sees.
+    narrow = config.narrow and usable_views(stack.brain_ZHW) > 1
     brain_VN = occupied(stack.brain_ZHW, views)
     active_VN = brain_VN
     for file in weights.files:
@@ -159,6 +185,7 @@ def _predict_regions(
                 plan,
                 config.tta,
                 partial(on_progress, file.name.upper()),
+                narrow,
             )
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
@@ -166,7 +193,7 @@ def _predict_regions(
         masks |= zip(file.regions, prediction.mask_KZHW, strict=True)
         report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
         report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
-        in_all = sum(int(active.sum()) for active in brain_VN) * (1 + config.tta)
+        in_all = count_passes(brain_VN, config.tta)
         report.slices[file.name] = {"run": prediction.run, "skipped": in_all - prediction.run}
         if config.skip_slices:
             found_VN = occupied(masks[file.regions[-1]], views)

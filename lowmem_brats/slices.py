@@ -15,6 +15,9 @@ import numpy.typing as npt
 FLATTEST = 2.0
 """Times that a brain may be longer than high, in voxels; it is 1.3 times in mm, so slices may be 1.5 mm apart."""
 
+SYMMETRIC_VIEWS = 2
+"""Axial and coronal slices have left and right along their last axis, sagittal ones foot and head."""
+
 
 @dataclass(frozen=True)
 class SliceStack:

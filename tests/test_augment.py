@@ -397,6 +397,20 @@ def assert_fills(values: np.ndarray, low: float, high: float) -> None:
     assert high - margin < values.max() <= high + 1e-6
 
 
+def test_only_symmetric_slices_are_flipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the others are warped as they would be without the flip."""
+    monkeypatch.setattr(augment, "WARP_PROBABILITY", 1.0)
+    symmetric_N = np.arange(DRAWS) % 2 == 0
+    any_N, some_N = (
+        sample_augmentation(np.random.default_rng(0), (DRAWS, 4, 40, 24), 0.0, symmetric_N).matrix_N22
+        for symmetric_N in (True, symmetric_N)
+    )
+    assert 0.45 < (np.linalg.det(some_N[symmetric_N]) < 0).mean() < 0.55
+    assert (np.linalg.det(some_N[~symmetric_N]) > 0).all()
+    np.testing.assert_array_equal(some_N[symmetric_N], any_N[symmetric_N])
+    np.testing.assert_allclose(abs(np.linalg.det(some_N)), abs(np.linalg.det(any_N)), rtol=1e-5)
+
+
 def test_half_of_the_slices_are_flipped(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix_N22 = only(monkeypatch, "FLIP_PROBABILITY").matrix_N22
     flipped_N = matrix_N22[:, 0, 0] == -1

@@ -27,8 +27,8 @@ from lowmem_brats.weights import open_set
 
 COMMANDS = sorted(main.commands)
 FLAGS = {
-    "segment": "device flair labels min-component no-preview output overwrite precision preview quiet report "
-    "t1 t1ce t2 tta vram weights",
+    "segment": "device every-slice fast flair labels min-component narrow no-preview output overwrite precision "
+    "preview quiet report t1 t1ce t2 tta vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
     "train": "augment average balance batch cache clip device encoder-weights epochs finetune fold labels "
     "learning-rate loss max-time modality-dropout mode network no-augment no-balance output overwrite patience "

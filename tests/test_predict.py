@@ -159,12 +159,14 @@ def test_views_and_mirror_images_are_averaged() -> None:
         coronal_ZHW = network(slices.permute(2, 1, 0, 3))[:, 0].permute(1, 0, 2)  # [H, C, Z, W]
         sagittal_ZHW = network(slices.permute(3, 1, 2, 0))[:, 0].permute(2, 1, 0)  # [W, C, H, Z]
         mirrored_ZHW = network(slices.flip(3))[:, 0].flip(2)
+        mirrored_coronal_ZHW = network(slices.flip(3).permute(2, 1, 0, 3))[:, 0].permute(1, 0, 2).flip(2)
     brain_ZHW = (slices_ZCHW != 0).any(axis=1)
     everywhere = [np.ones(n, np.bool_) for n in (16, SIDE, SIDE)]
 
     def found(views: int, mirror: bool) -> npt.NDArray[np.bool_]:
         result = predict_stack(network, slices_ZCHW, everywhere[:views], plan(3), mirror)
-        assert result.run == sum(map(len, everywhere[:views])) * (1 + mirror)
+        # Left and right of a sagittal slice are other slices: mirrored, it is the same.
+        assert result.run == sum(map(len, everywhere[:views])) + mirror * sum(map(len, everywhere[: min(views, 2)]))
         return result.mask_KZHW[0]
 
     for mask_ZHW, logits in (
@@ -172,10 +174,53 @@ def test_views_and_mirror_images_are_averaged() -> None:
         (found(2, False), axial_ZHW + coronal_ZHW),
         (found(3, False), axial_ZHW + coronal_ZHW + sagittal_ZHW),
         (found(1, True), axial_ZHW + mirrored_ZHW),
+        (found(3, True), axial_ZHW + mirrored_ZHW + coronal_ZHW + mirrored_coronal_ZHW + sagittal_ZHW),
     ):
         sure_ZHW = (logits.abs() > 1e-4).numpy()  # sums in another order
         np.testing.assert_array_equal(mask_ZHW[sure_ZHW], ((logits > 0).numpy() & brain_ZHW)[sure_ZHW])
     assert 0.01 < (found(3, False) != found(1, False)).mean() < 0.5
+
+
+def tumour(z: slice) -> npt.NDArray[np.float16]:
+    """Return slices in which Toy finds a box of 5 × 5 pixels on the slices `z`, seen from every side."""
+    slices_ZCHW = np.full((9, 4, SIDE, SIDE), -1.0, np.float16)
+    slices_ZCHW[z, 0, 10:15, 8:13] = 1.0
+    return slices_ZCHW
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_narrowing_runs_the_slices_around_the_tumour(mirror: bool, batch: int) -> None:
+    everywhere = [np.ones(n, np.bool_) for n in (9, SIDE, SIDE)]
+    reported: list[tuple[int, int]] = []
+    arguments = Toy(), tumour(np.s_[3:7]), everywhere, plan(batch), mirror
+    full = predict_stack(*arguments)
+    found = predict_stack(*arguments, lambda done, total: reported.append((done, total)), narrow=True)
+    np.testing.assert_array_equal(found.mask_KZHW, full.mask_KZHW)
+    assert full.run == (9 + SIDE) * (1 + mirror) + SIDE
+    # Axially 0 2 4 6 8, then 3 5 7 beside 4 and 6; 5 coronal and 5 sagittal slices cross the tumour.
+    assert found.run == (8 + 5) * (1 + mirror) + 5
+    assert [total for _, total in reported] == [full.run] * len(reported)
+    assert reported[-1][0] == full.run
+    assert reported == sorted(reported)
+    assert found.peak_bytes == full.peak_bytes
+
+
+def test_narrowing_may_miss_what_lies_on_one_axial_slice() -> None:
+    everywhere = [np.ones(n, np.bool_) for n in (9, SIDE, SIDE)]
+    for z, found_at_all in ((4, True), (5, False)):
+        found = predict_stack(Toy(), tumour(np.s_[z]), everywhere, plan(), narrow=True)
+        assert found.mask_KZHW.any() == found_at_all
+        assert found.run == (5 + 2 + 5 + 5 if found_at_all else 5)
+
+
+def test_narrowing_keeps_to_the_active_slices() -> None:
+    active_VN = [np.ones(n, np.bool_) for n in (9, SIDE, SIDE)]
+    active_VN[0][:6], active_VN[1][12:], active_VN[2][:10] = False, False, False
+    network = Toy()
+    found = predict_stack(network, tumour(np.s_[3:7]), active_VN, plan(), narrow=True)
+    # Axially 6 and 8, then 7; coronal slices 10 and 11, sagittal ones 10 to 12.
+    assert found.run == len(network.batches) == 3 + 2 + 3
 
 
 def test_no_graph_is_kept() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +17,10 @@ from lowmem_brats.cli import console, options
 from lowmem_brats.config import MODALITIES, SegmentConfig
 from lowmem_brats.errors import InputError, LowmemError
 from lowmem_brats.files import check_apart, check_output, replace_when_complete
+from lowmem_brats.read_ahead import read_ahead
 
 if TYPE_CHECKING:
-    from lowmem_brats.segment import Segmentation
+    from lowmem_brats.segment import LoadedCase, Segmentation
 
 
 @click.command()
@@ -43,7 +47,13 @@ if TYPE_CHECKING:
     metavar="MM3",
     help="Drop connected tumour components smaller than this.",
 )
-@click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: twice the time.")
+@click.option("--fast", is_flag=True, help="Axial slices only: two to three times as fast, less accurate.")
+@click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: nearly twice the time.")
+@click.option(
+    "--narrow/--every-slice",
+    default=SegmentConfig.narrow,
+    help="Look coarsely first, then only around what was found (default), or at every slice from every side.",
+)
 @click.option("--preview/--no-preview", default=True, help="Write <case_id>_preview.png beside the label map.")
 @click.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.")
 @options.overwrite
@@ -62,30 +72,37 @@ def segment(
     CASE is a folder with T1, T1ce, T2 and FLAIR as .nii or .nii.gz (any BraTS naming), or one 4-D file in the order
     of the Medical Segmentation Decathlon. The result has the grid of the input.
     """
-    explicit = {m: path for m in MODALITIES if (path := settings.pop(m))}
+    explicit = {m: path for m in MODALITIES if isinstance(path := settings.pop(m), Path)}
     config = SegmentConfig(**settings)  # type: ignore[arg-type]
     if len(cases) > 1 and (explicit or (output and output.name.endswith((".nii", ".nii.gz")))):
         raise InputError("segment", f"{len(cases)} cases", "one case for --t1 … or -o FILE", "Give -o a folder.")
     if report:
         check_output(report, overwrite)
     reports, failures, taken = [], [], [report] if report else []
-    for path in cases:
+    find = partial(find_case, explicit=explicit)
+    for path, loading in zip(cases, read_ahead(partial(_load, find, path, config) for path in cases), strict=True):
         try:
-            files = find_case(path, explicit)  # type: ignore[arg-type]
+            files = find(path)
             outputs = _outputs(files, output, preview, overwrite, taken)
             taken += outputs
-            reports.append(segment_one(files, outputs, config, quiet))
+            reports.append(segment_one(files, outputs, config, quiet, loading))
         except LowmemError as error:
             if len(cases) == 1:
                 raise
             failures.append(error)
             console.err.print(f"Error: {error}", style="red")
     if report:
-        with replace_when_complete(report) as partial:
-            partial.write_text(json.dumps({"cases": reports}, indent=2) + "\n", encoding="utf-8")
+        with replace_when_complete(report) as beside:
+            beside.write_text(json.dumps({"cases": reports}, indent=2) + "\n", encoding="utf-8")
     if failures:
         names = ", ".join(str(f.where) for f in failures)
         raise InputError("segment", f"{len(failures)} of {len(cases)} cases failed ({names})", "none", "See above.")
+
+
+def _load(find: Callable[[Path], CaseFiles], path: Path, config: SegmentConfig) -> LoadedCase:
+    from lowmem_brats.segment import load_case
+
+    return load_case(find(path), config.weights)
 
 
 def _outputs(files: CaseFiles, output: Path | None, preview: bool, overwrite: bool, taken: list[Path]) -> list[Path]:
@@ -103,17 +120,23 @@ def _outputs(files: CaseFiles, output: Path | None, preview: bool, overwrite: bo
     return outputs
 
 
-def segment_one(files: CaseFiles, outputs: list[Path], config: SegmentConfig, quiet: bool) -> dict[str, object]:
+def segment_one(
+    files: CaseFiles,
+    outputs: list[Path],
+    config: SegmentConfig,
+    quiet: bool,
+    loading: Future[LoadedCase] | None = None,
+) -> dict[str, object]:
     """Segment a case, write its label map and, where a second path is given, its picture; show the tables.
 
-    Returns the report as plain values.
+    `loading`: as `segment_case`. Returns the report as plain values.
     """
     from lowmem_brats.segment import segment_case
 
     target, *pictures = outputs
     with console.progress(quiet) as on_progress:
         show_plan = (lambda plan: None) if quiet else console.show_plan
-        result = segment_case(files, target, config, on_progress, show_plan)
+        result = segment_case(files, target, config, on_progress, show_plan, loading)
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
     for picture in pictures:

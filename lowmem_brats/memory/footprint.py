@@ -45,6 +45,11 @@ class Footprint:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
+def warm_up() -> None:
+    """Import what torch imports for the first tensor without data: a second, which can pass while a case is read."""
+    FakeTensorMode()
+
+
 @cache
 def inference_footprint(
     network: NetworkConfig, size_HW: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
