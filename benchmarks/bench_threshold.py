@@ -74,7 +74,11 @@ def main() -> None:
         }
         runs.append({"run": run.name, "patients": held_out, "mean_dice": rows})
         for threshold, row in rows.items():
-            print(f"{run.name:32s} {threshold:>5s}", *(f"{key} {value:.4f}" for key, value in row.items()), flush=True)
+            print(
+                f"{run.name:32s} {threshold:>5s}",
+                *(f"{key.value} {value:.4f}" for key, value in row.items()),
+                flush=True,
+            )
     options.out.write_text(json.dumps(conditions("cpu") | {"runs": runs}, indent=2) + "\n")
 
 
