@@ -31,7 +31,7 @@ from lowmem_brats.optimisation import WeightAverage, learning_rate, stops_early
 from lowmem_brats.precision import DTYPES, PrecisionController
 from lowmem_brats.predict import empty_cache, out_of_memory
 from lowmem_brats.slice_cache import CachedCase
-from lowmem_brats.validate import Validation, validate
+from lowmem_brats.validate import Validation, best_thresholds, validate
 
 CHECKPOINT_SECONDS = 600.0
 CURVE_STEPS = 10  # to a point of the loss's curve
@@ -134,6 +134,27 @@ class NetworkTraining:
             self._end_epoch(tell)
             saved = time.monotonic()
         return self.best
+
+    def finish(self) -> dict[str, tuple[float, float]]:
+        """Load the best weights and take masks where validation Dice is best, by their last bias.
+
+        Returns region → the logit that is 0 from now on, and the Dice there; nothing without validation patients.
+        """
+        self.network.load_state_dict(self.best_state)
+        plan = self.plans[self.controller.fast]
+        if not self.validation:
+            return {}
+        found: dict[str, tuple[float, float]] = parallel.first(
+            None
+            if parallel.rank()
+            else best_thresholds(
+                self.best_state, self.config.network, self.validation, self.regions, plan.device, plan.precision
+            )
+        )
+        bias_K = self.network.last_bias()
+        with torch.no_grad():
+            bias_K.sub_(bias_K.new_tensor([found[region.value][0] for region in self.regions]))
+        return found
 
     @property
     def best(self) -> Epoch:

@@ -30,14 +30,19 @@ OnProgress = Callable[[int, int], None]
 class Prediction:
     """What a network found in a stack of slices."""
 
-    mask_KZHW: npt.NDArray[np.bool_]
-    """False outside the brain and on slices that were not run."""
+    sum_KZHW: npt.NDArray[np.float32]
+    """Logits, added up over all views; 0 outside the brain and on slices that were not run."""
     peak_bytes: int
     """Most bytes on the device (live tensors on the CPU), weights included."""
     batch: int
     """Slices per forward pass at the end: the plan's, or less after the card ran out of memory."""
     run: int
     """Forward passes of a slice, over all views."""
+
+    @property
+    def mask_KZHW(self) -> npt.NDArray[np.bool_]:
+        """Where the mean logit is positive."""
+        return self.sum_KZHW > 0
 
 
 def sound_precision(
@@ -142,7 +147,7 @@ class _Stack:
 
     def prediction(self) -> Prediction:
         """What was found."""
-        return Prediction(self._sum_KZHW > 0, self._peak_bytes, self._plan.batch, self._run)
+        return Prediction(self._sum_KZHW, self._peak_bytes, self._plan.batch, self._run)
 
     def run(self, view: int, chosen_N: npt.NDArray[np.bool_], among_N: npt.NDArray[np.bool_] | None = None) -> None:
         """Run the chosen slices of a view and leave out the others `among` which they were chosen."""

@@ -47,6 +47,8 @@ class NetworkReport:
     """(step, why the format changed)."""
     peak_bytes: dict[str, int]
     """Format → most bytes of tensors on the device, to compare with its plan's `predicted_bytes`."""
+    thresholds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Region → the logit at which validation Dice was best, to which the weights were moved, and that Dice."""
 
 
 @dataclass

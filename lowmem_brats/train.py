@@ -247,7 +247,7 @@ def _train_network(run: _Run, training: NetworkTraining) -> Path:
     best = training.run(Listener(run.tell.on_progress, on_epoch, on_checkpoint))
     for text in training.notes:
         run.note(text)
-    training.network.load_state_dict(training.best_state)
+    report.thresholds = training.finish()
     path = run.folder.path / "checkpoints" / f"{training.name.replace(' ', '-')}.safetensors"
     summary = {
         "training_cases": len(run.training),
@@ -257,6 +257,7 @@ def _train_network(run: _Run, training: NetworkTraining) -> Path:
         "versions": run.report.versions,
     }
     metrics = {"validation_dice": best.region_dice, "validation_cases": len(run.validation)}
+    metrics |= {"thresholds": report.thresholds}
     if parallel.rank() == 0:
         save_network(training.network, WeightsFile(path, training.regions, run.report.config.network, summary, metrics))
     return path

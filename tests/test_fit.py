@@ -24,7 +24,7 @@ from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.memory.step import place
 from lowmem_brats.networks import build_network
 from lowmem_brats.optimisation import WeightAverage
-from lowmem_brats.validate import Validation
+from lowmem_brats.validate import Validation, validate
 
 Make = Callable[..., NetworkTraining]
 
@@ -336,3 +336,26 @@ def test_the_average_is_the_one_of_its_own_module(make: Make) -> None:
     assert losses_of_all == list(range(1, 25))
     assert all(torch.equal(by_hand.state[key], value) for key, value in training._average.state.items())
     assert TINY.outputs == 1
+
+
+def test_the_best_weights_take_their_masks_where_validation_dice_is_best(make: Make) -> None:
+    training = make(replace(EASY, epochs=6), regions=tuple(Region))
+    training.run(Listener())
+    found = training.finish()
+    moved_K = torch.tensor([found[region.value][0] for region in Region])
+    torch.testing.assert_close(training.network.last_bias().detach(), training.best_state["head.bias"] - moved_K)
+    assert found["et"][0] < 0, "else the test shows nothing"
+    assert found["et"][1] > training.best.region_dice["et"]
+    state = training.network.state_dict()
+    now = validate(state, training.config.network, training.validation, training.regions, "cpu", "fp32").dice
+    for region in Region:
+        assert found[region.value][1] == pytest.approx(np.mean(list(now[region.value].values())), abs=1e-4)
+
+
+def test_without_validation_the_last_weights_stay_as_they_are(make: Make) -> None:
+    training = make(replace(EASY, epochs=1))
+    training.validation = []
+    training.run(Listener())
+    assert training.finish() == {}
+    for key, value in training.network.state_dict().items():
+        torch.testing.assert_close(value, training.best_state[key], rtol=0, atol=0)

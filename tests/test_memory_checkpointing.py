@@ -86,6 +86,9 @@ def test_dropout_draws_the_same_again() -> None:
         def stages(self) -> dict[str, nn.Module]:
             return {"stage": self.stage}
 
+        def last_bias(self) -> nn.Parameter:
+            return self.stage[-1].bias  # type: ignore[return-value]
+
         def forward(self, slices_NCHW: Tensor) -> Tensor:
             return self.stage(slices_NCHW)  # type: ignore[no-any-return]
 

@@ -36,6 +36,9 @@ class OneConvolution(SliceNetwork):
     def stages(self) -> dict[str, nn.Module]:
         return {"only": self.only}
 
+    def last_bias(self) -> nn.Parameter:
+        raise NotImplementedError
+
     def forward(self, slices_NCHW: Tensor) -> Tensor:
         return self.only(slices_NCHW)  # type: ignore[no-any-return]
 

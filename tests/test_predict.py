@@ -55,6 +55,10 @@ class Toy(SliceNetwork):
         """Return nothing: there is one step only."""
         return {}
 
+    def last_bias(self) -> nn.Parameter:
+        """Return the one of all regions."""
+        return self.bias
+
     def forward(self, slices_NCHW: Tensor) -> Tensor:
         """[N, 4, H, W] → [N, K, H, W]."""
         self.batches.append(slices_NCHW)

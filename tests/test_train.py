@@ -80,7 +80,13 @@ def test_the_set_opens_and_says_how_it_was_made(trained: tuple[Path, TrainReport
     for region, file in zip(Region, opened.files, strict=True):
         assert (file.regions, file.network) == ((region,), TINY)
         best = max(epoch.mean_dice for epoch in report.networks[region.value].epochs)
-        assert file.metrics == {"validation_dice": {region.value: best}, "validation_cases": 1}
+        thresholds = report.networks[region.value].thresholds
+        assert file.metrics == {
+            "validation_dice": {region.value: best},
+            "validation_cases": 1,
+            "thresholds": {region.value: list(thresholds[region.value])},
+        }
+        assert thresholds[region.value][1] >= round(best, 4)
         assert file.training["training_cases"] == 3
         assert file.training["precision"] == "fp32"
         assert {"lowmem-brats", "torch", "python"} <= set(file.training["versions"])
@@ -170,7 +176,7 @@ def test_without_validation_the_last_epoch_is_kept(easy_data: Path, tmp_path: Pa
     assert [epoch.region_dice for epoch in network.epochs] == [{}] * config.epochs
     (file,) = open_set(str(tmp_path / "run")).files
     assert (file.network.views, file.training["steps"]) == (3, network.epochs[-1].steps)
-    assert file.metrics == {"validation_dice": {}, "validation_cases": 0}
+    assert file.metrics == {"validation_dice": {}, "validation_cases": 0, "thresholds": {}}
 
 
 def test_three_views_are_planned_validated_and_gone_on_with(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from easy_cases import DEPTH, SIDE, TINY, easy_cached, easy_depth
 
+from lowmem_brats import validate as validate_module
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.labels import Region
 from lowmem_brats.networks import build_network
+from lowmem_brats.predict import Prediction
 from lowmem_brats.slice_cache import CachedCase, store_case
-from lowmem_brats.validate import EXAMPLES, validate
+from lowmem_brats.validate import EXAMPLES, THRESHOLDS, best_thresholds, validate
 
 
 def says_tumour(outputs: int = 1) -> dict[str, torch.Tensor]:
@@ -68,3 +70,30 @@ def test_examples_are_the_busiest_slices_of_the_first_patients(tmp_path: Path, c
     np.testing.assert_array_equal(example.reference_HW, easy_depth()[0] >= 1)
     np.testing.assert_array_equal(example.slice_CHW, cases[1].slices_ZCHW[example.z].astype(np.float32))
     assert example.predicted_HW.all()
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_the_threshold_is_where_dice_is_best(
+    cases: list[CachedCase], monkeypatch: pytest.MonkeyPatch, threshold: float, views: int
+) -> None:
+    """Mean logits a little above it in the tumour, a little below it in the brain around, 0 outside the brain."""
+    config = NetworkConfig(width=8, depth=1, outputs=3, views=views)
+    given = []
+    for case in cases:
+        deeper_KZHW = case.depth_ZHW >= np.array([1, 2, 3])[:, None, None, None]
+        used = min(views, len(case.brain_VN))
+        sum_KZHW = (used * np.where(deeper_KZHW, threshold + 0.1, threshold - 0.1)).astype(np.float32)
+        sum_KZHW[..., :4] = 0
+        assert not deeper_KZHW[..., :3].any()
+        given.append((case, Prediction(np.where(deeper_KZHW, used * (threshold + 0.1), sum_KZHW), 0, 1, 0)))
+    monkeypatch.setattr(validate_module, "_predict", lambda *arguments: given)
+    found = best_thresholds({}, config, cases, list(Region), "cpu", "fp32")
+    assert found == dict.fromkeys(("wt", "tc", "et"), (threshold, 1.0))
+
+
+def test_of_equally_good_thresholds_the_first(cases: list[CachedCase]) -> None:
+    """All brain is tumour at each threshold below 1."""
+    dice = np.mean(list(validate(says_tumour(), TINY, cases, [Region.WT], "cpu", "fp32").dice["wt"].values()))
+    found = best_thresholds(says_tumour(), TINY, cases, [Region.WT], "cpu", "fp32")
+    assert found == {"wt": (0.0, pytest.approx(dice, abs=1e-4))}

@@ -181,6 +181,8 @@ def train(
         peaks = [network.peak_bytes.get(plan.precision, 0) for network in report.networks.values()]
         if any(peaks) or plan is report.plans[0]:
             console.show_peak(max(peaks), plan, report.cuda_peak)
+    for region, (threshold, dice) in [row for each in report.networks.values() for row in each.thresholds.items()]:
+        console.out.print(f"{region.upper()} masks   where the logit was above {threshold}: validation Dice {dice:.3f}")
     counts = f"{len(report.training_cases)} cases, {len(report.validation_cases)} to validate"
     use = f"; segment with --weights {output}" if (output / "index.json").exists() else ""
     console.out.print(f"wrote        {output} ({counts}): metrics.csv, curves.png{use}")

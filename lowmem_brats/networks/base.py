@@ -39,6 +39,10 @@ class SliceNetwork(nn.Module, ABC):
         In training it may give several maps of each, [N, M·K, H, W], to be judged apart; evaluation gives their sum.
         """
 
+    @abstractmethod
+    def last_bias(self) -> nn.Parameter:
+        """What is added to the logits of each region last, [K]: less of it, and masks are smaller."""
+
     def load_encoder(self, path: Path) -> None:
         """Start from the encoder's public checkpoint. Raises InputError where there is none to start."""
         name = type(self).__name__

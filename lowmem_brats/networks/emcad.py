@@ -168,6 +168,10 @@ class EMCAD(SliceNetwork):
         decoder = {f"decoder.{i}": stage for i, stage in zip((4, 3, 2, 1), (self.deepest, *self.up), strict=True)}
         return encoder | decoder
 
+    def last_bias(self) -> nn.Parameter:
+        """That of the finest head."""
+        return self.heads[-1].bias  # type: ignore[return-value]
+
     def forward(self, slices_NCHW: Tensor) -> Tensor:
         """[N, 4, H, W] → logits [N, K, H, W]; H and W multiples of 32.
 

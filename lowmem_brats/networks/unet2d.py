@@ -86,6 +86,10 @@ class UNet2d(SliceNetwork):
         down = {f"down.{i}": block for i, block in enumerate(self.down)}
         return down | {f"up.{i}": block for i, block in enumerate(self.up)}
 
+    def last_bias(self) -> nn.Parameter:
+        """That of the head."""
+        return self.head.bias  # type: ignore[return-value]
+
     def forward(self, slices_NCHW: Tensor) -> Tensor:
         """[N, 4, H, W] → logits [N, K, H, W]; H and W multiples of `stride`."""
         skips: list[Tensor] = []
