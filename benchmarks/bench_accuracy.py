@@ -1,6 +1,6 @@
 """How well a set segments patients that it never saw, in each precision, with 95 % intervals over the patients.
 
-    python benchmarks/bench_accuracy.py DATA WORK OUT.json [--weights SET] [--only bf16]
+    python benchmarks/bench_accuracy.py DATA WORK OUT.json [--weights SET] [--only bf16 ...]
 
 DATA: a folder of labelled cases. Every case is segmented from NIfTI to NIfTI as `lowmem-brats segment` does; WORK keeps
 the label maps. Nothing may be chosen by what this prints if DATA are test patients.
@@ -32,6 +32,8 @@ VARIANTS = {
     "fp32": replace(CPU, precision="fp32"),
     "fp16": replace(CPU, precision="fp16"),
     "bf16, mirrored too": replace(CPU, precision="bf16", tta=True),
+    "bf16, every slice": replace(CPU, precision="bf16", narrow=False),
+    "bf16, fast": replace(CPU, precision="bf16", fast=True),
 }
 
 
@@ -81,10 +83,10 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights")
-    parser.add_argument("--only", choices=VARIANTS)
+    parser.add_argument("--only", choices=VARIANTS, nargs="+", default=list(VARIANTS))
     options = parser.parse_args()
     cases, rows = read_cases(options.data)[0], []
-    for name in [options.only] if options.only else VARIANTS:
+    for name in options.only:
         settings = replace(VARIANTS[name], weights=options.weights)
         scores, reports = score(cases, options.work / name, settings)
         rows.append(

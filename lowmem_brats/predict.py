@@ -118,6 +118,7 @@ def predict_stack(
     stack.run(0, beside(between_N, stack.found_VN[0]), between_N)
     for view, found_N in enumerate(stack.found_VN[1:], 1):
         stack.run(view, active_VN[view] & found_N, active_VN[view])
+    stack.clear_unseen()
     return stack.prediction()
 
 
@@ -138,6 +139,7 @@ class _Stack:
         self._seen_VNCHW = views_of(slices_ZCHW, self._views)
         self._sum_KZHW = np.zeros((network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.float32)
         self._sum_VKNHW = views_of(self._sum_KZHW, self._views, axis=1)
+        self._ran_VN = [np.zeros_like(active_N) for active_N in active_VN]
         self._run = self._left_out = self._peak_bytes = 0
 
     @property
@@ -149,8 +151,14 @@ class _Stack:
         """What was found."""
         return Prediction(self._sum_KZHW, self._peak_bytes, self._plan.batch, self._run)
 
+    def clear_unseen(self) -> None:
+        """Find nothing where not every view has looked: one or two would decide there alone."""
+        for sum_KNHW, ran_N in zip(self._sum_VKNHW, self._ran_VN, strict=True):
+            sum_KNHW[:, ~ran_N] = 0
+
     def run(self, view: int, chosen_N: npt.NDArray[np.bool_], among_N: npt.NDArray[np.bool_] | None = None) -> None:
         """Run the chosen slices of a view and leave out the others `among` which they were chosen."""
+        self._ran_VN[view] |= chosen_N
         for orientation in range(_orientations(view, self._mirror)):
             seen_NCHW, sum_KNHW = (
                 each[view][..., :: (1, -1)[orientation]] for each in (self._seen_VNCHW, self._sum_VKNHW)

@@ -1,9 +1,9 @@
 """Which slices to run a network on, where most hold nothing of what it looks for.
 
 Axial slices come first, every second one; those between only where a neighbour was found to hold something; coronal and
-sagittal ones only where they cross what the axial ones found. Unlike the skipping of nested regions this is not exact:
-what lies on a single axial slice can be missed, and far from the tumour fewer views are averaged. What it changes is in
-docs/architecture.md. Shape suffix: N slices of a view.
+sagittal ones only where they cross what the axial ones found. Nothing is found where not all of them looked. Unlike the
+skipping of nested regions this is not exact: what lies on a single axial slice, or what only the other sides show, is
+missed. How much that changes is in docs/architecture.md. Shape suffix: N slices of a view.
 """
 
 from __future__ import annotations

@@ -218,6 +218,22 @@ def test_narrowing_may_miss_what_lies_on_one_axial_slice() -> None:
         assert found.run == (5 + 2 + 5 + 5 if found_at_all else 5)
 
 
+def test_narrowing_finds_nothing_where_one_side_alone_has_looked() -> None:
+    """Coronal slices, the only ones of 9 rows, call all of themselves tumour: the axial ones say where to look."""
+
+    class Coronal(Toy):
+        def forward(self, slices_NCHW: Tensor) -> Tensor:
+            return super().forward(slices_NCHW) + 10 * (slices_NCHW.shape[2] == 9)
+
+    everywhere = [np.ones(n, np.bool_) for n in (9, SIDE, SIDE)]
+    found = predict_stack(Coronal(), tumour(np.s_[4:7]), everywhere, plan(), narrow=True).mask_KZHW[0]
+    box = np.zeros_like(found)
+    box[3:8, 10:15, 8:13] = True  # axial slices 3 and 7 were run as neighbours of 4 and 6
+    # Slice 8 was run too: all three sides have looked there as well.
+    box[[0, 2, 8], 10:15, 8:13] = True
+    np.testing.assert_array_equal(found, box)
+
+
 def test_narrowing_keeps_to_the_active_slices() -> None:
     active_VN = [np.ones(n, np.bool_) for n in (9, SIDE, SIDE)]
     active_VN[0][:6], active_VN[1][12:], active_VN[2][:10] = False, False, False
