@@ -17,9 +17,11 @@ import lowmem_brats.segment as module
 from lowmem_brats import predict
 from lowmem_brats.case_files import find_case
 from lowmem_brats.cli.phantom import write_phantom
+from lowmem_brats.cli.segment import load_ahead
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.labels import CONVENTIONS, Region
+from lowmem_brats.memory import device as device_module
 from lowmem_brats.memory import planner
 from lowmem_brats.nifti import read_label
 from lowmem_brats.segment import LoadedCase, Segmentation, check_not_reference, load_case, output_path, segment_case
@@ -116,6 +118,22 @@ def test_a_case_loaded_before_gives_the_same_result(tmp_path: Path, tiny: str, p
     straight = segment_case(files, tmp_path / "b.nii.gz", config)
     np.testing.assert_array_equal(before.label_XYZ, straight.label_XYZ)
     assert before.report.slices == straight.report.slices
+
+
+def test_the_next_case_is_read_ahead_on_a_card_only(
+    tiny: str, phantom: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = SegmentConfig(weights=tiny)
+    monkeypatch.setattr(device_module, "choose_device", lambda requested: (torch.device("cpu"), []))
+    assert load_ahead([phantom, phantom], find_case, config) == [None, None]
+    monkeypatch.setattr(device_module, "choose_device", lambda requested: (torch.device("cuda"), []))
+    found, broken = load_ahead([phantom, tmp_path / "nowhere"], find_case, config)
+    assert found is not None
+    assert broken is not None
+    straight = load_case(find_case(phantom), tiny)
+    np.testing.assert_array_equal(found.result().stack.slices_ZCHW, straight.stack.slices_ZCHW)
+    with pytest.raises(InputError, match="nowhere"):
+        broken.result()
 
 
 def test_narrowing_leaves_out_slices_but_not_where_they_lie_far_apart(

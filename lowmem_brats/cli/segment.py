@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
@@ -80,7 +80,7 @@ def segment(
         check_output(report, overwrite)
     reports, failures, taken = [], [], [report] if report else []
     find = partial(find_case, explicit=explicit)
-    for path, loading in zip(cases, read_ahead(partial(_load, find, path, config) for path in cases), strict=True):
+    for path, loading in zip(cases, load_ahead(cases, find, config), strict=True):
         try:
             files = find(path)
             outputs = _outputs(files, output, preview, overwrite, taken)
@@ -99,10 +99,19 @@ def segment(
         raise InputError("segment", f"{len(failures)} of {len(cases)} cases failed ({names})", "none", "See above.")
 
 
-def _load(find: Callable[[Path], CaseFiles], path: Path, config: SegmentConfig) -> LoadedCase:
+def load_ahead(
+    cases: Sequence[Path], find: Callable[[Path], CaseFiles], config: SegmentConfig
+) -> Iterable[Future[LoadedCase] | None]:
+    """Of each case what `segment_case` takes as `loading`: on a card the next case is read while networks run.
+
+    On the CPU, where reading would take cores from them (1.15 times the time on two), None.
+    """
+    from lowmem_brats.memory.device import choose_device
     from lowmem_brats.segment import load_case
 
-    return load_case(find(path), config.weights)
+    if choose_device(config.device)[0].type == "cpu":
+        return [None] * len(cases)
+    return read_ahead(partial(lambda path: load_case(find(path), config.weights), path) for path in cases)
 
 
 def _outputs(files: CaseFiles, output: Path | None, preview: bool, overwrite: bool, taken: list[Path]) -> list[Path]:
