@@ -31,7 +31,7 @@ class Prediction:
     """What a network found in a stack of slices."""
 
     sum_KZHW: npt.NDArray[np.float32]
-    """Logits, added up over all views; 0 outside the brain and on slices that were not run."""
+    """Logits, added up over all views; 0 outside the brain and where no view, or if `narrow` not every one, was run."""
     peak_bytes: int
     """Most bytes on the device (live tensors on the CPU), weights included."""
     batch: int

@@ -99,9 +99,8 @@ def check_not_reference(files: CaseFiles, output: Path) -> None:
         raise InputError(output, found, "another place for the result", "Choose one with -o.")
 
 
-def load_case(files: CaseFiles, weights: str | None) -> LoadedCase:
-    """Read a case and cut it into slices as a weights set needs them. Raises InputError or WeightsError."""
-    stride = stride_of(open_set(weights).network)
+def load_case(files: CaseFiles, stride: int) -> LoadedCase:
+    """Read a case and cut it into slices; `stride`: as `prepare`. Raises InputError."""
     case = read_case(files)
     return LoadedCase(case, prepare(case.images_CXYZ, stride))
 
@@ -127,7 +126,7 @@ def segment_case(
     budget = open_budget(config.vram, device)
     with _timed(seconds, "load"):
         warm_up()
-        loaded = loading.result() if loading else load_case(files, config.weights)
+        loaded = loading.result() if loading else load_case(files, stride_of(weights.network))
         case, stack = loaded.case, loaded.stack
     with _timed(seconds, "plan"):
         load = partial(load_network, weights.files[0])

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from tiny_weights import SMALL_SHAPE, write_three_of_one, write_tiny_set, write_tiny_single
+from tiny_weights import SMALL_SHAPE, TINY, write_three_of_one, write_tiny_set, write_tiny_single
 
 import lowmem_brats.segment as module
 from lowmem_brats import predict
@@ -23,6 +23,7 @@ from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.labels import CONVENTIONS, Region
 from lowmem_brats.memory import device as device_module
 from lowmem_brats.memory import planner
+from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import read_label
 from lowmem_brats.segment import LoadedCase, Segmentation, check_not_reference, load_case, output_path, segment_case
 from lowmem_brats.weights import load_network, open_set, save_network, write_index
@@ -113,7 +114,7 @@ def test_fast_is_axial_only_and_says_nothing(tmp_path: Path, bold: dict[int, str
 def test_a_case_loaded_before_gives_the_same_result(tmp_path: Path, tiny: str, phantom: Path) -> None:
     files, config = find_case(phantom), SegmentConfig(weights=tiny, device="cpu")
     loading: Future[LoadedCase] = Future()
-    loading.set_result(load_case(files, tiny))
+    loading.set_result(load_case(files, stride_of(TINY)))
     before = segment_case(files, tmp_path / "a.nii.gz", config, loading=loading)
     straight = segment_case(files, tmp_path / "b.nii.gz", config)
     np.testing.assert_array_equal(before.label_XYZ, straight.label_XYZ)
@@ -130,7 +131,7 @@ def test_the_next_case_is_read_ahead_on_a_card_only(
     found, broken = load_ahead([phantom, tmp_path / "nowhere"], find_case, config)
     assert found is not None
     assert broken is not None
-    straight = load_case(find_case(phantom), tiny)
+    straight = load_case(find_case(phantom), stride_of(TINY))
     np.testing.assert_array_equal(found.result().stack.slices_ZCHW, straight.stack.slices_ZCHW)
     with pytest.raises(InputError, match="nowhere"):
         broken.result()

@@ -107,11 +107,16 @@ def load_ahead(
     On the CPU, where reading would take cores from them (1.15 times the time on two), None.
     """
     from lowmem_brats.memory.device import choose_device
+    from lowmem_brats.networks import stride_of
     from lowmem_brats.segment import load_case
+    from lowmem_brats.weights import open_set
+
+    def load(path: Path) -> LoadedCase:
+        return load_case(find(path), stride_of(open_set(config.weights).network))
 
     if choose_device(config.device)[0].type == "cpu":
         return [None] * len(cases)
-    return read_ahead(partial(lambda path: load_case(find(path), config.weights), path) for path in cases)
+    return read_ahead(partial(load, path) for path in cases)
 
 
 def _outputs(files: CaseFiles, output: Path | None, preview: bool, overwrite: bool, taken: list[Path]) -> list[Path]:

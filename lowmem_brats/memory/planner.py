@@ -28,7 +28,7 @@ from lowmem_brats.precision import DTYPES
 
 BATCHES = {"cpu": (4, 2, 1), "cuda": (32, 16, 8, 4, 2, 1)}
 """Slices per forward pass, best first. On the CPU more than four bring nothing: one at a time needs 1.25 times as long
-(U-Net of width 24; EMCAD-B0: 2.0), because weights are brought into another order for every pass."""
+(U-Net of width 24; EMCAD-B0: 2.0)."""
 
 RECOMPUTING = {"none": 0.0, "widest": 0.10, "all": 0.28}
 """Which stages are recomputed in the backward pass, and what that adds to a step's time: the share of the U-Net's
