@@ -33,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lowmem_brats.case_files import CaseFiles, find_case
 from lowmem_brats.cli.bench import conditions
-from lowmem_brats.config import MODALITIES, NetworkConfig, SegmentConfig
+from lowmem_brats.config import NetworkConfig, SegmentConfig
 from lowmem_brats.memory import step
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.nifti import read_case
@@ -88,7 +88,7 @@ def segment_counting(files: CaseFiles, output: Path, settings: SegmentConfig) ->
 def slices_gmac(network: NetworkConfig, slices: Mapping[Size, int]) -> float:
     """Multiply-accumulates in 10⁹ of so many slices of each size."""
     build = partial(build_network, network)
-    return sum(gmac(build, (1, len(MODALITIES), *size_HW)) * count for size_HW, count in slices.items())
+    return sum(gmac(build, (1, network.channels, *size_HW)) * count for size_HW, count in slices.items())
 
 
 def network_seconds(report: SegmentReport) -> float:

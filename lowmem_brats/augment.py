@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,15 @@ class Augmentation:
     def part(self, start: int, stop: int) -> Augmentation:
         """The draw of slices start to stop: what it makes of them is exactly what the whole makes of them."""
         return Augmentation(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+
+    def repeated(self, times: int) -> Augmentation:
+        """The same for slices whose neighbours are further channels: what happens to a modality happens in all."""
+        repeats = {}
+        for field in fields(self):
+            axes = field.name.rpartition("_")[2]
+            if "C" in axes:
+                repeats[field.name] = np.concatenate([getattr(self, field.name)] * times, axis=axes.index("C"))
+        return replace(self, **repeats)
 
 
 def sample_augmentation(
@@ -169,10 +178,12 @@ def _draw_kept(rng: np.random.Generator, n: int, channels: int, dropout: float) 
 def apply_augmentation(augmentation: Augmentation, slices_NCHW: Tensor, target_NKHW: Tensor) -> tuple[Tensor, Tensor]:
     """Warp slices (bilinear) and targets (nearest) by one set of coordinates, then change the slices' intensities.
 
-    `slices_NCHW`: fp32 z-scores, background 0; `target_NKHW`: float 0 or 1; both on one device. Returns new tensors of
+    `slices_NCHW`: fp32 z-scores, background 0, C as drawn or, with neighbours, a multiple; `target_NKHW`: float 0 or 1;
+    both on one device. Returns new tensors of
     the same shapes; background and lost modalities are exactly 0, brain is not.
     """
     slices_NCHW, target_NKHW = _warp(augmentation, slices_NCHW, target_NKHW)
+    augmentation = augmentation.repeated(slices_NCHW.shape[1] // augmentation.gamma_NC.shape[1])
     return _change_intensities(augmentation, slices_NCHW), target_NKHW
 
 

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from lowmem_brats import parallel
 from lowmem_brats.augment import Augmentation, apply_augmentation, sample_augmentation
-from lowmem_brats.config import TrainConfig
-from lowmem_brats.dataset import frame_of, gather, row_weights, training_rows
+from lowmem_brats.config import MODALITIES, TrainConfig
+from lowmem_brats.dataset import frame_of, gather, row_weights, targets_of, training_rows
 from lowmem_brats.labels import Region
 from lowmem_brats.memory.step import split_batch
 from lowmem_brats.read_ahead import read_ahead
 from lowmem_brats.slice_cache import CachedCase
 from lowmem_brats.slices import SYMMETRIC_VIEWS
+from lowmem_brats.transplant import draw_donors, transplant
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,22 @@ class Batches:
     def _read(self, order: npt.NDArray[np.int64], epoch: int, number: int) -> Batch:
         size = self._config.batch
         chosen = order[number * size : (number + 1) * size][parallel.rank() :: parallel.size()]
-        slices_NCHW, target_NKHW = gather(self._cases, self._rows[chosen], self._regions, self._frame_HW)
+        rows, config = self._rows[chosen], self._config
+        slices_NCHW, depth_N1HW = self._gather(rows)
+        rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)
         augmentation = None
-        if self._config.augment:
-            rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)
-            symmetric_N = self._rows[chosen, 1] < SYMMETRIC_VIEWS
-            augmentation = sample_augmentation(rng, slices_NCHW.shape, self._config.modality_dropout, symmetric_N)
-        return Batch(slices_NCHW, target_NKHW, augmentation)
+        if config.augment:
+            shape_NCHW = (len(rows), len(MODALITIES), *self._frame_HW)
+            augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, rows[:, 1] < SYMMETRIC_VIEWS)
+        taken, donors = draw_donors(rng, self._cases, rows, config.transplant)
+        if len(taken):
+            slices_NCHW[taken], depth_N1HW[taken] = transplant(
+                slices_NCHW[taken], depth_N1HW[taken], *self._gather(donors)
+            )
+        return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation)
+
+    def _gather(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        return gather(self._cases, rows, self._frame_HW, self._config.network.context)
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, self._regions[0].depth, purpose, number])

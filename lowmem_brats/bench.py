@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lowmem_brats.config import MODALITIES, NetworkConfig
+from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.loss import find_loss
 from lowmem_brats.memory import cuda
@@ -145,7 +145,7 @@ def run_plan(
     """Peak bytes of one metered step, bytes that CUDA's allocator took for all, median seconds of `repeats` others."""
     device = torch.device(plan.device)
     generator = torch.Generator().manual_seed(0)
-    slices_NCHW = torch.randn(plan.batch, len(MODALITIES), *size_HW, generator=generator)
+    slices_NCHW = torch.randn(plan.batch, config.channels, *size_HW, generator=generator)
     network = build_network(config)
     if isinstance(plan, InferencePlan):
         step, resident = _inference(network, plan, slices_NCHW)

@@ -47,6 +47,8 @@ class NetworkConfig:
     """Logit maps: 1 for one region's network; 3 for one network of WT, TC and ET (the paper's U-Net 3C)."""
     views: int = 1
     """From how many sides it sees a volume, one after another: 1 axial; 2 coronal too; 3 sagittal too."""
+    context: int = 0
+    """How many slices before each and as many after it are further channels of the network's input."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
@@ -59,6 +61,13 @@ class NetworkConfig:
             raise InputError("network outputs", str(self.outputs), "1 region or 3", "Use 1.")
         if not 1 <= self.views <= 3:
             raise InputError("network views", str(self.views), "1 to 3", "Use 1, axial slices only.")
+        if not 0 <= self.context <= 3:
+            raise InputError("network context", str(self.context), "0 to 3 slices", "Use 0, each slice alone.")
+
+    @property
+    def channels(self) -> int:
+        """Of the network's input: those of a slice, then those of its neighbours."""
+        return len(MODALITIES) * (1 + 2 * self.context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +116,8 @@ class TrainConfig:
     """Warp the training slices and change their contrast at random."""
     modality_dropout: float = 0.1
     """Share of training slices that lose one or two modalities, so that a missing one is survivable; with `augment`."""
+    transplant: float = 0.0
+    """Share of training slices that get another case's lesion in its place; cases must be in one space."""
     epochs: int = 80
     """Passes over the training slices per network (80 in the paper)."""
     max_seconds: float | None = None
@@ -163,6 +174,7 @@ class TrainConfig:
             "--clip": (self.clip_norm, self.clip_norm > 0, "more than 0"),
             "--average": (self.average, 0 <= self.average < 1, "0 or more and less than 1"),
             "--modality-dropout": (self.modality_dropout, 0 <= self.modality_dropout <= 1, "0 to 1"),
+            "--transplant": (self.transplant, 0 <= self.transplant <= 1, "0 to 1"),
             "--validation": (self.validation, 0 <= self.validation < 1, "0 or more and less than 1"),
             "--test": (self.test, 0 <= self.test < 1, "0 or more and less than 1"),
             "--fold": (self.fold, self.fold is None or 1 <= self.fold[0] <= self.fold[1] >= 2, "K/N, as in 1/5"),

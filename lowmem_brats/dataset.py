@@ -18,7 +18,7 @@ from lowmem_brats.case_list import patient_of
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import Region
 from lowmem_brats.slice_cache import CachedCase
-from lowmem_brats.slices import centre_in, views_of
+from lowmem_brats.slices import centre_in, views_of, with_context
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,21 @@ def row_weights(cases: Sequence[CachedCase], rows: npt.NDArray[np.int64]) -> npt
 
 
 def gather(
-    cases: Sequence[CachedCase],
-    rows: npt.NDArray[np.int64],
-    regions: Sequence[Region],
-    frame_HW: tuple[int, int],
+    cases: Sequence[CachedCase], rows: npt.NDArray[np.int64], frame_HW: tuple[int, int], context: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """One batch of rows of `training_rows`: `slices_NCHW` fp32, `target_NKHW` fp32 0/1, each centred in the frame."""
+    """One batch of rows of `training_rows`: `slices_NCHW` fp32 and `depth_N1HW` fp32, each centred in the frame.
+
+    `context`: how many neighbours follow as further channels, as `with_context`; depth: how many of the nested regions
+    hold a pixel.
+    """
     slices, depths = [], []
     for i, view, number in rows.tolist():
-        slices.append(centre_in(frame_HW, views_of(cases[i].slices_ZCHW, 3)[view][number]))
+        seen_NCHW = views_of(cases[i].slices_ZCHW, 3)[view]
+        slices.append(centre_in(frame_HW, with_context(seen_NCHW, np.array([number]), context, cases[i].flat)[0]))
         depths.append(centre_in(frame_HW, views_of(cases[i].depth_ZHW, 3)[view][number][None]))
-    depth_N1HW = np.stack(depths)
-    target_NKHW = np.concatenate([depth_N1HW >= region.depth for region in regions], axis=1)
-    return torch.from_numpy(np.stack(slices)).float(), torch.from_numpy(target_NKHW).float()
+    return torch.from_numpy(np.stack(slices)).float(), torch.from_numpy(np.stack(depths)).float()
+
+
+def targets_of(depth_N1HW: Tensor, regions: Sequence[Region]) -> Tensor:
+    """What networks of the regions learn: `target_NKHW`, fp32 0 or 1."""
+    return torch.cat([depth_N1HW >= region.depth for region in regions], dim=1).float()

@@ -21,7 +21,7 @@ from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork
 from lowmem_brats.precision import DTYPES
 from lowmem_brats.routing import beside, every_second
-from lowmem_brats.slices import SYMMETRIC_VIEWS, occupied, views_of
+from lowmem_brats.slices import SYMMETRIC_VIEWS, occupied, views_of, with_context
 
 OnProgress = Callable[[int, int], None]
 
@@ -64,7 +64,7 @@ def half_is_sound(network: SliceNetwork, slice_CHW: npt.NDArray[np.float16], pla
     GTX 16xx cards return NaN for some fp16 convolutions. `network`: fp32 on the CPU, moved to the plan's device and
     format by the check.
     """
-    slice_1CHW = torch.from_numpy(slice_CHW[None])
+    slice_1CHW = torch.from_numpy(with_context(slice_CHW[None], np.zeros(1, np.intp), network.context))
     with torch.inference_mode():
         reference = network(slice_1CHW.float())
         logits = place(network, plan)(slice_1CHW.to(plan.device, DTYPES[plan.precision]))
@@ -99,15 +99,16 @@ def predict_stack(
     mirror: bool = False,
     on_progress: OnProgress = lambda done, total: None,
     narrow: bool = False,
+    flat: bool = False,
 ) -> Prediction:
     """Segment the brain with a network that `place` has put where the plan wants it.
 
     `slices_ZCHW`: z-scored, on the host; `active_VN`: for each view to see it from, which slices to run; `mirror`: run
-    each mirrored as `count_passes` says; `narrow`: of these slices run only those where `routing` looks. The logits of
-    a voxel are averaged. When the device runs out of memory all the same, the batch is halved and tried again. Raises
-    BudgetError when a single slice does not fit.
+    each mirrored as `count_passes` says; `narrow`: of these slices run only those where `routing` looks; `flat`: show
+    the network no neighbours of a slice. The logits of a voxel are averaged. When the device runs out of memory all the
+    same, the batch is halved and tried again. Raises BudgetError when a single slice does not fit.
     """
-    stack = _Stack(network, slices_ZCHW, active_VN, plan, mirror, on_progress)
+    stack = _Stack(network, slices_ZCHW, active_VN, plan, mirror, on_progress, flat)
     if not narrow:
         for view, active_N in enumerate(active_VN):
             stack.run(view, active_N)
@@ -133,8 +134,10 @@ class _Stack:
         plan: InferencePlan,
         mirror: bool,
         on_progress: OnProgress,
+        flat: bool,
     ) -> None:
         self._network, self._plan, self._mirror, self._on_progress = network, plan, mirror, on_progress
+        self._flat = flat
         self._views, self._total = len(active_VN), count_passes(active_VN, mirror)
         self._seen_VNCHW = views_of(slices_ZCHW, self._views)
         self._sum_KZHW = np.zeros((network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.float32)
@@ -175,7 +178,7 @@ class _Stack:
         start = 0
         while start < len(run_N):
             n = run_N[start : start + self._plan.batch]
-            slices_nCHW = torch.from_numpy(np.ascontiguousarray(seen_NCHW[n]))
+            slices_nCHW = torch.from_numpy(with_context(seen_NCHW, n, self._network.context, self._flat))
             try:
                 # All batches of a view have one shape and the first is never the smallest: its peak is the peak.
                 with meter if start == 0 else nullcontext():

@@ -170,8 +170,8 @@ def _predict_regions(
     views = _views(weights, stack, config)
     if views < weights.network.views and not config.fast:
         report.warnings.append("too few slices, or too far apart, to be seen from other sides: axial slices only")
-    # Whether the next slice is near enough to be judged by this one, whatever the network sees.
-    narrow = config.narrow and usable_views(stack.brain_ZHW) > 1
+    # Whether the next slice is too far away to be judged by this one, whatever the network sees.
+    flat = usable_views(stack.brain_ZHW) == 1
     brain_VN = occupied(stack.brain_ZHW, views)
     active_VN = brain_VN
     for file in weights.files:
@@ -184,7 +184,8 @@ def _predict_regions(
                 plan,
                 config.tta,
                 partial(on_progress, file.name.upper()),
-                narrow,
+                config.narrow and not flat,
+                flat,
             )
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")

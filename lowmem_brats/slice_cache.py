@@ -46,6 +46,11 @@ class CachedCase:
     warnings: tuple[str, ...] = ()
 
     @property
+    def flat(self) -> bool:
+        """Whether its slices lie far apart or are few."""
+        return len(self.brain_VN) == 1
+
+    @property
     def slices_ZCHW(self) -> npt.NDArray[np.float16]:
         """Z-scored slices, memory-mapped. Raises InputError when the file is gone."""
         return self._open("slices")

@@ -80,6 +80,24 @@ def views_of(stack: npt.NDArray[Any], views: int, axis: int = 0) -> list[npt.NDA
     return [np.swapaxes(stack, axis, side) for side in (axis, -2, -1)[:views]]
 
 
+def with_context(
+    stack_NCHW: npt.NDArray[np.float16], chosen_n: npt.NDArray[np.intp], context: int, flat: bool = False
+) -> npt.NDArray[np.float16]:
+    """The chosen slices with their neighbours as further channels: [n, (1 + 2 · context) · C, H, W], a new array.
+
+    First come a slice's own C channels, then those of the slice before it, after it, two before it, and so on; zeros
+    beyond the stack. `flat`: slices lie too far apart to tell of each other, and all neighbours are zeros.
+    """
+    n, c = len(chosen_n), stack_NCHW.shape[1]
+    seen_nCHW = np.zeros((n, (1 + 2 * context) * c, *stack_NCHW.shape[2:]), stack_NCHW.dtype)
+    seen_nCHW[:, :c] = stack_NCHW[chosen_n]
+    steps = [] if flat else [sign * distance for distance in range(1, context + 1) for sign in (-1, 1)]
+    for place, step in enumerate(steps, 1):
+        inside_n = (chosen_n + step >= 0) & (chosen_n + step < len(stack_NCHW))
+        seen_nCHW[inside_n, place * c : (place + 1) * c] = stack_NCHW[chosen_n[inside_n] + step]
+    return seen_nCHW
+
+
 def occupied(mask_ZHW: npt.NDArray[np.bool_], views: int) -> list[npt.NDArray[np.bool_]]:
     """For each view, which of its slices hold any of the mask."""
     return [np.logical_or.reduce(seen, axis=(1, 2)) for seen in views_of(mask_ZHW, views)]

@@ -31,7 +31,7 @@ from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget
 from lowmem_brats.memory.planner import TrainPlan, plan_train
 from lowmem_brats.memory.step import place
-from lowmem_brats.networks import SliceNetwork, build_network, stride_of
+from lowmem_brats.networks import SliceNetwork, build_network, stride_of, widened
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import sound_precision
 from lowmem_brats.run_folder import NetworkReport, RunFolder, TrainReport, check_resumable, read_run, revision
@@ -220,9 +220,11 @@ def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torc
     """The weights to start from. Raises InputError where they are of another network."""
     weights = open_set(config.finetune)
     file = next((file for file in weights.files if set(regions) <= set(file.regions)), None)
-    if file is None or replace(file.network, views=config.network.views) != config.network:
-        raise InputError("--finetune", str(weights.network), str(config.network), "Train the network of the set.")
-    return load_network(file).state_dict()
+    wanted = config.network
+    same = file and replace(file.network, views=wanted.views, context=wanted.context) == wanted
+    if file is None or not same or file.network.context > wanted.context:
+        raise InputError("--finetune", str(weights.network), str(wanted), "Train the network of the set.")
+    return widened(load_network(file).state_dict(), wanted)
 
 
 def _train_network(run: _Run, training: NetworkTraining) -> Path:

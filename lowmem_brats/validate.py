@@ -105,8 +105,8 @@ def _predict(
     network.load_state_dict(copies, assign=True)
     network = place(network, plan)
     for case in cases:
-        views = range(min(config.views, len(case.brain_VN)))
-        yield case, predict_stack(network, case.slices_ZCHW, [case.seen_by(regions[0], v) for v in views], plan)
+        active_VN = [case.seen_by(regions[0], view) for view in range(min(config.views, len(case.brain_VN)))]
+        yield case, predict_stack(network, case.slices_ZCHW, active_VN, plan, flat=case.flat)
 
 
 def _dice(case: CachedCase, region: Region, mask_ZHW: npt.NDArray[np.bool_], depth_ZHW: npt.NDArray[np.uint8]) -> float:

@@ -30,7 +30,7 @@ FLOORS = (
     ),
     ("nifti", "memory", "case_list"),
     ("weights", "slice_cache"),
-    ("predict", "dataset"),
+    ("predict", "dataset", "transplant"),
     ("batches", "validate"),
     ("fit",),
     ("segment", "evaluate", "preview", "bench", "doctor", "run_folder"),

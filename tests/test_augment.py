@@ -357,10 +357,12 @@ def test_parts_give_exactly_what_the_whole_gives(
 ) -> None:
     slices_NCHW, target_N1HW = batch(n, height, width)
     slices_NCHW[:, :, : height // 3] = 0
+    shape_NCHW = slices_NCHW.shape
+    slices_NCHW = slices_NCHW.repeat(1, 1 + 2 * (seed % 2), 1, 1)  # with and without neighbours
     with pytest.MonkeyPatch.context() as monkeypatch:
         if everything:
             always(monkeypatch)
-        drawn = sample_augmentation(np.random.default_rng(seed), slices_NCHW.shape, 0.3)
+        drawn = sample_augmentation(np.random.default_rng(seed), shape_NCHW, 0.3)
     whole = apply_augmentation(drawn, slices_NCHW, target_N1HW)
     parts = [
         apply_augmentation(drawn.part(start, start + micro_batch), *(v[start : start + micro_batch] for v in pair))
@@ -369,6 +371,22 @@ def test_parts_give_exactly_what_the_whole_gives(
     ]
     for got, want in zip(map(torch.cat, zip(*parts, strict=True)), whole, strict=True):
         assert torch.equal(got, want)
+
+
+def test_a_modality_of_the_neighbours_is_changed_as_the_slices_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three equal slices as 12 channels stay equal, and are what one of them becomes; only the noise is their own."""
+    always(monkeypatch)
+    monkeypatch.setattr(augment, "BLUR_PROBABILITY", 1.0)
+    slices_NCHW, target_N1HW = batch(3)
+    drawn = sample_augmentation(np.random.default_rng(0), slices_NCHW.shape, 0.5)
+    noisy_NCHW, _ = apply_augmentation(drawn, slices_NCHW.repeat(1, 3, 1, 1), target_N1HW)
+    assert not torch.equal(noisy_NCHW[:, :4], noisy_NCHW[:, 4:8])
+    drawn = dataclasses.replace(drawn, sigma_NC=np.zeros_like(drawn.sigma_NC))
+    alone_NCHW, target_of_one = apply_augmentation(drawn, slices_NCHW, target_N1HW)
+    three_NCHW, target_of_three = apply_augmentation(drawn, slices_NCHW.repeat(1, 3, 1, 1), target_N1HW)
+    torch.testing.assert_close(three_NCHW, alone_NCHW.repeat(1, 3, 1, 1))
+    assert torch.equal(target_of_three, target_of_one)
+    assert not drawn.kept_NC.all(), "a lost modality is lost in the neighbours too"
 
 
 def test_draws_follow_from_the_generator_alone(monkeypatch: pytest.MonkeyPatch) -> None:

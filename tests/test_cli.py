@@ -30,10 +30,10 @@ FLAGS = {
     "segment": "device every-slice fast flair labels min-component narrow no-preview output overwrite precision "
     "preview quiet report t1 t1ce t2 tta vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
-    "train": "augment average balance batch cache clip device encoder-weights epochs finetune fold labels "
+    "train": "augment average balance batch cache clip context device encoder-weights epochs finetune fold labels "
     "learning-rate loss max-time modality-dropout mode network no-augment no-balance output overwrite patience "
-    "precision preset quiet region resume schedule seed strict tensorboard test validation views vram warmup "
-    "weight-decay width",
+    "precision preset quiet region resume schedule seed strict tensorboard test transplant validation views vram "
+    "warmup weight-decay width",
     "phantom": "overwrite quiet seed shape",
     "demo": "device seed",
     "plan": "batch device network precision size train vram width",

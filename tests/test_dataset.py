@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.case_list import patient_of
-from lowmem_brats.dataset import Split, frame_of, gather, row_weights, split_cases, training_rows
+from lowmem_brats.dataset import Split, frame_of, gather, row_weights, split_cases, targets_of, training_rows
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import Region
 from lowmem_brats.slice_cache import CachedCase, store_case
@@ -185,22 +185,22 @@ def rows(*rows: tuple[int, int, int]) -> npt.NDArray[np.int64]:
 
 def test_gather_sees_from_each_side(cached: Cached) -> None:
     case = cached([0, 3, 1, 0])
-    slices_NCHW, target_N1HW = gather([case], rows((0, 0, 1), (0, 1, 1), (0, 2, 3)), [Region.WT], (8, 8))
+    slices_NCHW, depth_N1HW = gather([case], rows((0, 0, 1), (0, 1, 1), (0, 2, 3)), (8, 8))
     np.testing.assert_array_equal(slices_NCHW[0], case.slices_ZCHW[1])
     np.testing.assert_array_equal(slices_NCHW[1][:, 2:6], case.slices_ZCHW[:, :, 1].transpose(1, 0, 2))  # [C, Z, W]
     np.testing.assert_array_equal(
         slices_NCHW[2][:, :, 2:6], case.slices_ZCHW[:, :, :, 3].transpose(1, 2, 0)
     )  # [C, H, Z]
-    assert np.argwhere(target_N1HW[0, 0].numpy()).tolist() == [[1, 3], [1, 4], [1, 5]]
-    assert np.argwhere(target_N1HW[1, 0].numpy()).tolist() == [[3, 3], [3, 4], [3, 5], [4, 3]]  # rows are Z, from 2
-    assert np.argwhere(target_N1HW[2, 0].numpy()).tolist() == [[1, 3], [1, 4]]  # columns are Z, from 2
+    assert np.argwhere(depth_N1HW[0, 0].numpy()).tolist() == [[1, 3], [1, 4], [1, 5]]
+    assert np.argwhere(depth_N1HW[1, 0].numpy()).tolist() == [[3, 3], [3, 4], [3, 5], [4, 3]]  # rows are Z, from 2
+    assert np.argwhere(depth_N1HW[2, 0].numpy()).tolist() == [[1, 3], [1, 4]]  # columns are Z, from 2
 
 
 def test_gather_centres_slices_and_labels_alike(cached: Cached) -> None:
     cases = [cached([3, 0], 8, 8), cached([0, 1], 6, 4)]
-    slices_NCHW, target_N1HW = gather(cases, rows((1, 0, 1), (0, 0, 0), (1, 0, 1)), [Region.WT], (10, 12))
-    assert (slices_NCHW.shape, target_N1HW.shape) == ((3, 4, 10, 12), (3, 1, 10, 12))
-    assert slices_NCHW.dtype == target_N1HW.dtype
+    slices_NCHW, depth_N1HW = gather(cases, rows((1, 0, 1), (0, 0, 0), (1, 0, 1)), (10, 12))
+    assert (slices_NCHW.shape, depth_N1HW.shape) == ((3, 4, 10, 12), (3, 1, 10, 12))
+    assert slices_NCHW.dtype == depth_N1HW.dtype
     expected_CHW = np.zeros((4, 10, 12), np.float32)
     expected_CHW[:, 2:8, 4:8] = 2
     np.testing.assert_array_equal(slices_NCHW[0], expected_CHW)
@@ -208,23 +208,36 @@ def test_gather_centres_slices_and_labels_alike(cached: Cached) -> None:
     inside_HW = np.zeros((10, 12), np.bool_)
     inside_HW[1:9, 2:10] = True
     np.testing.assert_array_equal(slices_NCHW[1] != 0, np.broadcast_to(inside_HW, (4, 10, 12)))
-    np.testing.assert_array_equal(target_N1HW[0, 0], _pixels([(3, 7)]))
-    np.testing.assert_array_equal(target_N1HW[1, 0], _pixels([(2, 5), (2, 6), (2, 7)]))
+    np.testing.assert_array_equal(depth_N1HW[0, 0], _pixels({(3, 7): 1}))
+    np.testing.assert_array_equal(depth_N1HW[1, 0], _pixels({(2, 5): 1, (2, 6): 2, (2, 7): 3}))
 
 
-def _pixels(places: list[tuple[int, int]]) -> npt.NDArray[np.float32]:
-    """Return a frame of zeros with ones at (row, column)."""
+def _pixels(places: dict[tuple[int, int], int]) -> npt.NDArray[np.float32]:
+    """Return a frame of zeros but for the values at (row, column)."""
     frame_HW = np.zeros((10, 12), np.float32)
-    frame_HW[tuple(zip(*places, strict=True))] = 1
+    frame_HW[tuple(zip(*places, strict=True))] = list(places.values())
     return frame_HW
+
+
+def test_gather_with_neighbours(cached: Cached) -> None:
+    """Slices hold their number from 1; two slices are too few to tell of each other."""
+    cases = [cached([0, 3, 1, 0]), cached([3, 0], 8, 8)]
+    assert [case.flat for case in cases] == [False, True]
+    slices_NCHW, depth_N1HW = gather(cases, rows((0, 0, 1), (1, 0, 1)), (8, 8), context=1)
+    assert slices_NCHW[0, ::4, 0, 0].tolist() == [2, 1, 3]
+    assert slices_NCHW[1, ::4, 0, 0].tolist() == [2, 0, 0]
+    assert depth_N1HW.shape == (2, 1, 8, 8)
+    coronal_1CHW, _ = gather(cases, rows((0, 1, 7)), (8, 8), context=1)
+    assert coronal_1CHW[0, ::4, 2:6, 0].tolist() == [[1, 2, 3, 4], [1, 2, 3, 4], [0, 0, 0, 0]]
 
 
 def test_targets_are_the_regions_asked_for(cached: Cached) -> None:
     cases = [cached([3, 1])]
-    _, target_NKHW = gather(cases, rows((0, 0, 0), (0, 0, 1)), list(Region), (8, 8))
+    _, depth_N1HW = gather(cases, rows((0, 0, 0), (0, 0, 1)), (8, 8))
+    target_NKHW = targets_of(depth_N1HW, list(Region))
     assert target_NKHW.shape == (2, 3, 8, 8)
     assert target_NKHW.sum(dim=(2, 3)).tolist() == [[3, 2, 1], [1, 0, 0]]
     assert set(target_NKHW.unique().tolist()) == {0.0, 1.0}
-    _, target_NKHW = gather(cases, rows((0, 0, 0)), [Region.ET, Region.WT], (8, 8))
+    target_NKHW = targets_of(depth_N1HW[:1], [Region.ET, Region.WT])
     assert target_NKHW.sum(dim=(2, 3)).tolist() == [[1, 3]]
     assert target_NKHW[0, 0, 1, 5] == 1

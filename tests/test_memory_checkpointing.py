@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from each_network import EACH_NETWORK
 from torch import Tensor, nn
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.loss import find_loss
 from lowmem_brats.memory.checkpointing import recomputed
-from lowmem_brats.networks import NETWORKS, SliceNetwork, build_network
+from lowmem_brats.networks import SliceNetwork, build_network
 
 
 def network_of(name: str, norm: str, dtype: torch.dtype) -> SliceNetwork:
@@ -30,7 +31,7 @@ def run(network: SliceNetwork, names: Sequence[str]) -> tuple[list[Tensor], dict
     return [p.grad for p in network.parameters() if p.grad is not None], network.state_dict()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EACH_NETWORK)
 @pytest.mark.parametrize("norm", ["group", "batch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_and_running_statistics_are_the_plain_ones(name: str, norm: str, dtype: torch.dtype) -> None:

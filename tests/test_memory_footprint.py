@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from each_network import EACH_NETWORK
 from torch import Tensor, nn
 
 from lowmem_brats.config import NetworkConfig
@@ -95,7 +96,7 @@ def test_training_of_a_toy_equals_the_hand_count(monkeypatch: pytest.MonkeyPatch
     assert found == Footprint(parameters=512, optimizer=3 * 512, activations=slices + 3 * plane + 4 * 512)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EACH_NETWORK)
 @pytest.mark.parametrize("norm", ["group", "batch"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inference_equals_the_real_one_to_the_byte(name: str, norm: str, dtype: torch.dtype) -> None:
@@ -106,7 +107,7 @@ def test_inference_equals_the_real_one_to_the_byte(name: str, norm: str, dtype: 
     assert found.parameters == real.at_peak["parameters"]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EACH_NETWORK)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("batch", "micro_batch"), [(3, 3), (5, 2), (3, 1)])
 @pytest.mark.parametrize("recomputing", [False, True])

@@ -18,6 +18,7 @@ from lowmem_brats.networks import (
     mismatches,
     stride_of,
     title_of,
+    widened,
 )
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -180,6 +181,22 @@ def test_unet_levels_double_and_skip() -> None:
         "up.1": (16, 16, 24),
         "up.2": (8, 32, 48),
     }
+
+
+@every_network
+def test_neighbours_count_from_where_training_goes_on(name: str) -> None:
+    """A network that is widened gives what it gave, and its gradient reaches the neighbours' weights."""
+    narrow, config = build(name), NetworkConfig(name=name, width=8, depth=2, context=2)
+    wide = build_network(config).eval()
+    assert (narrow.context, wide.context, config.channels) == (0, 2, 20)
+    wide.load_state_dict(widened(narrow.state_dict(), config))
+    batch_NCHW = slices(2).repeat(1, 5, 1, 1)
+    before = narrow.eval()(batch_NCHW[:, :4])
+    torch.testing.assert_close(wide(batch_NCHW), before)
+    (first,) = [w for w, n in zip(wide.parameters(), narrow.parameters(), strict=True) if w.shape != n.shape]
+    assert not first[:, 4:].any()
+    wide(batch_NCHW).sum().backward()
+    assert all(first.grad[:, channel].any() for channel in range(20))
 
 
 def test_unknown_name() -> None:

@@ -19,6 +19,7 @@ from lowmem_brats.predict import half_is_sound, place, predict_stack
 Z, SIDE = 7, 32
 ALL = np.ones(Z, np.bool_)
 SOME = np.array([0, 1, 1, 0, 1, 0, 1], np.bool_)
+SOME_OF_9 = np.isin(np.arange(9), (0, 1, 8))
 
 
 def plan(batch: int = 1, precision: str = "fp32") -> InferencePlan:
@@ -143,10 +144,10 @@ def test_peak_counts_weights_and_one_batch(precision: str) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_peak_is_the_predicted_one(outputs: int, precision: str, batch: int) -> None:
+@pytest.mark.parametrize(("outputs", "context"), [(1, 0), (3, 0), (3, 2)])
+def test_peak_is_the_predicted_one(outputs: int, context: int, precision: str, batch: int) -> None:
     # So wide that the weights of three heads need more of the allocator's 512-byte blocks than those of one.
-    config = NetworkConfig(width=96, depth=1, outputs=outputs)
+    config = NetworkConfig(width=96, depth=1, outputs=outputs, context=context)
     network = place(build_network(config), plan(batch, precision))
     found = predict_stack(network, stack(), [ALL], plan(batch, precision))
     size_HW, cpu = (SIDE, SIDE), torch.device("cpu")
@@ -232,6 +233,29 @@ def test_narrowing_finds_nothing_where_one_side_alone_has_looked() -> None:
     # Slice 8 was run too: all three sides have looked there as well.
     box[[0, 2, 8], 10:15, 8:13] = True
     np.testing.assert_array_equal(found, box)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_slice_is_shown_with_its_neighbours(flat: bool) -> None:
+    network, slices_ZCHW = Toy(), stack(9)
+    network.context = 1
+    predict_stack(network, slices_ZCHW, [SOME_OF_9, np.ones(SIDE, np.bool_)], plan(2), flat=flat)
+    axial_NCHW = torch.cat(network.batches[:2]).numpy()
+    np.testing.assert_array_equal(axial_NCHW[:, :4], slices_ZCHW[[0, 1, 8]])
+    np.testing.assert_array_equal(axial_NCHW[1, 4:], np.concatenate(slices_ZCHW[[0, 2]]) * (not flat))
+    np.testing.assert_array_equal(axial_NCHW[2, 4:], np.concatenate([slices_ZCHW[7], 0 * slices_ZCHW[7]]) * (not flat))
+    row_CZW = network.batches[2 + 10 // 2][0].numpy()  # the coronal slice of row 10
+    for channels, row in ((slice(0, 4), 10), (slice(4, 8), 9), (slice(8, 12), 11)):
+        expected_CZW = slices_ZCHW[:, :, row].swapaxes(0, 1)
+        np.testing.assert_array_equal(row_CZW[channels], expected_CZW * (row == 10 or not flat))
+
+
+def test_a_neighbours_brain_is_not_the_slices_own() -> None:
+    network, slices_ZCHW = Toy(bias=100.0), stack(3)
+    network.context = 1
+    slices_ZCHW[1, :, 10:20] = 0
+    mask_ZHW = predict_stack(network, slices_ZCHW, [np.ones(3, np.bool_)], plan()).mask_KZHW[0]
+    np.testing.assert_array_equal(mask_ZHW, (slices_ZCHW != 0).any(axis=1))
 
 
 def test_narrowing_keeps_to_the_active_slices() -> None:

@@ -16,6 +16,7 @@ from lowmem_brats.slices import (
     to_volume,
     usable_views,
     views_of,
+    with_context,
     zscore_brain,
 )
 
@@ -202,6 +203,25 @@ def test_views_swap_the_slices_with_rows_or_columns() -> None:
     views_of(masks_KZHW, 3, axis=1)[2][1, 4, 3, 2] = True
     assert np.argwhere(masks_KZHW).tolist() == [[1, 2, 3, 4]], "not a copy"
     assert [len(views_of(slices_ZCHW, views)) for views in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_neighbours_are_further_channels() -> None:
+    """Slices 1 to 5 of two channels, ±."""
+    values = np.arange(1, 6, dtype=np.float16)
+    stack_NCHW = np.broadcast_to(np.stack([values, -values], axis=1)[..., None, None], (5, 2, 3, 4))
+
+    def seen(number: int, context: int, flat: bool = False) -> list[float]:
+        chosen_nCHW = with_context(stack_NCHW, np.array([3, number]), context, flat)
+        assert chosen_nCHW.shape == (2, 2 * (1 + 2 * context), 3, 4)
+        np.testing.assert_array_equal(chosen_nCHW, np.broadcast_to(chosen_nCHW[:, :, :1, :1], chosen_nCHW.shape))
+        return list(chosen_nCHW[1, :, 0, 0])
+
+    assert seen(2, 0) == [3, -3]
+    assert seen(2, 1) == [3, -3, 2, -2, 4, -4]
+    assert seen(2, 2) == [3, -3, 2, -2, 4, -4, 1, -1, 5, -5]
+    assert seen(0, 2) == [1, -1, 0, 0, 2, -2, 0, 0, 3, -3], "nothing lies before the first slice"
+    assert seen(4, 1) == [5, -5, 4, -4, 0, 0]
+    assert seen(2, 2, flat=True) == [3, -3] + [0] * 8
 
 
 @pytest.mark.parametrize(("size_ZHW", "views"), [((6, 8, 12), 3), ((5, 8, 12), 1), ((1, 8, 8), 1), ((12, 3, 3), 3)])

@@ -126,6 +126,7 @@ def test_run_json_tells_everything(trained: tuple[Path, TrainReport, list[Epoch]
         "norm": "group",
         "outputs": 1,
         "views": 1,
+        "context": 0,
     }
     assert written["versions"]["torch"] == torch.__version__
     split = written["training_cases"] + written["validation_cases"] + written["test_cases"]
@@ -263,6 +264,21 @@ def test_fine_tuning_starts_from_the_set(
         torch.testing.assert_close(new[key], old[key], rtol=1e-3, atol=1e-6)
     with pytest.raises(InputError, match=r"--finetune: NetworkConfig.*width=8.*expected NetworkConfig.*width=16"):
         run(easy_data, tmp_path / "wide", replace(config, network=replace(TINY, width=16)))
+
+
+def test_fine_tuning_may_add_neighbours_but_not_take_them_away(
+    easy_data: Path, tmp_path: Path, trained: tuple[Path, TrainReport, list[Epoch]]
+) -> None:
+    seeing = replace(TINY, context=1)
+    config = replace(EASY, epochs=1, learning_rate=1e-12, average=0.0, finetune=str(trained[0]), network=seeing)
+    run(easy_data, tmp_path / "out", config)
+    old, new = weights_of(trained[0]), weights_of(tmp_path / "out")
+    for key in old:
+        kept = new[key][:, : old[key].shape[1]] if old[key].ndim == 4 else new[key]
+        torch.testing.assert_close(kept, old[key], rtol=1e-3, atol=1e-6)
+    assert open_set(str(tmp_path / "out")).network == seeing
+    with pytest.raises(InputError, match=r"--finetune: .*context=1.*expected .*context=0"):
+        run(easy_data, tmp_path / "back", replace(config, network=TINY, finetune=str(tmp_path / "out")))
 
 
 def test_no_test_share_scores_nothing(easy_data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MODES = {"three-networks": 1, "one-network": 3}
-NETWORK_OPTIONS = {"network": "name", "width": "width", "views": "views", "mode": "outputs"}
+NETWORK_OPTIONS = {"network": "name", "width": "width", "views": "views", "context": "context", "mode": "outputs"}
 """Option → field of NetworkConfig."""
 
 
@@ -89,6 +89,13 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
     help="1: axial slices; 2: coronal ones too; 3: and sagittal ones; averaged.",
 )
 @click.option(
+    "--context",
+    type=click.IntRange(0, 3),
+    default=NetworkConfig.context,
+    show_default=True,
+    help="How many slices before and after each the network sees beside it.",
+)
+@click.option(
     "--mode",
     type=click.Choice(list(MODES)),
     default="three-networks",
@@ -126,6 +133,7 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
 @_option("--balance/--no-balance", "balance", "Draw small cases, and slices with tumour, more often.")
 @_option("--augment/--no-augment", "augment", "Warp the slices and change their contrast.")
 @_option("--modality-dropout", "modality_dropout", "Share of slices that lose a modality or two.")
+@_option("--transplant", "transplant", "Share of slices that get a lesion of another case; for few cases in one space.")
 @_option("--validation", "validation", "Share of patients to choose the best epoch by; 0: none.")
 @_option("--test", "test", "Share of patients to score once at the end; 0: none.")
 @_option("--fold", "fold", "Validate on fold K of N instead.", type=Fold())
@@ -197,7 +205,7 @@ def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
         if given := sorted(named & {"network", "width", "mode", "preset"}):
             found = " and ".join(f"--{key}" for key in given) + " beside it"
             raise InputError("--finetune", found, "the set's own network", "Leave it out.")
-        network = replace(open_set(settings["finetune"]).network, **_of_network(settings, named & {"views"}))
+        network = replace(open_set(settings["finetune"]).network, **_of_network(settings, named & {"views", "context"}))
     options.check_width(network, named)
     settings = {key: value for key, value in settings.items() if key not in {*NETWORK_OPTIONS, "preset"}}
     regions = tuple(dict.fromkeys(settings.pop("regions"))) or TrainConfig.regions

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lowmem_brats.config import MODALITIES, NetworkConfig
+from lowmem_brats.config import NetworkConfig
 from lowmem_brats.loss import find_loss
 from lowmem_brats.memory.device import LiveBytes, storage_bytes
 from lowmem_brats.memory.step import (
@@ -58,7 +58,7 @@ def inference_footprint(
     model = _without_data(network, dtype, device)
     with FakeTensorMode():
         _fill(model)
-        slices_NCHW = torch.empty(batch, len(MODALITIES), *size_HW, dtype=torch.float16)
+        slices_NCHW = torch.empty(batch, network.channels, *size_HW, dtype=torch.float16)
         counter = LiveBytes()
         counter.name("parameters", *model.parameters(), *model.buffers())
         with counter:
@@ -85,7 +85,7 @@ def training_footprint(
     with FakeTensorMode():
         _fill(model)
         micro_batches = [
-            _fake_batch(size, network.outputs, size_HW, device)
+            _fake_batch(network, size, size_HW, device)
             for size in (micro_batch, min(micro_batch, batch - micro_batch))
             if size
         ]
@@ -121,7 +121,7 @@ def stage_bytes(
 
             stage.register_forward_pre_hook(before)
             stage.register_forward_hook(after)
-        slices_NCHW = torch.empty(1, len(MODALITIES), *size_HW, dtype=dtype).to(memory_format=memory_format(device))
+        slices_NCHW = torch.empty(1, network.channels, *size_HW, dtype=dtype).to(memory_format=memory_format(device))
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32, cache_enabled=False):
             # The result is kept until the end: what it was computed from would go with it.
             logits_N1HW = model.train()(slices_NCHW)
@@ -156,10 +156,15 @@ def _fill(model: SliceNetwork) -> None:
             setattr(module, name, fake(buffer))
 
 
-def _fake_batch(size: int, regions: int, size_HW: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+def _fake_batch(
+    network: NetworkConfig, size: int, size_HW: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Slices and target on the host; for another device the target's format differs, so that its copy is counted."""
     target_dtype = torch.float32 if device.type == "cpu" else torch.bool
-    return torch.empty(size, len(MODALITIES), *size_HW), torch.empty(size, regions, *size_HW, dtype=target_dtype)
+    return (
+        torch.empty(size, network.channels, *size_HW),
+        torch.empty(size, network.outputs, *size_HW, dtype=target_dtype),
+    )
 
 
 def _begin(optimizer: torch.optim.Optimizer) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lowmem_brats import parallel
+from lowmem_brats.config import MODALITIES
 from lowmem_brats.loss import Loss, backward_loss
 from lowmem_brats.memory.checkpointing import recomputed
 from lowmem_brats.networks import SliceNetwork
@@ -35,7 +36,7 @@ def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
     parameter = next(network.parameters())
     with torch.inference_mode():
         slices_NCHW = _to_device(slices_NCHW, parameter.device, parameter.dtype)
-        brain_N1HW = (slices_NCHW != 0).any(dim=1, keepdim=True)  # there is no tumour outside it
+        brain_N1HW = (slices_NCHW[:, : len(MODALITIES)] != 0).any(dim=1, keepdim=True)  # there is no tumour outside it
         logits_NKHW: Tensor = network(slices_NCHW)
         return logits_NKHW.mul_(brain_N1HW).cpu().float()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError
@@ -47,6 +49,15 @@ def title_of(config: NetworkConfig) -> str:
     return f"{config.name} of width {config.width}" if has_width(config) else config.name
 
 
+def widened(state: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
+    """Weights of a network that saw fewer neighbours of a slice, for one of `config`: it does not heed them yet."""
+    wanted = _outline(config).state_dict()
+    return {
+        key: functional.pad(value, (0, 0, 0, 0, 0, wanted[key].shape[1] - value.shape[1])) if value.ndim == 4 else value
+        for key, value in state.items()
+    }
+
+
 def _outline(config: NetworkConfig) -> SliceNetwork:
     with torch.device("meta"):
         return build_network(config)
@@ -61,4 +72,5 @@ __all__ = [
     "padded_size",
     "stride_of",
     "title_of",
+    "widened",
 ]

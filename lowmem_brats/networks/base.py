@@ -19,7 +19,10 @@ without it, Dice takes hundreds of steps to come down."""
 
 
 class SliceNetwork(nn.Module, ABC):
-    """A 2D network: `slices_NCHW` in, a foreground logit per pixel and region `logits_NKHW` out, K = config.outputs."""
+    """A 2D network: `slices_NCHW` in, a foreground logit per pixel and region `logits_NKHW` out, K = config.outputs.
+
+    C = config.channels: the modalities of a slice, then those of its neighbours as `slices.with_context` orders them.
+    """
 
     stride: int
     """H and W must be multiples of it."""
@@ -27,6 +30,8 @@ class SliceNetwork(nn.Module, ABC):
     """How many regions K it segments."""
     has_width: bool = True
     """Whether `config.width` decides how large it is."""
+    context: int = 0
+    """How many neighbours on either side of a slice it sees."""
 
     @abstractmethod
     def stages(self) -> dict[str, nn.Module]:

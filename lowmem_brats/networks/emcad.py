@@ -150,7 +150,7 @@ class EMCAD(SliceNetwork):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.outputs = config.outputs
+        self.outputs, self.context = config.outputs, config.context
         layout = ENCODERS[config.name]
         deep_first = layout.widths[::-1]
         self.deepest = MSCAM(deep_first[0], config.norm)
@@ -160,7 +160,7 @@ class EMCAD(SliceNetwork):
         self.apply(_initialise)
         for head in self.heads:  # a quarter of the log-odds each: they are summed
             nn.init.constant_(head.bias, math.log(PRIOR / (1 - PRIOR)) / len(self.heads))  # type: ignore[arg-type]
-        self.encoder = PVTv2(layout)  # last: it has initialised itself
+        self.encoder = PVTv2(layout, config.channels)  # last: it has initialised itself
 
     def stages(self) -> dict[str, nn.Module]:
         """The encoder's stages from fine to deep, then the decoder's from deep to fine."""
@@ -173,7 +173,7 @@ class EMCAD(SliceNetwork):
         return self.heads[-1].bias  # type: ignore[return-value]
 
     def forward(self, slices_NCHW: Tensor) -> Tensor:
-        """[N, 4, H, W] → logits [N, K, H, W]; H and W multiples of 32.
+        """[N, C, H, W] → logits [N, K, H, W]; H and W multiples of 32.
 
         In training, for deep supervision, the heads' own: [N, 4·K, H, W], the finest head's K first. Their sum over the
         heads is what evaluation gives.

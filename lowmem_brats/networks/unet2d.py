@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowmem_brats.config import MODALITIES, NetworkConfig
+from lowmem_brats.config import NetworkConfig
 from lowmem_brats.networks.base import PRIOR, SliceNetwork
 from lowmem_brats.networks.group_norm import GroupNorm
 
@@ -71,11 +71,11 @@ class UNet2d(SliceNetwork):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.stride, self.outputs = 2**config.depth, config.outputs
+        self.stride, self.outputs, self.context = 2**config.depth, config.outputs, config.context
         widths = [config.width * 2**level for level in range(config.depth + 1)]
         self.down = nn.ModuleList(
             DoubleConv(c_in, c_out, config.norm, pooled=level > 0)
-            for level, (c_in, c_out) in enumerate(zip([len(MODALITIES), *widths], widths, strict=False))
+            for level, (c_in, c_out) in enumerate(zip([config.channels, *widths], widths, strict=False))
         )
         self.up = nn.ModuleList(Up(c_out, config.norm) for c_out in reversed(widths[:-1]))
         self.head = nn.Conv2d(config.width, config.outputs, 1)
@@ -91,7 +91,7 @@ class UNet2d(SliceNetwork):
         return self.head.bias  # type: ignore[return-value]
 
     def forward(self, slices_NCHW: Tensor) -> Tensor:
-        """[N, 4, H, W] → logits [N, K, H, W]; H and W multiples of `stride`."""
+        """[N, C, H, W] → logits [N, K, H, W]; H and W multiples of `stride`."""
         skips: list[Tensor] = []
         features = slices_NCHW
         for block in self.down:
