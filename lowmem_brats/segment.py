@@ -33,7 +33,7 @@ from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
 from lowmem_brats.postprocess import drop_small_components
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
-from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, usable_views, views_of
+from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, views_of
 from lowmem_brats.weights import WeightsSet, load_network, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
@@ -159,7 +159,7 @@ def _middle_slice(stack: SliceStack) -> npt.NDArray[np.float16]:
 
 def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int:
     """From how many sides the case is seen."""
-    return 1 if config.fast else min(weights.network.views, usable_views(stack.brain_ZHW))
+    return 1 if config.fast or stack.flat else weights.network.views
 
 
 def _predict_regions(
@@ -168,10 +168,8 @@ def _predict_regions(
     """Run the networks, one in memory at a time: region → mask_ZHW."""
     masks: dict[Region, npt.NDArray[np.bool_]] = {}
     views = _views(weights, stack, config)
-    if views < weights.network.views and not config.fast:
-        report.warnings.append("too few slices, or too far apart, to be seen from other sides: axial slices only")
-    # Whether the next slice is too far away to be judged by this one, whatever the network sees.
-    flat = usable_views(stack.brain_ZHW) == 1
+    if stack.flat and (weights.network.views > 1 or weights.network.context):
+        report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
     brain_VN = occupied(stack.brain_ZHW, views)
     active_VN = brain_VN
     for file in weights.files:
@@ -184,8 +182,8 @@ def _predict_regions(
                 plan,
                 config.tta,
                 partial(on_progress, file.name.upper()),
-                config.narrow and not flat,
-                flat,
+                config.narrow and not stack.flat,
+                stack.flat,
             )
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")

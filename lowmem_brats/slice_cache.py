@@ -25,7 +25,7 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_regions
 from lowmem_brats.nifti import check_same_grid, read_case, read_label
-from lowmem_brats.slices import cut_label, occupied, prepare, usable_views, views_of
+from lowmem_brats.slices import cut_label, is_flat, occupied, prepare, views_of
 
 FORMAT = 3  # of an entry; one of another format is not found
 ARRAYS = ("slices", "depth")
@@ -126,7 +126,7 @@ def store_case(
         with replace_when_complete(_array(path, kind)) as partial, partial.open("wb") as file:
             np.save(file, np.ascontiguousarray(array))  # so that a slice is one piece of the file
     brain_ZHW = (slices_ZCHW != 0).any(axis=1)
-    usable = usable_views(brain_ZHW)
+    usable = 1 if is_flat(brain_ZHW) else 3
     facts = {
         "arrays": [_fingerprint(_array(path, kind)) for kind in ARRAYS],
         "shape_ZCHW": slices_ZCHW.shape,

@@ -27,6 +27,8 @@ class SliceStack:
     """Z-scored; H and W are multiples of the stride, Z too where the brain can be seen from other sides."""
     brain_ZHW: npt.NDArray[np.bool_]
     """Where any modality is not 0."""
+    flat: bool
+    """Whether the brain can be seen axially only, as `is_flat`."""
     origin_ZHW: tuple[int, int, int]
     """Volume index (z, y, x) of the first slice's first pixel; y and x may be negative where padding was needed."""
     shape_XYZ: tuple[int, int, int]
@@ -49,7 +51,7 @@ def prepare(images_CXYZ: npt.NDArray[np.float32], stride: int) -> SliceStack:
     """Z-score a case, crop it to the brain, and cut it into axial slices, which `views_of` shows from other sides.
 
     `images_CXYZ`: float32, background 0, at least one voxel not 0; `stride`: H and W become multiples of it, and Z
-    where `usable_views` finds more than one.
+    unless the brain `is_flat`.
     The crop grows around the brain's bounding box, beyond the volume's edge with zeros where it must.
     """
     brain_XYZ = (images_CXYZ != 0).any(axis=0)
@@ -59,7 +61,8 @@ def prepare(images_CXYZ: npt.NDArray[np.float32], stride: int) -> SliceStack:
     x, width = _grow(x_first, x_last, stride)
     y, height = _grow(y_first, y_last, stride)
     cropped_ZYX = brain_XYZ[x_first : x_last + 1, y_first : y_last + 1, z_first : z_last + 1].transpose()
-    z, depth = _grow(z_first, z_last, stride if usable_views(cropped_ZYX) > 1 else 1)
+    flat = is_flat(cropped_ZYX)
+    z, depth = _grow(z_first, z_last, 1 if flat else stride)
     box = np.s_[:, x_first : x_last + 1, y_first : y_last + 1, z_first : z_last + 1]
     scored_CXYZ = zscore_brain(images_CXYZ[box])
     slices_ZCHW = np.zeros((depth, len(images_CXYZ), height, width), np.float16)
@@ -68,7 +71,7 @@ def prepare(images_CXYZ: npt.NDArray[np.float32], stride: int) -> SliceStack:
     brain_ZHW = np.zeros((depth, height, width), np.bool_)
     brain_ZHW[z_first - z : z_last + 1 - z, rows, columns] = brain_XYZ[box[1:]].transpose(2, 1, 0)
     shape_X, shape_Y, shape_Z = brain_XYZ.shape
-    return SliceStack(slices_ZCHW, brain_ZHW, (z, y, x), (shape_X, shape_Y, shape_Z))
+    return SliceStack(slices_ZCHW, brain_ZHW, flat, (z, y, x), (shape_X, shape_Y, shape_Z))
 
 
 def views_of(stack: npt.NDArray[Any], views: int, axis: int = 0) -> list[npt.NDArray[Any]]:
@@ -103,10 +106,10 @@ def occupied(mask_ZHW: npt.NDArray[np.bool_], views: int) -> list[npt.NDArray[np
     return [np.logical_or.reduce(seen, axis=(1, 2)) for seen in views_of(mask_ZHW, views)]
 
 
-def usable_views(brain_ZHW: npt.NDArray[np.bool_]) -> int:
-    """From how many sides a brain looks like one: only axially where slices lie far apart or are few, else all 3."""
+def is_flat(brain_ZHW: npt.NDArray[np.bool_]) -> bool:
+    """Whether a brain's axial slices lie so far apart, or are so few, that from the other sides it looks like none."""
     sizes = [int(used.sum()) for used in occupied(brain_ZHW, 3)]
-    return 3 if sizes[0] * FLATTEST >= max(sizes) else 1
+    return sizes[0] * FLATTEST < max(sizes)
 
 
 def to_volume(label_ZHW: npt.NDArray[np.uint8], stack: SliceStack) -> npt.NDArray[np.uint8]:

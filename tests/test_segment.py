@@ -11,7 +11,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from tiny_weights import SMALL_SHAPE, TINY, write_three_of_one, write_tiny_set, write_tiny_single
+from tiny_weights import (
+    SMALL_SHAPE,
+    TINY,
+    write_seeing_neighbours,
+    write_three_of_one,
+    write_tiny_set,
+    write_tiny_single,
+)
 
 import lowmem_brats.segment as module
 from lowmem_brats import predict
@@ -169,6 +176,19 @@ def test_slices_far_apart_are_seen_axially_only(tmp_path: Path, bold: dict[int, 
     np.testing.assert_array_equal(results[0].label_XYZ, results[1].label_XYZ)
     assert any("axial slices only" in text for text in results[1].report.warnings)
     assert not any("axial slices only" in text for text in results[0].report.warnings)
+
+
+def test_neighbours_are_seen_but_not_where_slices_lie_far_apart(tmp_path: Path, single: str, phantom: Path) -> None:
+    seeing = str(write_seeing_neighbours(tmp_path / "set", single))
+    thick = every_third_slice(phantom, tmp_path / "thick")
+    for case, sees in ((phantom, True), (thick, False)):
+        alone, found = (
+            run(case, tmp_path / f"{case.name}.nii.gz", weights=weights, device="cpu", precision="fp32")
+            for weights in (single, seeing)
+        )
+        assert alone.label_XYZ.any()
+        assert (found.label_XYZ == alone.label_XYZ).all() != sees
+        assert any("too far apart" in text for text in found.report.warnings) != sees
 
 
 @pytest.mark.parametrize("batch", [1, 3])

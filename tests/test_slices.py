@@ -12,9 +12,9 @@ from lowmem_brats.slices import (
     SliceStack,
     centre_in,
     cut_label,
+    is_flat,
     prepare,
     to_volume,
-    usable_views,
     views_of,
     with_context,
     zscore_brain,
@@ -107,11 +107,12 @@ def test_every_voxel_of_the_brain_is_in_its_place(case: tuple[npt.NDArray[np.flo
     assert stack.slices_ZCHW.dtype == np.float16
     assert channels == 2
     assert (height % stride, width % stride) == (0, 0)
-    if usable_views(stack.brain_ZHW) > 1:
+    assert stack.flat == is_flat(stack.brain_ZHW)
+    if stack.flat:
+        assert depth == size_Z, "axial slices alone need no others beside them"
+    else:
         assert depth % stride == 0
         assert 0 <= depth - size_Z < stride
-    else:
-        assert depth == size_Z, "axial slices alone need no others beside them"
     assert 0 <= height - size_Y < stride
     assert 0 <= width - size_X < stride
     assert stack.shape_XYZ == images_CXYZ.shape[1:]
@@ -224,11 +225,13 @@ def test_neighbours_are_further_channels() -> None:
     assert seen(2, 2, flat=True) == [3, -3] + [0] * 8
 
 
-@pytest.mark.parametrize(("size_ZHW", "views"), [((6, 8, 12), 3), ((5, 8, 12), 1), ((1, 8, 8), 1), ((12, 3, 3), 3)])
-def test_flat_brains_are_seen_axially_only(size_ZHW: tuple[int, int, int], views: int) -> None:
+@pytest.mark.parametrize(
+    ("size_ZHW", "flat"), [((6, 8, 12), False), ((5, 8, 12), True), ((1, 8, 8), True), ((12, 3, 3), False)]
+)
+def test_a_brain_twice_as_long_as_high_is_flat(size_ZHW: tuple[int, int, int], flat: bool) -> None:
     brain_ZHW = np.zeros((20, 20, 20), np.bool_)
     brain_ZHW[tuple(slice(2, 2 + size) for size in size_ZHW)] = True
-    assert usable_views(brain_ZHW) == views
+    assert is_flat(brain_ZHW) == flat
 
 
 def test_extreme_intensities_stay_finite_in_half_precision() -> None:
@@ -240,7 +243,7 @@ def test_extreme_intensities_stay_finite_in_half_precision() -> None:
 
 
 def test_labels_of_a_hand_made_stack() -> None:
-    stack = SliceStack(np.zeros((1, 1, 2, 3), np.float16), np.ones((1, 2, 3), np.bool_), (1, -1, 1), (3, 2, 3))
+    stack = SliceStack(np.zeros((1, 1, 2, 3), np.float16), np.ones((1, 2, 3), np.bool_), True, (1, -1, 1), (3, 2, 3))
     label_ZHW = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
     label_XYZ = to_volume(label_ZHW, stack)
     expected_XYZ = np.zeros((3, 2, 3), np.uint8)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lowmem_brats.config import NetworkConfig
+from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.labels import Region
-from lowmem_brats.networks import build_network
+from lowmem_brats.networks import build_network, widened
 from lowmem_brats.phantom import make_phantom
 from lowmem_brats.slices import prepare
 from lowmem_brats.weights import WeightsFile, load_network, open_set, save_network, write_index
@@ -58,6 +58,22 @@ def write_tiny_single(folder: Path, three: Path) -> Path:
     path = folder / "all.safetensors"
     save_network(network, WeightsFile(path, tuple(Region), config, {}, {}))
     write_index(folder, "single", dict.fromkeys(Region, path))
+    return folder
+
+
+def write_seeing_neighbours(folder: Path, single: str) -> Path:
+    """Write the set of one network that heeds neighbours too, and where there are none computes what `single` does."""
+    folder.mkdir(parents=True)
+    file = open_set(single).files[0]
+    config = replace(file.network, context=1)
+    network = build_network(config)
+    network.load_state_dict(widened(load_network(file).state_dict(), config))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        next(network.parameters())[:, len(MODALITIES) :].normal_(std=0.3)
+    path = folder / "all.safetensors"
+    save_network(network, replace(file, path=path, network=config))
+    write_index(folder, "seeing", dict.fromkeys(Region, path))
     return folder
 
 

@@ -1,0 +1,117 @@
+"""Cross-validation: every patient is segmented once, from NIfTI to NIfTI, by a set that was trained without it.
+
+    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe plain] [--minutes 30] [--folds 5] [--also LIST]
+
+DATA: a folder of labelled cases, split by patient. Each fold's set is trained from fresh weights on the other folds
+and, with --also, on further cases of other patients. Nothing is chosen by the fold that is scored: the last weights
+are taken. WORK keeps the run folders: a finished fold is not trained again, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from bench_accuracy import dice_of, score, summary_of
+
+from lowmem_brats.case_files import CaseFiles
+from lowmem_brats.case_list import read_cases
+from lowmem_brats.cli.bench import conditions
+from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.dataset import split_cases
+from lowmem_brats.evaluate import PatientScores
+from lowmem_brats.train import train_set
+from lowmem_brats.weights import load_network, open_set, save_network, write_index
+
+BOTH = TrainConfig(validation=0.0, test=0.0, device="cpu")
+RECIPES = {
+    "shipped": replace(
+        BOTH, network=NetworkConfig(width=24, outputs=3, views=3, context=2), loss="dice+ce", transplant=0.3
+    ),
+    # Three binary networks of axial slices, batch Dice: the paper's, of the same width.
+    "plain": replace(BOTH, network=NetworkConfig(width=24)),
+}
+MASKS_AT = {"shipped": -1.5, "plain": 0.0}
+"""Logit above which a pixel is tumour; for -1.5 see bench_threshold.py."""
+
+
+def write_list(cases: Sequence[CaseFiles], out: Path) -> Path:
+    """A list of cases that `train` reads, with absolute paths."""
+    rows = []
+    for case in cases:
+        paths = dict(case.images) | ({"case": case.stacked} if case.stacked else {}) | {"seg": case.labels[0]}
+        rows.append({key: str(path.resolve()) for key, path in paths.items()} | {"case_id": case.case_id})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1) + "\n")
+    return out
+
+
+def lower_masks(run: Path, threshold: float) -> None:
+    """Make the logit `threshold` the 0 of a set's networks."""
+    weights, paths = open_set(str(run)), {}
+    for file in weights.files:
+        network = load_network(file)
+        with torch.no_grad():
+            network.last_bias().sub_(threshold)
+        save_network(network, file)
+        paths |= dict.fromkeys(file.regions, file.path)
+    write_index(run, weights.name, paths)
+
+
+def run_fold(
+    training: Sequence[CaseFiles], held_out: Sequence[CaseFiles], work: Path, config: TrainConfig, threshold: float
+) -> tuple[list[PatientScores], dict[str, object]]:
+    """Train one fold's set, unless it is there, and score it on the patients held out: scores, and what it took."""
+    scored = work / "held_out"
+    if not scored.exists():
+        cases = write_list(training, work.with_suffix(".json"))
+        train_set(cases, work, config, resume=(work / "run.json").exists(), cache=work.parent / "cache")
+        lower_masks(work, threshold)
+    scores, _ = score(held_out, scored, SegmentConfig(weights=str(work), device="cpu"))
+    run = json.loads((work / "run.json").read_text())
+    last = [network["epochs"][-1] for network in run["networks"].values()]
+    return scores, {
+        "held_out": [case.case_id for case in held_out],
+        "training_cases": len(run["training_cases"]),
+        "steps": {epoch["network"]: epoch["steps"] for epoch in last},
+        "seconds": round(sum(epoch["seconds"] for epoch in last)),
+    }
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--recipe", choices=RECIPES, default="shipped")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--also", type=Path)
+    options = parser.parse_args()
+    cases = read_cases(options.data)[0]
+    names = {case.case_id for case in cases}
+    others = [case for case in read_cases(options.also)[0] if case.case_id not in names] if options.also else []
+    config, threshold = replace(RECIPES[options.recipe], max_seconds=60 * options.minutes), MASKS_AT[options.recipe]
+    scores, folds = list[PatientScores](), []
+    for k in range(1, options.folds + 1):
+        split = split_cases(cases, 0.0, 0.0, (k, options.folds), config.seed)
+        work = options.work / f"{options.recipe}_{k}"
+        found, fold = run_fold([*split.training, *others], split.validation, work, config, threshold)
+        scores += found
+        folds.append(fold)
+        means = (f"{key} {row['dice']:.4f}" for key, row in summary_of(found).items())
+        print(f"fold {k} of {options.folds}: {len(found)} patients", *means, flush=True)
+    table = summary_of(scores)
+    stated = conditions("cpu") | {"recipe": options.recipe, "masks_at": threshold, "minutes": options.minutes}
+    rows = {"regions": table, "dice": dice_of(scores), "folds": folds}
+    options.out.write_text(json.dumps(stated | rows, indent=2) + "\n")
+    print(options.recipe, *(f"{key} {row['dice']:.4f} {row['dice_95']}" for key, row in table.items()))
+
+
+if __name__ == "__main__":
+    main()
