@@ -135,6 +135,7 @@ def test_header_says_what_the_file_is(saved: WeightsFile) -> None:
         "norm": "group",
         "outputs": 1,
         "views": 1,
+        "context": 0,
     }
     assert json.loads(header["training"]) == {"training_cases": 3, "steps": 7}
     assert json.loads(header["metrics"]) == {"validation_dice": 0.5}
