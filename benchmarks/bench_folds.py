@@ -1,6 +1,6 @@
 """Cross-validation: every patient is segmented once, from NIfTI to NIfTI, by a set that was trained without it.
 
-    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe plain] [--minutes 30] [--folds 5] [--also LIST]
+    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe context] [--minutes 30] [--folds 5] [--also LIST]
 
 DATA: a folder of labelled cases, split by patient. Each fold's set is trained from fresh weights on the other folds
 and, with --also, on further cases of other patients. Nothing is chosen by the fold that is scored: the last weights
@@ -27,15 +27,15 @@ from lowmem_brats.evaluate import PatientScores
 from lowmem_brats.train import train_set
 from lowmem_brats.weights import load_network, open_set, save_network, write_index
 
-BOTH = TrainConfig(validation=0.0, test=0.0, device="cpu")
+# Three binary networks of axial slices, batch Dice: the paper's, of the shipped width.
+PLAIN = TrainConfig(network=NetworkConfig(width=24), validation=0.0, test=0.0, device="cpu")
+SHIPPED = replace(PLAIN, network=replace(PLAIN.network, outputs=3, views=3), loss="dice+ce")
 RECIPES = {
-    "shipped": replace(
-        BOTH, network=NetworkConfig(width=24, outputs=3, views=3, context=2), loss="dice+ce", transplant=0.3
-    ),
-    # Three binary networks of axial slices, batch Dice: the paper's, of the same width.
-    "plain": replace(BOTH, network=NetworkConfig(width=24)),
+    "plain": PLAIN,
+    "shipped": SHIPPED,
+    "context": replace(SHIPPED, network=replace(SHIPPED.network, context=2), transplant=0.3),
 }
-MASKS_AT = {"shipped": -1.5, "plain": 0.0}
+MASKS_AT = {"plain": 0.0, "shipped": -1.5, "context": -1.5}
 """Logit above which a pixel is tumour; for -1.5 see bench_threshold.py."""
 
 

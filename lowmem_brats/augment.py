@@ -179,8 +179,8 @@ def apply_augmentation(augmentation: Augmentation, slices_NCHW: Tensor, target_N
     """Warp slices (bilinear) and targets (nearest) by one set of coordinates, then change the slices' intensities.
 
     `slices_NCHW`: fp32 z-scores, background 0, C as drawn or, with neighbours, a multiple; `target_NKHW`: float 0 or 1;
-    both on one device. Returns new tensors of
-    the same shapes; background and lost modalities are exactly 0, brain is not.
+    both on one device. Returns new tensors of the same shapes; background and lost modalities are exactly 0, brain is
+    not.
     """
     slices_NCHW, target_NKHW = _warp(augmentation, slices_NCHW, target_NKHW)
     augmentation = augmentation.repeated(slices_NCHW.shape[1] // augmentation.gamma_NC.shape[1])

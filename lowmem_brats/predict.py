@@ -104,12 +104,13 @@ def predict_stack(
     """Segment the brain with a network that `place` has put where the plan wants it.
 
     `slices_ZCHW`: z-scored, on the host; `active_VN`: for each view to see it from, which slices to run; `mirror`: run
-    each mirrored as `count_passes` says; `narrow`: of these slices run only those where `routing` looks; `flat`: show
-    the network no neighbours of a slice. The logits of a voxel are averaged. When the device runs out of memory all the
-    same, the batch is halved and tried again. Raises BudgetError when a single slice does not fit.
+    each mirrored as `count_passes` says; `narrow`: of these slices run only those where `routing` looks; `flat`:
+    slices lie too far apart to tell of each other, so each is shown without its neighbours, and none is left out. The
+    logits of a voxel are averaged. When the device runs out of memory all the same, the batch is halved and tried
+    again. Raises BudgetError when a single slice does not fit.
     """
     stack = _Stack(network, slices_ZCHW, active_VN, plan, mirror, on_progress, flat)
-    if not narrow:
+    if flat or not narrow:
         for view, active_N in enumerate(active_VN):
             stack.run(view, active_N)
         return stack.prediction()

@@ -182,7 +182,7 @@ def _predict_regions(
                 plan,
                 config.tta,
                 partial(on_progress, file.name.upper()),
-                config.narrow and not stack.flat,
+                config.narrow,
                 stack.flat,
             )
         if prediction.batch < plan.batch:

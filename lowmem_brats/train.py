@@ -221,8 +221,11 @@ def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torc
     weights = open_set(config.finetune)
     file = next((file for file in weights.files if set(regions) <= set(file.regions)), None)
     wanted = config.network
-    same = file and replace(file.network, views=wanted.views, context=wanted.context) == wanted
-    if file is None or not same or file.network.context > wanted.context:
+    if (
+        file is None
+        or file.network.context > wanted.context
+        or replace(file.network, views=wanted.views, context=wanted.context) != wanted
+    ):
         raise InputError("--finetune", str(weights.network), str(wanted), "Train the network of the set.")
     return widened(load_network(file).state_dict(), wanted)
 

@@ -35,19 +35,20 @@ def draw_donors(
     """
     taken, donors = [], []
     for n in np.flatnonzero(rng.random(len(rows)) < share):
-        i, view, number = rows[n].tolist()
-        if cases[i].flat:  # where along the axis a single slice lies is not known
-            continue
-        along = number / len(cases[i].depth_VN[view])
-        candidates = [
-            (j, view, int(along * len(case.depth_VN[view])))
-            for j, case in enumerate(cases)
-            if j != i and not case.flat and case.depth_VN[view][int(along * len(case.depth_VN[view]))]
-        ]
-        if candidates:
+        if candidates := _candidates(cases, *rows[n].tolist()):
             taken.append(n)
             donors.append(candidates[rng.integers(len(candidates))])
     return np.array(taken, np.intp), np.array(donors, np.int64).reshape(-1, 3)
+
+
+def _candidates(cases: Sequence[CachedCase], i: int, view: int, number: int) -> list[tuple[int, int, int]]:
+    """The rows that a slice of case `i` can get its lesion from."""
+    if cases[i].flat:  # where along the axis a single slice lies is not known
+        return []
+    own = len(cases[i].depth_VN[view])
+    others = [(j, case.depth_VN[view]) for j, case in enumerate(cases) if j != i and not case.flat]
+    as_far = [(j, depth_N, number * len(depth_N) // own) for j, depth_N in others]
+    return [(j, view, there) for j, depth_N, there in as_far if depth_N[there]]
 
 
 def transplant(

@@ -127,6 +127,17 @@ def test_donors_have_a_lesion_as_far_along(cases: list[CachedCase]) -> None:
     assert donors(3, 0, 0) == set(), "where a single slice lies is not known"
 
 
+def test_volumes_of_one_length_meet_slice_by_slice(tmp_path: Path) -> None:
+    """Also where number / length · length is a little less than the number, as for 29 of 100."""
+    depth_ZHW = np.ones((100, 8, 8), np.uint8)
+    slices_ZCHW = np.ones((100, 4, 8, 8), np.float16)
+    pair = [store_case(tmp_path / f"{n}.json", f"{n}", slices_ZCHW, depth_ZHW) for n in range(2)]
+    rows = np.array([[0, 0, z] for z in range(100)])
+    taken, donors = draw_donors(np.random.default_rng(0), pair, rows, 1.0)
+    assert taken.tolist() == list(range(100))
+    assert donors.tolist() == [[1, 0, z] for z in range(100)]
+
+
 def test_the_share_of_slices_that_get_a_lesion(cases: list[CachedCase]) -> None:
     rows = np.array([[2, 0, 4]] * 2000)
     for share in (0.0, 0.3, 1.0):

@@ -55,9 +55,11 @@ class Fold(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]), int(match[2])
 
 
-def _option(name: str, field: str, text: str, **settings: Any) -> Callable[[Command], Command]:
-    """An option whose default is the one of a TrainConfig field."""
-    default = getattr(TrainConfig, field)
+def _option(
+    name: str, field: str, text: str, of: type[NetworkConfig | TrainConfig] = TrainConfig, **settings: Any
+) -> Callable[[Command], Command]:
+    """An option whose default is the one of a configuration's field."""
+    default = getattr(of, field)
     return click.option(name, field, default=default, show_default=default is not None, help=text, **settings)
 
 
@@ -80,20 +82,20 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
     help="The recipe of the shipped weights, or of the EMCAD paper on BraTS; other options change it.",
 )
 @options.network
-@click.option("--width", default=NetworkConfig.width, show_default=True, help="Channels of the U-Net's first level.")
-@click.option(
+@_option("--width", "width", "Channels of the U-Net's first level.", NetworkConfig)
+@_option(
     "--views",
+    "views",
+    "1: axial slices; 2: coronal ones too; 3: and sagittal ones; averaged.",
+    NetworkConfig,
     type=click.IntRange(1, 3),
-    default=NetworkConfig.views,
-    show_default=True,
-    help="1: axial slices; 2: coronal ones too; 3: and sagittal ones; averaged.",
 )
-@click.option(
+@_option(
     "--context",
+    "context",
+    "How many slices before and after each the network sees beside it.",
+    NetworkConfig,
     type=click.IntRange(0, 3),
-    default=NetworkConfig.context,
-    show_default=True,
-    help="How many slices before and after each the network sees beside it.",
 )
 @click.option(
     "--mode",
