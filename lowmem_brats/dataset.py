@@ -62,7 +62,7 @@ def frame_of(cases: Sequence[CachedCase], views: int) -> tuple[int, int]:
     sizes = []
     for case in cases:
         depth, _, height, width = case.shape_ZCHW
-        sizes += [(height, width), (depth, width), (height, depth)][: min(views, len(case.brain_VN))]
+        sizes += [(height, width), (depth, width), (height, depth)][: case.usable(views)]
     height, width = np.array(sizes).max(axis=0).tolist()
     return height, width
 
@@ -72,7 +72,7 @@ def training_rows(cases: Sequence[CachedCase], region: Region, views: int) -> np
     rows = [
         (i, view, number)
         for i, case in enumerate(cases)
-        for view in range(min(views, len(case.brain_VN)))
+        for view in range(case.usable(views))
         for number in np.flatnonzero(case.seen_by(region, view)).tolist()
     ]
     if not rows:

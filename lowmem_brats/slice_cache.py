@@ -50,6 +50,10 @@ class CachedCase:
         """Whether its slices lie far apart or are few."""
         return len(self.brain_VN) == 1
 
+    def usable(self, views: int) -> int:
+        """How many of the first `views` views it can be seen from."""
+        return min(views, len(self.brain_VN))
+
     @property
     def slices_ZCHW(self) -> npt.NDArray[np.float16]:
         """Z-scored slices, memory-mapped. Raises InputError when the file is gone."""

@@ -78,7 +78,7 @@ def best_thresholds(
     """
     scores = np.zeros((len(regions), len(THRESHOLDS)))
     for case, found in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1)):
-        depth_ZHW, views = case.depth_ZHW, min(config.views, len(case.brain_VN))
+        depth_ZHW, views = case.depth_ZHW, case.usable(config.views)
         for region, sum_ZHW, row in zip(regions, found.sum_KZHW, scores, strict=True):
             for i, threshold in enumerate(THRESHOLDS):
                 # All views hold every voxel of the parent; outside the brain the sum is 0.
@@ -105,7 +105,7 @@ def _predict(
     network.load_state_dict(copies, assign=True)
     network = place(network, plan)
     for case in cases:
-        active_VN = [case.seen_by(regions[0], view) for view in range(min(config.views, len(case.brain_VN)))]
+        active_VN = [case.seen_by(regions[0], view) for view in range(case.usable(config.views))]
         yield case, predict_stack(network, case.slices_ZCHW, active_VN, plan, flat=case.flat)
 
 
