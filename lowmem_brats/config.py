@@ -84,6 +84,8 @@ class SegmentConfig:
     """Memory budget such as 2G, 512M, 75% or max: for everything on a card, for live tensors on the CPU."""
     labels: str = "brats2020"
     """Label convention of the result, a key of `labels.CONVENTIONS`."""
+    min_confidence: float = 0.55
+    """Of islands and of enhancing tumour, as a share of the main tumour's mean logit (`drop_doubtful`); 0: keep all."""
     min_component: float = 0.0
     """Drop connected tumour components smaller than this many mm³; 0: keep all."""
     tta: bool = False
@@ -96,6 +98,8 @@ class SegmentConfig:
     """Run coarsely first, then only around what was found (`routing`)."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.min_confidence <= 1:
+            raise InputError("--min-confidence", str(self.min_confidence), "0 to 1", "Use 0 to keep everything.")
         if self.min_component < 0:
             raise InputError("--min-component", f"{self.min_component} mm³", "0 or more", "Use 0 to keep everything.")
 

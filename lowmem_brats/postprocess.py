@@ -1,13 +1,47 @@
-"""Clean a predicted label map: drop tumour components too small to be believed."""
+"""Clean what was predicted: components that are doubtful, or too small to be believed.
+
+Shape suffixes: Z slices of a case, H W in-plane; X Y Z a volume.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from lowmem_brats.labels import Mask, Region
+
 TOUCHING = np.ones((3, 3, 3), np.bool_)
 """Voxels that share a face, an edge or a corner belong to one component (26-connected)."""
+
+
+def drop_doubtful(
+    logit_ZHW: Mapping[Region, npt.NDArray[np.float32]], least: float
+) -> tuple[dict[Region, Mask], dict[Region, int]]:
+    """The masks of the three regions, without what the networks are far less sure of than of the main tumour.
+
+    `logit_ZHW`: of each region, positive where it was found, all in one unit (sums over as many views will do);
+    `least`: share of the mean logit of the largest WT component. Other components of WT below it go, and ET as a whole
+    where its mean logit, inside TC and WT, is below it: it becomes core. 0 keeps everything.
+    Returns new masks, and of WT and ET how many voxels went. The rule is this project's own.
+    """
+    masks = {region: logit_ZHW[region] > 0 for region in Region}
+    gone = {Region.WT: 0, Region.ET: 0}
+    whole_ZHW = masks[Region.WT].copy()
+    if not least or not whole_ZHW.any():
+        return masks, gone
+    component, voxels = _components(whole_ZHW)
+    mean_logit = np.bincount(component, logit_ZHW[Region.WT][whole_ZHW]) / np.maximum(voxels, 1)
+    needed = least * mean_logit[voxels.argmax()]
+    masks[Region.WT][whole_ZHW] = (mean_logit >= needed)[component]
+    gone[Region.WT] = int(whole_ZHW.sum() - masks[Region.WT].sum())
+    enhancing_ZHW = masks[Region.ET] & masks[Region.TC] & masks[Region.WT]
+    if enhancing_ZHW.any() and logit_ZHW[Region.ET][enhancing_ZHW].mean(dtype=np.float64) < needed:
+        masks[Region.ET][:] = False
+        gone[Region.ET] = int(enhancing_ZHW.sum())
+    return masks, gone
 
 
 def drop_small_components(
@@ -20,10 +54,15 @@ def drop_small_components(
     Returns a new array of the same shape and dtype.
     """
     tumour_XYZ = label_XYZ > 0
-    component_XYZ, _ = ndimage.label(tumour_XYZ, TOUCHING)
-    # Counting over the tumour's voxels only: a copy of the whole volume in 64-bit integers would be 70 MB.
-    component = component_XYZ[tumour_XYZ]
-    is_small = np.bincount(component) * voxel_mm3 < smallest_mm3
+    component, voxels = _components(tumour_XYZ)
+    is_small = voxels * voxel_mm3 < smallest_mm3
     kept_XYZ = label_XYZ.copy()
     kept_XYZ[tumour_XYZ] = np.where(is_small[component], 0, label_XYZ[tumour_XYZ])
     return kept_XYZ
+
+
+def _components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Of each voxel of the mask the number of its component, from 1; of each number, how many voxels it has."""
+    # Counting over the mask only: a copy of the whole volume in 64-bit integers would be 70 MB.
+    component: npt.NDArray[np.int32] = ndimage.label(mask, TOUCHING)[0][mask]
+    return component, np.bincount(component)

@@ -30,7 +30,7 @@ from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
 from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
-from lowmem_brats.postprocess import drop_small_components
+from lowmem_brats.postprocess import drop_doubtful, drop_small_components
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
 from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, views_of
@@ -59,6 +59,8 @@ class SegmentReport:
     """Per tissue."""
     millilitres: dict[str, float] = field(default_factory=dict)
     """Per tissue."""
+    doubtful_millilitres: dict[str, float] = field(default_factory=dict)
+    """What `min_confidence` took away: `wt`, islands that became background; `et`, which became core."""
     peak_bytes: int = 0
     """Most bytes of tensors on the device at once, to compare with `plan.predicted_bytes`."""
     cuda_peak: dict[str, int] | None = None
@@ -139,13 +141,18 @@ def segment_case(
         files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
     )
     report.warnings = warnings + notes + case.warnings
-    masks = _predict_regions(weights, stack, config, report, on_progress)
+    logit_ZHW = _predict_regions(weights, stack, config, report, on_progress)
     with _timed(seconds, "fuse"):
+        masks, gone = drop_doubtful(logit_ZHW, config.min_confidence)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
         voxel_mm3 = float(np.prod(case.spacing_mm))
         label_XYZ = drop_small_components(label_XYZ, config.min_component, voxel_mm3)
     with _timed(seconds, "write"):
         write_label_map(label_XYZ, case.reference, output)
+    report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
+    if gone[Region.ET]:
+        found = f"{report.doubtful_millilitres['et']:.1f} mL of enhancing tumour"
+        report.warnings.append(f"{found} are doubtful and counted as core (--min-confidence 0 keeps them)")
     _count(report, label_XYZ, convention, voxel_mm3)
     return Segmentation(case, label_XYZ, report)
 
@@ -164,9 +171,9 @@ def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int
 
 def _predict_regions(
     weights: WeightsSet, stack: SliceStack, config: SegmentConfig, report: SegmentReport, on_progress: OnProgress
-) -> dict[Region, npt.NDArray[np.bool_]]:
-    """Run the networks, one in memory at a time: region → mask_ZHW."""
-    masks: dict[Region, npt.NDArray[np.bool_]] = {}
+) -> dict[Region, npt.NDArray[np.float32]]:
+    """Run the networks, one in memory at a time: region → logits added up over the views, as `Prediction.sum_KZHW`."""
+    logit_ZHW: dict[Region, npt.NDArray[np.float32]] = {}
     views = _views(weights, stack, config)
     if stack.flat and (weights.network.views > 1 or weights.network.context):
         report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
@@ -188,15 +195,15 @@ def _predict_regions(
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
             report.plan = replace(plan, batch=prediction.batch)
-        masks |= zip(file.regions, prediction.mask_KZHW, strict=True)
+        logit_ZHW |= zip(file.regions, prediction.sum_KZHW, strict=True)
         report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
         report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
         in_all = count_passes(brain_VN, config.tta)
         report.slices[file.name] = {"run": prediction.run, "skipped": in_all - prediction.run}
         if config.skip_slices:
-            found_VN = occupied(masks[file.regions[-1]], views)
+            found_VN = occupied(logit_ZHW[file.regions[-1]] > 0, views)
             active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
-    return masks
+    return logit_ZHW
 
 
 def _count(

@@ -15,12 +15,13 @@ import lowmem_brats
 PACKAGE = Path(lowmem_brats.__file__).parent
 FLOORS = (
     ("errors",),
-    ("config", "labels", "files", "metrics", "postprocess", "parallel", "read_ahead", "routing"),
+    ("config", "labels", "files", "metrics", "parallel", "read_ahead", "routing"),
     (
         "case_files",
         "slices",
         "augment",
         "loss",
+        "postprocess",
         "optimisation",
         "phantom",
         "networks",

@@ -27,8 +27,8 @@ from lowmem_brats.weights import open_set
 
 COMMANDS = sorted(main.commands)
 FLAGS = {
-    "segment": "device every-slice fast flair labels min-component narrow no-preview output overwrite precision "
-    "preview quiet report t1 t1ce t2 tta vram weights",
+    "segment": "device every-slice fast flair labels min-component min-confidence narrow no-preview output overwrite "
+    "precision preview quiet report t1 t1ce t2 tta vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
     "train": "augment average balance batch cache clip context device encoder-weights epochs finetune fold labels "
     "learning-rate loss max-time modality-dropout mode network no-augment no-balance output overwrite patience "
@@ -422,7 +422,14 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--vram", "2X"), ("--min-component", -1), ("--device", "tpu"), ("--precision", "fp8"), ("--labels", "brats1999")],
+    [
+        ("--vram", "2X"),
+        ("--min-component", -1),
+        ("--min-confidence", 2),
+        ("--device", "tpu"),
+        ("--precision", "fp8"),
+        ("--labels", "brats1999"),
+    ],
 )
 def test_bad_options(case: Path, tiny: Path, arguments: tuple[str, object]) -> None:
     assert str(arguments[0]) in fails("segment", case, "--weights", tiny, *arguments)

@@ -24,6 +24,7 @@ WATCHED = "--patience or --schedule plateau with --validation 0"
         (NetworkConfig, {"depth": 6}, "network depth", "6"),
         (NetworkConfig, {"norm": "layer"}, "network norm", "'layer'"),
         (SegmentConfig, {"min_component": -0.5}, "--min-component", "-0.5 mm³"),
+        (SegmentConfig, {"min_confidence": 1.1}, "--min-confidence", "1.1"),
         (NetworkConfig, {"outputs": 2}, "network outputs", "2"),
         (NetworkConfig, {"views": 4}, "network views", "4"),
         (NetworkConfig, {"context": -1}, "network context", "-1"),

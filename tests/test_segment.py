@@ -308,6 +308,30 @@ def test_missing_modality_is_noted_and_two_are_enough(tmp_path: Path, tiny: str,
     assert [text.split()[0] for text in warnings] == ["t1", "t2"]
 
 
+def test_doubtful_findings_are_left_out_and_told(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    unsure, paths = tmp_path / "unsure", {}
+    unsure.mkdir()
+    for region, file in zip(Region, open_set(tiny).files, strict=True):
+        network, paths[region] = load_network(file), unsure / file.path.name
+        if region is Region.ET:
+            with torch.no_grad():
+                for parameter in network.head.parameters():  # type: ignore[union-attr]
+                    parameter.mul_(2**-6)  # the same masks, but less sure of them
+        save_network(network, replace(file, path=paths[region]))
+    write_index(unsure, "unsure", paths)
+    settings = {"weights": str(unsure), "device": "cpu", "precision": "fp32"}
+    kept = run(phantom, tmp_path / "a.nii.gz", min_confidence=0.0, **settings)
+    assert kept.report.doubtful_millilitres == {"wt": 0.0, "et": 0.0}
+    cleaned = run(phantom, tmp_path / "b.nii.gz", min_confidence=1.0, **settings)
+    gone = cleaned.report.doubtful_millilitres
+    assert gone["wt"] == pytest.approx(((kept.label_XYZ > 0) & (cleaned.label_XYZ == 0)).sum() / 1000)
+    assert gone["et"] == pytest.approx(((kept.label_XYZ == 4) & (cleaned.label_XYZ == 1)).sum() / 1000)
+    assert min(gone.values()) > 0, "the test needs both to mean anything"
+    assert not (cleaned.label_XYZ == 4).any()
+    assert [text for text in cleaned.report.warnings if "enhancing tumour are doubtful" in text]
+    assert not [text for text in kept.report.warnings if "doubtful" in text]
+
+
 def test_small_components_are_dropped_on_request(tmp_path: Path, tiny: str, phantom: Path) -> None:
     kept = run(phantom, tmp_path / "a.nii.gz", weights=tiny).label_XYZ
     assert kept.any()

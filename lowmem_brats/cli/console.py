@@ -86,6 +86,8 @@ def show_segmentation(report: SegmentReport) -> None:
     out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}")
     slices = " · ".join(f"{r.upper()} {n['run']} run, {n['skipped']} skipped" for r, n in report.slices.items())
     out.print(f"slices       {slices}")
+    if islands := report.doubtful_millilitres.get("wt"):
+        out.print(f"left out     {islands:.1f} mL of doubtful islands")
 
 
 def table(*headings: str, left: int = 1) -> Table:

@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 @options.vram
 @options.labels
 @click.option(
+    "--min-confidence",
+    default=SegmentConfig.min_confidence,
+    show_default=True,
+    metavar="SHARE",
+    help="Drop islands, and count enhancing tumour as core, of less than this share of the main tumour's mean logit.",
+)
+@click.option(
     "--min-component",
     default=SegmentConfig.min_component,
     show_default=True,
