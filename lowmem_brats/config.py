@@ -84,7 +84,7 @@ class SegmentConfig:
     """Memory budget such as 2G, 512M, 75% or max: for everything on a card, for live tensors on the CPU."""
     labels: str = "brats2020"
     """Label convention of the result, a key of `labels.CONVENTIONS`."""
-    min_confidence: float = 0.55
+    min_confidence: float = 0.5
     """Of islands and of enhancing tumour, as a share of the main tumour's mean logit (`drop_doubtful`); 0: keep all."""
     min_component: float = 0.0
     """Drop connected tumour components smaller than this many mm³; 0: keep all."""
