@@ -87,7 +87,7 @@ def show_segmentation(report: SegmentReport) -> None:
     slices = " · ".join(f"{r.upper()} {n['run']} run, {n['skipped']} skipped" for r, n in report.slices.items())
     out.print(f"slices       {slices}")
     if islands := report.doubtful_millilitres.get("wt"):
-        out.print(f"left out     {islands:.1f} mL of doubtful islands")
+        out.print(f"left out     {1000 * islands:.0f} mm³ of doubtful islands")
 
 
 def table(*headings: str, left: int = 1) -> Table:
