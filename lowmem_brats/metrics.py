@@ -38,6 +38,12 @@ def dice(tp: float, fp: float, fn: float) -> float:
     return 2 * tp / voxels if voxels else 1.0
 
 
+def mask_dice(predicted: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]) -> float:
+    """Dice of two boolean masks of one shape, as `dice` of their voxels."""
+    tp = int(np.count_nonzero(predicted & reference))
+    return dice(tp, int(np.count_nonzero(predicted)) - tp, int(np.count_nonzero(reference)) - tp)
+
+
 def score_region(
     predicted_XYZ: npt.NDArray[np.bool_],
     reference_XYZ: npt.NDArray[np.bool_],

@@ -17,7 +17,7 @@ from lowmem_brats.config import NetworkConfig
 from lowmem_brats.figures import Example
 from lowmem_brats.labels import Region
 from lowmem_brats.memory.planner import InferencePlan
-from lowmem_brats.metrics import dice
+from lowmem_brats.metrics import mask_dice
 from lowmem_brats.networks import build_network
 from lowmem_brats.precision import DTYPES
 from lowmem_brats.predict import Prediction, place, predict_stack
@@ -112,9 +112,7 @@ def _predict(
 def _dice(case: CachedCase, region: Region, mask_ZHW: npt.NDArray[np.bool_], depth_ZHW: npt.NDArray[np.uint8]) -> float:
     """Dice on the axial slices where the reference holds the region's parent."""
     seen_Z = case.seen_by(region)
-    mask_ZHW, truth_ZHW = mask_ZHW[seen_Z], depth_ZHW[seen_Z] >= region.depth
-    hits = int((mask_ZHW & truth_ZHW).sum())
-    return dice(hits, int(mask_ZHW.sum()) - hits, int(truth_ZHW.sum()) - hits)
+    return mask_dice(mask_ZHW[seen_Z], depth_ZHW[seen_Z] >= region.depth)
 
 
 def _format(value: Tensor, precision: str) -> torch.dtype:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_brats.metrics import HD95_ONE_EMPTY_MM, RegionScore, dice, score_region
+from lowmem_brats.metrics import HD95_ONE_EMPTY_MM, RegionScore, dice, mask_dice, score_region
 
 Mask = npt.NDArray[np.bool_]
 UNIT_MM = (1.0, 1.0, 1.0)
@@ -61,6 +61,15 @@ def brute_force_hd95(a_XYZ: Mask, b_XYZ: Mask, spacing_mm: tuple[float, ...]) ->
 )
 def test_dice(tp: int, fp: int, fn: int, expected: float) -> None:
     assert dice(tp, fp, fn) == expected
+
+
+@given(two_masks())
+def test_dice_of_masks_is_that_of_their_voxels(masks: tuple[Mask, Mask]) -> None:
+    predicted, reference = masks
+    counts = ((predicted & reference).sum(), (predicted & ~reference).sum(), (~predicted & reference).sum())
+    assert mask_dice(predicted, reference) == dice(*map(int, counts))
+    assert mask_dice(predicted & False, reference) == 0
+    assert mask_dice(predicted & False, reference & False) == 1
 
 
 def test_measures_by_hand() -> None:

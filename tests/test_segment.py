@@ -14,6 +14,7 @@ import torch
 from tiny_weights import (
     SMALL_SHAPE,
     TINY,
+    write_changed,
     write_seeing_neighbours,
     write_three_of_one,
     write_tiny_set,
@@ -33,7 +34,6 @@ from lowmem_brats.memory import planner
 from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import read_label
 from lowmem_brats.segment import LoadedCase, Segmentation, check_not_reference, load_case, output_path, segment_case
-from lowmem_brats.weights import load_network, open_set, save_network, write_index
 
 REAL_CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"
 
@@ -77,17 +77,12 @@ def test_skipping_equals_not_skipping(
 @pytest.fixture(scope="module")
 def bold(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> dict[int, str]:
     """The tiny set for 1 and for 3 views, with lower thresholds: averages of views are seldom as far from the mean."""
-    folders = {}
-    for views in (1, 3):
-        folder, paths = tmp_path_factory.mktemp("weights"), {}
-        for region, file in zip(Region, open_set(tiny).files, strict=True):
-            network, paths[region] = load_network(file), folder / file.path.name
-            with torch.no_grad():
-                network.head.bias += 0.4  # type: ignore[operator, union-attr]
-            save_network(network, replace(file, path=paths[region], network=replace(file.network, views=views)))
-        write_index(folder, "bold", paths)
-        folders[views] = str(folder)
-    return folders
+
+    def lower(region: Region, head: torch.nn.Module) -> None:
+        head.bias += 0.4  # type: ignore[operator]
+
+    folder = tmp_path_factory.mktemp("weights")
+    return {views: str(write_changed(folder / f"bold{views}", tiny, lower, views)) for views in (1, 3)}
 
 
 def test_three_views_and_mirror_images_skip_exactly(tmp_path: Path, bold: dict[int, str], phantom: Path) -> None:
@@ -309,17 +304,12 @@ def test_missing_modality_is_noted_and_two_are_enough(tmp_path: Path, tiny: str,
 
 
 def test_doubtful_findings_are_left_out_and_told(tmp_path: Path, tiny: str, phantom: Path) -> None:
-    unsure, paths = tmp_path / "unsure", {}
-    unsure.mkdir()
-    for region, file in zip(Region, open_set(tiny).files, strict=True):
-        network, paths[region] = load_network(file), unsure / file.path.name
-        if region is Region.ET:
-            with torch.no_grad():
-                for parameter in network.head.parameters():  # type: ignore[union-attr]
-                    parameter.mul_(2**-6)  # the same masks, but less sure of them
-        save_network(network, replace(file, path=paths[region]))
-    write_index(unsure, "unsure", paths)
-    settings = {"weights": str(unsure), "device": "cpu", "precision": "fp32"}
+
+    def doubt(region: Region, head: torch.nn.Module) -> None:
+        for parameter in head.parameters():
+            parameter.mul_(2**-6 if region is Region.ET else 1)  # the same masks, but less sure of them
+
+    settings = {"weights": str(write_changed(tmp_path / "unsure", tiny, doubt)), "device": "cpu", "precision": "fp32"}
     kept = run(phantom, tmp_path / "a.nii.gz", min_confidence=0.0, **settings)
     assert kept.report.doubtful_millilitres == {"wt": 0.0, "et": 0.0}
     cleaned = run(phantom, tmp_path / "b.nii.gz", min_confidence=1.0, **settings)

@@ -5,6 +5,7 @@ The three networks differ in their heads only: those heads on one trunk are the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,19 @@ def write_tiny_single(folder: Path, three: Path) -> Path:
     path = folder / "all.safetensors"
     save_network(network, WeightsFile(path, tuple(Region), config, {}, {}))
     write_index(folder, "single", dict.fromkeys(Region, path))
+    return folder
+
+
+def write_changed(folder: Path, three: str, change: Callable[[Region, torch.nn.Module], None], views: int = 1) -> Path:
+    """Write the set of three networks in `three` with each head as `change` leaves it; returns `folder`."""
+    folder.mkdir(parents=True)
+    paths = {}
+    for region, file in zip(Region, open_set(three).files, strict=True):
+        network, paths[region] = load_network(file), folder / file.path.name
+        with torch.no_grad():
+            change(region, network.head)  # type: ignore[arg-type]
+        save_network(network, replace(file, path=paths[region], network=replace(file.network, views=views)))
+    write_index(folder, folder.name, paths)
     return folder
 
 

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from lowmem_brats.config import BRATS_SHAPE, PRECISIONS, NetworkConfig, SegmentConfig
+from lowmem_brats.config import BRATS_SHAPE, PRECISIONS, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import CONVENTIONS
 
 FILE = click.Path(path_type=Path)
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def setting(
+    name: str, field: str, text: str, *, of: type[NetworkConfig | SegmentConfig | TrainConfig], **settings: Any
+) -> Callable[[Command], Command]:
+    """An option whose default is the one of a configuration's field."""
+    default = getattr(of, field)
+    return click.option(name, field, default=default, show_default=default is not None, help=text, **settings)
+
+
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bars and no tables; warnings stay.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace files that exist already.")
-device = click.option(
-    "--device",
-    default=SegmentConfig.device,
-    show_default=True,
-    metavar="auto|cpu|cuda[:N]",
-    help="auto: CUDA when usable, else the CPU.",
+device = setting(
+    "--device", "device", "auto: CUDA when usable, else the CPU.", of=SegmentConfig, metavar="auto|cpu|cuda[:N]"
 )
-precision = click.option(
+precision = setting(
     "--precision",
+    "precision",
+    "auto: the half format that the device has hardware for, else fp32.",
+    of=SegmentConfig,
     type=click.Choice(PRECISIONS),
-    default=SegmentConfig.precision,
-    show_default=True,
-    help="auto: the half format that the device has hardware for, else fp32.",
 )
 network = click.option(
     "--network",
@@ -40,19 +48,19 @@ network = click.option(
 size = click.option(
     "--size", nargs=2, type=int, metavar="H W", help="Of a slice. Default: 240 240, or the next that the network takes."
 )
-vram = click.option(
+vram = setting(
     "--vram",
-    default=SegmentConfig.vram,
-    show_default=True,
+    "vram",
+    "Memory budget, G is GiB. On a card for everything, CUDA included; on the CPU for live tensors.",
+    of=SegmentConfig,
     metavar="2G|1536M|75%|max",
-    help="Memory budget, G is GiB. On a card for everything, CUDA included; on the CPU for live tensors.",
 )
-labels = click.option(
+labels = setting(
     "--labels",
+    "labels",
+    "Label convention: ET is 4 in brats2020 and 3 in brats2023; msd swaps 1 and 2.",
+    of=SegmentConfig,
     type=click.Choice(list(CONVENTIONS)),
-    default=SegmentConfig.labels,
-    show_default=True,
-    help="Label convention: ET is 4 in brats2020 and 3 in brats2023; msd swaps 1 and 2.",
 )
 
 

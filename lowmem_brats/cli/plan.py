@@ -22,7 +22,7 @@ LEGEND = "MiB of tensors at the peak: weights, gradients, Adam's moments, maps Â
 @click.option("--vram", metavar="2G|1536M", help="One budget in place of the ladder from 256M to 8G.")
 @click.option("--train", "training", is_flag=True, help="Plan training steps; without it, segmenting.")
 @options.network
-@click.option("--width", default=NetworkConfig.width, show_default=True, help="Channels of the first level.")
+@options.setting("--width", "width", "Channels of the first level.", of=NetworkConfig)
 @click.option("--batch", default=TrainConfig.batch, show_default=True, help="Slices per training step.")
 @options.size
 @click.option("--device", type=click.Choice(("cpu", "cuda")), default="cuda", show_default=True, help="Plan for it.")

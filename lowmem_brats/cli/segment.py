@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 @options.precision
 @options.vram
 @options.labels
-@click.option(
+@options.setting(
     "--min-confidence",
-    default=SegmentConfig.min_confidence,
-    show_default=True,
+    "min_confidence",
+    "Drop islands, and count enhancing tumour as core, of less than this share of the main tumour's mean logit.",
+    of=SegmentConfig,
     metavar="SHARE",
-    help="Drop islands, and count enhancing tumour as core, of less than this share of the main tumour's mean logit.",
 )
-@click.option(
+@options.setting(
     "--min-component",
-    default=SegmentConfig.min_component,
-    show_default=True,
+    "min_component",
+    "Drop connected tumour components smaller than this.",
+    of=SegmentConfig,
     metavar="MM3",
-    help="Drop connected tumour components smaller than this.",
 )
 @click.option("--fast", is_flag=True, help="Axial slices only: two to three times as fast, less accurate.")
 @click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: nearly twice the time.")

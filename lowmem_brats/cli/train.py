@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lowmem_brats.evaluate import PatientScores
     from lowmem_brats.fit import Epoch
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+_option = partial(options.setting, of=TrainConfig)
 MODES = {"three-networks": 1, "one-network": 3}
 NETWORK_OPTIONS = {"network": "name", "width": "width", "views": "views", "context": "context", "mode": "outputs"}
 """Option → field of NetworkConfig."""
@@ -55,14 +55,6 @@ class Fold(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]), int(match[2])
 
 
-def _option(
-    name: str, field: str, text: str, of: type[NetworkConfig | TrainConfig] = TrainConfig, **settings: Any
-) -> Callable[[Command], Command]:
-    """An option whose default is the one of a configuration's field."""
-    default = getattr(of, field)
-    return click.option(name, field, default=default, show_default=default is not None, help=text, **settings)
-
-
 def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Make the preset's options the defaults: what the user names wins."""
     if value:
@@ -82,19 +74,19 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
     help="The recipe of the shipped weights, or of the EMCAD paper on BraTS; other options change it.",
 )
 @options.network
-@_option("--width", "width", "Channels of the U-Net's first level.", NetworkConfig)
-@_option(
+@options.setting("--width", "width", "Channels of the U-Net's first level.", of=NetworkConfig)
+@options.setting(
     "--views",
     "views",
     "1: axial slices; 2: coronal ones too; 3: and sagittal ones; averaged.",
-    NetworkConfig,
+    of=NetworkConfig,
     type=click.IntRange(1, 3),
 )
-@_option(
+@options.setting(
     "--context",
     "context",
     "How many slices before and after each the network sees beside it.",
-    NetworkConfig,
+    of=NetworkConfig,
     type=click.IntRange(0, 3),
 )
 @click.option(
