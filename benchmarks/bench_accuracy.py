@@ -1,6 +1,6 @@
 """How well a set segments patients that it never saw, in each precision, with 95 % intervals over the patients.
 
-    python benchmarks/bench_accuracy.py DATA WORK OUT.json [--weights SET] [--only bf16 ...]
+    python benchmarks/bench_accuracy.py DATA WORK OUT.json [--weights SET...] [--only bf16 ...]
 
 DATA: a folder of labelled cases. Every case is segmented from NIfTI to NIfTI as `lowmem-brats segment` does; WORK keeps
 the label maps. Nothing may be chosen by what this prints if DATA are test patients.
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--weights")
+    parser.add_argument("--weights", nargs="+", default=())
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=list(VARIANTS))
     options = parser.parse_args()
     cases, rows = read_cases(options.data)[0], []

@@ -1,6 +1,6 @@
 """How much accuracy a set loses on images that are worse than those it was scored on.
 
-    python benchmarks/bench_robustness.py DATA WORK OUT.json [--weights SET] [--tta]
+    python benchmarks/bench_robustness.py DATA WORK OUT.json [--weights SET...] [--tta]
 
 DATA: a folder of labelled BraTS cases (240 × 240 × 155, 1 mm) that the weights never saw. Every scenario changes all
 cases in the same way, label maps too where geometry changes, and runs them from NIfTI to NIfTI. WORK keeps what was
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--weights")
+    parser.add_argument("--weights", nargs="+", default=())
     parser.add_argument("--tta", action="store_true")
     options = parser.parse_args()
     settings = SegmentConfig(weights=options.weights, tta=options.tta, device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowmem_brats.errors import InputError
@@ -49,6 +50,8 @@ class NetworkConfig:
     """From how many sides it sees a volume, one after another: 1 axial; 2 coronal too; 3 sagittal too."""
     context: int = 0
     """How many slices before each and as many after it are further channels of the network's input."""
+    members: int = 1
+    """How many networks of this kind are averaged, in segmenting; they are trained one by one."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
@@ -61,6 +64,8 @@ class NetworkConfig:
             raise InputError("network outputs", str(self.outputs), "1 region or 3", "Use 1.")
         if not 1 <= self.views <= 3:
             raise InputError("network views", str(self.views), "1 to 3", "Use 1, axial slices only.")
+        if self.members < 1:
+            raise InputError("network members", str(self.members), "1 or more", "Use 1.")
         if not 0 <= self.context <= 3:
             raise InputError("network context", str(self.context), "0 to 3 slices", "Use 0, each slice alone.")
 
@@ -74,8 +79,8 @@ class NetworkConfig:
 class SegmentConfig:
     """How to segment a case."""
 
-    weights: str | None = None
-    """A shipped set's name or a folder with an index.json; None: the shipped default."""
+    weights: str | Sequence[str] = ()
+    """A shipped set's name or a folder with an index.json, or several to average; none: the shipped default."""
     device: str = "auto"
     """`auto` (CUDA when usable, else CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: str = "auto"

@@ -2,7 +2,8 @@
 
 A network of all regions looks at every slice with brain. Of three networks WT's does, TC's looks where WT was found and
 ET's where TC was found, which is exact, because fusion is nested: a slice without WT can hold no TC or ET. On which of
-these slices it runs `routing` decides. One network is in memory at a time.
+these slices it runs `routing` decides. One network is in memory at a time, or
+those that are averaged.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from lowmem_brats.postprocess import drop_doubtful, drop_small_components
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
 from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, views_of
-from lowmem_brats.weights import WeightsSet, load_network, open_set, versions
+from lowmem_brats.weights import WeightsSet, load_networks, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -131,7 +132,7 @@ def segment_case(
         loaded = loading.result() if loading else load_case(files, stride_of(weights.network))
         case, stack = loaded.case, loaded.stack
     with _timed(seconds, "plan"):
-        load = partial(load_network, weights.files[0])
+        load = partial(load_networks, weights.members[0])
         precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)
         views = views_of(stack.slices_ZCHW, _views(weights, stack, config))
         size_HW = max((seen.shape[2:] for seen in views), key=math.prod)
@@ -179,29 +180,29 @@ def _predict_regions(
         report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
     brain_VN = occupied(stack.brain_ZHW, views)
     active_VN = brain_VN
-    for file in weights.files:
-        plan = report.plan
-        with _timed(report.seconds, file.name):
+    for files in weights.members:
+        plan, name, regions = report.plan, files[0].name, files[0].regions
+        with _timed(report.seconds, name):
             prediction = predict_stack(
-                place(load_network(file), plan),
+                place(load_networks(files), plan),
                 stack.slices_ZCHW,
                 active_VN,
                 plan,
                 config.tta,
-                partial(on_progress, file.name.upper()),
+                partial(on_progress, name.upper()),
                 config.narrow,
                 stack.flat,
             )
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
             report.plan = replace(plan, batch=prediction.batch)
-        logit_ZHW |= zip(file.regions, prediction.sum_KZHW, strict=True)
+        logit_ZHW |= zip(regions, prediction.sum_KZHW, strict=True)
         report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
         report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
         in_all = count_passes(brain_VN, config.tta)
-        report.slices[file.name] = {"run": prediction.run, "skipped": in_all - prediction.run}
+        report.slices[name] = {"run": prediction.run, "skipped": in_all - prediction.run}
         if config.skip_slices:
-            found_VN = occupied(logit_ZHW[file.regions[-1]] > 0, views)
+            found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
             active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
     return logit_ZHW
 

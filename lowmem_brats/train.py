@@ -218,7 +218,7 @@ def _plan(run: _Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
 
 def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torch.Tensor]:
     """The weights to start from. Raises InputError where they are of another network."""
-    weights = open_set(config.finetune)
+    weights = open_set(config.finetune or ())
     file = next((file for file in weights.files if set(regions) <= set(file.regions)), None)
     wanted = config.network
     if (

@@ -1,7 +1,8 @@
 """Weights files: safetensors in fp16, one per network, each with a header that says what it is.
 
-A set is three networks of a region each, or one network of all three, and an `index.json` with checksums. Weights are
-untrusted input: checked, never unpickled, never fetched from a network.
+A set is three networks of a region each, or one network of all three, and an `index.json` with checksums; several sets
+of one kind can be opened as one, whose networks are averaged. Weights are untrusted input: checked, never unpickled,
+never fetched from a network.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import Region, names_of
-from lowmem_brats.networks import SliceNetwork, build_network, mismatches, stride_of
+from lowmem_brats.networks import Ensemble, SliceNetwork, build_network, mismatches, stride_of
 
 FORMAT = "lowmem-brats/1"
 INDEX = "index.json"
@@ -53,27 +54,50 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class WeightsSet:
-    """The networks of a set."""
+    """The networks of a set, or of several to average."""
 
     name: str
     files: tuple[WeightsFile, ...]
-    """Three files of a region each, WT first, or one of all three."""
+    """Three files of a region each, WT first, or one of all three; then those of the next set."""
+
+    @property
+    def members(self) -> list[tuple[WeightsFile, ...]]:
+        """The files by what they segment, WT first; more than one of each are averaged."""
+        regions = dict.fromkeys(file.regions for file in self.files)
+        return [tuple(file for file in self.files if file.regions == each) for each in regions]
 
     @property
     def network(self) -> NetworkConfig:
         """The architecture of all of them."""
-        return self.files[0].network
+        return replace(self.files[0].network, members=len(self.members[0]))
 
 
-def open_set(name: str | None = None) -> WeightsSet:
+def open_set(names: str | Sequence[str] = ()) -> WeightsSet:
     """Open a set by the name of a shipped one or by its folder, verify checksums, read the headers only.
 
-    Raises WeightsError: no such set, damaged files, or headers that this version cannot use (all listed at once).
+    `names`: one, or several to open as one; none: the shipped default, which is several where the index says so.
+    Raises WeightsError: no such set, damaged files, headers that this version cannot use (all listed at once), or sets
+    of different networks.
     """
-    own = Path(name) if name and Path(name).is_dir() else None
-    folder = own or SHIPPED
+    places = [_find(name) for name in ([names] if isinstance(names, str) else names)] or [_find_in(SHIPPED)]
+    opened = [_open_one(folder, name) for place in places for folder, name in place]
+    if len({weights.network for weights in opened}) > 1:
+        found = "; ".join(f"{weights.name}: {weights.network}" for weights in opened)
+        raise WeightsError("--weights", found, "sets of one kind to average", "Name one of them.")
+    return WeightsSet(" + ".join(weights.name for weights in opened), tuple(f for w in opened for f in w.files))
+
+
+def _find(name: str) -> list[tuple[Path, str]]:
+    """Folder and name of every set that is meant by one word."""
+    return _find_in(Path(name)) if name and Path(name).is_dir() else [(SHIPPED, name)]
+
+
+def _find_in(folder: Path) -> list[tuple[Path, str]]:
+    return [(folder, name) for name in _read_index(folder / INDEX)["default"]]
+
+
+def _open_one(folder: Path, chosen: str) -> WeightsSet:
     index = _read_index(folder / INDEX)
-    chosen = index["default"] if own or name is None else name
     if chosen not in index["sets"]:
         known = ", ".join(index["sets"])
         raise WeightsError(
@@ -106,12 +130,15 @@ def open_set(name: str | None = None) -> WeightsSet:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
+    """The sets by name, and the names of the default ones, which are averaged."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         entries = [entry for rows in index["sets"].values() for entry in rows.values()]
-        texts = [index["default"], *(entry[key] for entry in entries for key in ("file", "sha256"))]
-        if all(isinstance(text, str) for text in texts):
-            return dict(index)
+        default = index["default"]
+        names = [default] if isinstance(default, str) else [*default]
+        texts = [*names, *(entry[key] for entry in entries for key in ("file", "sha256"))]
+        if names and all(isinstance(text, str) for text in texts):
+            return {"default": names, "sets": index["sets"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise WeightsError(path, "missing or damaged", "an index of weights sets", "Reinstall, or train the set again.")
@@ -144,6 +171,8 @@ def read_header(path: Path) -> WeightsFile:
         raise WeightsError(path, found, wanted, "Use weights that were trained by this version.")
     try:
         network = NetworkConfig(**json.loads(header["network"]))
+        if network.members != 1:
+            raise ValueError(f"{network.members} networks in one file")
         stride_of(network)  # it can be built
         training, metrics = json.loads(header["training"]), json.loads(header["metrics"])
         regions = tuple(Region(name) for name in header["region"].split())
@@ -152,6 +181,12 @@ def read_header(path: Path) -> WeightsFile:
         return WeightsFile(path, regions, network, training, metrics)
     except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
         raise WeightsError(path, f"header not understood ({error})", FORMAT, "Train or copy the file again.") from error
+
+
+def load_networks(files: Sequence[WeightsFile]) -> SliceNetwork:
+    """Build the network of a file, or of several their average; as `load_network`."""
+    first, *others = (load_network(file) for file in files)
+    return Ensemble([first, *others]).eval() if others else first
 
 
 def load_network(file: WeightsFile) -> SliceNetwork:

@@ -202,6 +202,28 @@ def test_one_network_finds_what_three_networks_find(
         assert one.report.slices["wt tc et"]["skipped"] == 0
 
 
+def test_several_sets_are_averaged(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    """Two sets whose logits are shifted up and down find together what the set between them finds."""
+
+    def shifted(by: float) -> str:
+        def shift(region: Region, head: torch.nn.Module) -> None:
+            head.bias += by  # type: ignore[operator]
+
+        return str(write_changed(tmp_path / f"by{by}", tiny, shift))
+
+    settings = {"device": "cpu", "precision": "fp32"}
+    low, high = shifted(-0.25), shifted(0.5)
+    between, mean = (
+        run(phantom, tmp_path / "a.nii.gz", weights=weights, **settings) for weights in (shifted(0.125), (low, high))
+    )
+    assert mean.report.weights == "by-0.25 + by0.5"
+    assert mean.report.peak_bytes == mean.report.plan.predicted_bytes
+    assert mean.report.plan.components["parameters"] == 2 * between.report.plan.components["parameters"]
+    assert mean.report.slices == between.report.slices
+    np.testing.assert_array_equal(mean.label_XYZ, between.label_XYZ)
+    assert (run(phantom, tmp_path / "b.nii.gz", weights=low, **settings).label_XYZ != mean.label_XYZ).any()
+
+
 @pytest.mark.real
 @pytest.mark.skipif(not REAL_CASES.is_dir(), reason="the real cases are not beside this checkout")
 def test_narrowing_finds_the_tumour_of_a_real_case(tmp_path: Path) -> None:
@@ -219,8 +241,8 @@ def test_narrowing_finds_the_tumour_of_a_real_case(tmp_path: Path) -> None:
 def test_skipping_is_exact_on_a_real_case_with_the_shipped_weights(tmp_path: Path) -> None:
     """The shipped network runs on every slice; cut into three, TC's and ET's skip what their parents leave empty."""
     case = REAL_CASES / "BraTS2021_00006"
-    three = str(write_three_of_one(tmp_path / "three"))
-    full = run(case, tmp_path / "a.nii.gz", fast=True)
+    three = str(write_three_of_one(tmp_path / "three", "unet2d-w24"))
+    full = run(case, tmp_path / "a.nii.gz", fast=True, weights="unet2d-w24")
     skipping = run(case, tmp_path / "b.nii.gz", fast=True, weights=three)
     np.testing.assert_array_equal(skipping.label_XYZ, full.label_XYZ)
     assert full.report.slices["wt tc et"]["skipped"] == skipping.report.slices["wt"]["skipped"] == 0

@@ -21,7 +21,15 @@ from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.labels import Region
 from lowmem_brats.networks import SliceNetwork, build_network
-from lowmem_brats.weights import WeightsFile, load_network, open_set, read_header, save_network, write_index
+from lowmem_brats.weights import (
+    WeightsFile,
+    load_network,
+    load_networks,
+    open_set,
+    read_header,
+    save_network,
+    write_index,
+)
 
 TINY = NetworkConfig(width=8, depth=1)
 ONE = NetworkConfig(width=8, depth=1, outputs=3)
@@ -136,6 +144,7 @@ def test_header_says_what_the_file_is(saved: WeightsFile) -> None:
         "outputs": 1,
         "views": 1,
         "context": 0,
+        "members": 1,
     }
     assert json.loads(header["training"]) == {"training_cases": 3, "steps": 7}
     assert json.loads(header["metrics"]) == {"validation_dice": 0.5}
@@ -237,6 +246,8 @@ def test_safetensors_of_somebody_else(tmp_path: Path) -> None:
         ("network", '{"width": 8000000000000}'),
         ("network", '{"width": 800000000000000000000000}'),
         ("network", '{"depth": 9}'),
+        ("network", '{"members": 2}'),
+        ("network", '{"members": 0}'),
         ("network", '{"colour": "red"}'),
         ("network", '{"name": "transformer"}'),
         ("network", '{"name": []}'),
@@ -319,6 +330,33 @@ def test_a_shipped_set_opens_by_name_by_default_and_by_folder(whole_set: Path, m
     assert open_set("toy").name == "toy"
     assert open_set("other").name == "other"
     assert open_set(str(whole_set)).name == "toy"
+
+
+def test_several_sets_open_as_one(whole_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = one_network_set(tmp_path / "one")
+    twice = open_set([str(whole_set), str(whole_set)])
+    assert (twice.name, twice.network) == ("toy + toy", dataclasses.replace(TINY, members=2))
+    assert twice.members == [(file, file) for file in open_set(str(whole_set)).files]
+    with pytest.raises(WeightsError, match="expected sets of one kind to average") as caught:
+        open_set([str(whole_set), str(single)])
+    assert caught.value.found.startswith("toy: NetworkConfig(")
+    # The shipped default may be several.
+    monkeypatch.setattr(weights, "SHIPPED", whole_set)
+    edit_index(whole_set, lambda index: index["sets"].update(other=index["sets"]["toy"]))
+    edit_index(whole_set, lambda index: index.update(default=["toy", "other"]))
+    assert (open_set().name, len(open_set().files)) == ("toy + other", 6)
+    assert open_set(str(whole_set)) == open_set()
+    assert open_set("other").name == "other"
+    edit_index(whole_set, lambda index: index.update(default=["toy", "third"]))
+    with pytest.raises(WeightsError, match="weights 'third': no such set"):
+        open_set()
+
+
+def test_networks_of_several_files_are_averaged(whole_set: Path) -> None:
+    files, slices_NCHW = open_set(str(whole_set)).files, torch.randn(1, 4, 8, 8)
+    one, two = (load_network(file)(slices_NCHW) for file in files[:2])
+    torch.testing.assert_close(load_networks(files[:2])(slices_NCHW), (one + two) / 2)
+    assert torch.equal(load_networks(files[:1])(slices_NCHW), one)
 
 
 @pytest.mark.parametrize("name", ["nope", "", "/no/such/folder"])
@@ -466,6 +504,8 @@ def test_a_region_without_weights(whole_set: Path) -> None:
         "{}",
         '{"sets": {}}',
         '{"default": 1, "sets": {}}',
+        '{"default": [], "sets": {}}',
+        '{"default": ["a", 1], "sets": {}}',
         '{"default": "a", "sets": []}',
         '{"default": "a", "sets": {"a": []}}',
         '{"default": "a", "sets": {"a": {"wt": "wt.safetensors"}}}',

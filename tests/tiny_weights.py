@@ -91,8 +91,8 @@ def write_seeing_neighbours(folder: Path, single: str) -> Path:
     return folder
 
 
-def write_three_of_one(folder: Path, single: str | None = None) -> Path:
-    """Write the set of three networks that compute what the set of one network, the shipped one, computes."""
+def write_three_of_one(folder: Path, single: str) -> Path:
+    """Write the set of three networks that compute what the set of one network computes."""
     folder.mkdir(parents=True)
     file = open_set(single).files[0]
     state, config, paths = load_network(file).state_dict(), replace(file.network, outputs=1), {}

@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 @click.option("--t1ce", type=options.FILE, help="T1 with contrast agent.")
 @click.option("--t2", type=options.FILE, help="T2 image.")
 @click.option("--flair", type=options.FILE, help="FLAIR image.")
-@click.option("--weights", help="A shipped set's name, or a folder written by `train`. Default: the shipped set.")
+@click.option(
+    "--weights",
+    multiple=True,
+    help="A shipped set's name, or a folder written by `train`; several are averaged. Default: the shipped set.",
+)
 @options.device
 @options.precision
 @options.vram

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.networks.base import SliceNetwork, mismatches
 from lowmem_brats.networks.emcad import EMCAD
+from lowmem_brats.networks.ensemble import Ensemble
 from lowmem_brats.networks.unet2d import UNet2d
 
 NETWORKS: dict[str, Callable[[NetworkConfig], SliceNetwork]] = {
@@ -25,6 +27,8 @@ def build_network(config: NetworkConfig) -> SliceNetwork:
     """Build a network with fresh fp32 weights on torch's default device. Raises InputError for an unknown name."""
     if config.name not in NETWORKS:
         raise InputError("network", repr(config.name), f"one of {', '.join(NETWORKS)}", "Check the spelling.")
+    if config.members > 1:
+        return Ensemble([build_network(replace(config, members=1)) for _ in range(config.members)])
     return NETWORKS[config.name](config)
 
 
@@ -65,6 +69,7 @@ def _outline(config: NetworkConfig) -> SliceNetwork:
 
 __all__ = [
     "NETWORKS",
+    "Ensemble",
     "SliceNetwork",
     "build_network",
     "has_width",
