@@ -1,10 +1,12 @@
 """Cross-validation: every patient is segmented once, from NIfTI to NIfTI, by a set that was trained without it.
 
-    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe context] [--minutes 30] [--folds 5] [--also LIST]
+    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe context] [--minutes 30] [--folds 5] [--seeds 0 1]
+        [--also LIST]
 
-DATA: a folder of labelled cases, split by patient. Each fold's set is trained from fresh weights on the other folds
-and, with --also, on further cases of other patients. Nothing is chosen by the fold that is scored: the last weights
-are taken. WORK keeps the run folders: a finished fold is not trained again, an interrupted one goes on.
+DATA: a folder of labelled cases, split by patient. Of each fold, a set per seed is trained from fresh weights
+on the other folds and, with --also, on further cases of other patients, --minutes each. Nothing is chosen by the fold
+that is scored: the last weights are taken, and sets of several seeds are averaged. WORK keeps the run folders: a
+finished set is not trained again, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.dataset import split_cases
 from lowmem_brats.evaluate import PatientScores
+from lowmem_brats.labels import Region
 from lowmem_brats.train import train_set
 from lowmem_brats.weights import load_network, open_set, save_network, write_index
 
@@ -52,7 +55,7 @@ def write_list(cases: Sequence[CaseFiles], out: Path) -> Path:
 
 def lower_masks(run: Path, threshold: float) -> None:
     """Make the logit `threshold` the 0 of a set's networks."""
-    weights, paths = open_set(str(run)), {}
+    weights, paths = open_set(str(run)), dict[Region, Path]()
     for file in weights.files:
         network = load_network(file)
         with torch.no_grad():
@@ -62,20 +65,17 @@ def lower_masks(run: Path, threshold: float) -> None:
     write_index(run, weights.name, paths)
 
 
-def run_fold(
-    training: Sequence[CaseFiles], held_out: Sequence[CaseFiles], work: Path, config: TrainConfig, threshold: float
-) -> tuple[list[PatientScores], dict[str, object]]:
-    """Train one fold's set, unless it is there, and score it on the patients held out: scores, and what it took."""
-    scored = work / "held_out"
-    if not scored.exists():
+def train_member(training: Sequence[CaseFiles], work: Path, config: TrainConfig, threshold: float) -> dict[str, object]:
+    """Train one set of a fold, unless it is there; returns what it took."""
+    done = work / "done"
+    if not done.exists():
         cases = write_list(training, work.with_suffix(".json"))
         train_set(cases, work, config, resume=(work / "run.json").exists(), cache=work.parent / "cache")
         lower_masks(work, threshold)
-    scores, _ = score(held_out, scored, SegmentConfig(weights=str(work), device="cpu"))
+        done.touch()
     run = json.loads((work / "run.json").read_text())
     last = [network["epochs"][-1] for network in run["networks"].values()]
-    return scores, {
-        "held_out": [case.case_id for case in held_out],
+    return {
         "training_cases": len(run["training_cases"]),
         "steps": {epoch["network"]: epoch["steps"] for epoch in last},
         "seconds": round(sum(epoch["seconds"] for epoch in last)),
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="shipped")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0,))
     parser.add_argument("--also", type=Path)
     options = parser.parse_args()
     cases = read_cases(options.data)[0]
@@ -100,14 +101,20 @@ def main() -> None:
     scores, folds = list[PatientScores](), []
     for k in range(1, options.folds + 1):
         split = split_cases(cases, 0.0, 0.0, (k, options.folds), config.seed)
-        work = options.work / f"{options.recipe}_{k}"
-        found, fold = run_fold([*split.training, *others], split.validation, work, config, threshold)
+        members = {seed: options.work / f"{options.recipe}_{k}_{seed}" for seed in options.seeds}
+        training, took = [*split.training, *others], []
+        for seed, work in members.items():
+            took.append(train_member(training, work, replace(config, seed=seed), threshold))
+        results = options.work / "_".join(map(str, (options.recipe, k, "of", *options.seeds)))
+        settings = SegmentConfig(weights=[str(work) for work in members.values()], device="cpu")
+        found, _ = score(split.validation, results, settings)
         scores += found
-        folds.append(fold)
+        folds.append({"held_out": [case.case_id for case in split.validation], "members": took})
         means = (f"{key} {row['dice']:.4f}" for key, row in summary_of(found).items())
         print(f"fold {k} of {options.folds}: {len(found)} patients", *means, flush=True)
     table = summary_of(scores)
-    stated = conditions("cpu") | {"recipe": options.recipe, "masks_at": threshold, "minutes": options.minutes}
+    stated = {key: value for key, value in vars(options).items() if key in ("recipe", "minutes", "seeds")}
+    stated |= conditions("cpu") | {"masks_at": threshold}
     rows = {"regions": table, "dice": dice_of(scores), "folds": folds}
     options.out.write_text(json.dumps(stated | rows, indent=2) + "\n")
     print(options.recipe, *(f"{key} {row['dice']:.4f} {row['dice_95']}" for key, row in table.items()))

@@ -84,13 +84,14 @@ def training_rows(cases: Sequence[CachedCase], region: Region, views: int) -> np
 def row_weights(cases: Sequence[CachedCase], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """How often to draw each of the rows, relative to each other.
 
-    A case counts as the square root of its slices, so one of a single slice is neither lost among volumes nor as good
-    as one; of its slices, one that holds d nested regions counts 1 + d times.
+    A case counts as the fourth root of its slices, so one of a single slice is neither lost among volumes nor as good
+    as one (weights/README.md compares it with the square root); of its slices, one that holds d nested regions counts
+    1 + d times.
     """
     depths = np.array([cases[i].depth_VN[view][number] for i, view, number in rows.tolist()])
     counts = np.bincount(rows[:, 0])
     shares = (1.0 + depths) / np.bincount(rows[:, 0], 1.0 + depths)[rows[:, 0]]
-    weights: npt.NDArray[np.float64] = shares * np.sqrt(counts[rows[:, 0]])
+    weights: npt.NDArray[np.float64] = shares * counts[rows[:, 0]] ** 0.25
     return weights
 
 
