@@ -34,7 +34,7 @@ def predict(
     """Logits of the three regions, and how many of them hold each voxel in truth."""
     stack, depth_ZHW = read(files, stride_of(file.network))
     active_VN = occupied(stack.brain_ZHW, 1 if stack.flat else file.network.views)
-    found = predict_stack(network, stack.slices_ZCHW, active_VN, PLAN, narrow=True, flat=stack.flat)
+    found = predict_stack(lambda view: network, stack.slices_ZCHW, active_VN, PLAN, narrow=True, flat=stack.flat)
     return dict(zip(file.regions, found.sum_KZHW, strict=True)), depth_ZHW
 
 

@@ -80,7 +80,7 @@ class SegmentConfig:
     """How to segment a case."""
 
     weights: str | Sequence[str] = ()
-    """A shipped set's name or a folder with an index.json, or several to average; none: the shipped default."""
+    """A shipped set's name, a folder with an index.json, or several, which share the views; none: the shipped ones."""
     device: str = "auto"
     """`auto` (CUDA when usable, else CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: str = "auto"
@@ -98,7 +98,7 @@ class SegmentConfig:
     skip_slices: bool = True
     """Run TC on slices with WT only and ET on slices with TC only; exact under nested fusion."""
     fast: bool = False
-    """See axial slices only, whatever the network can see."""
+    """See axial slices only, by the first set, whatever the network can see."""
     narrow: bool = True
     """Run coarsely first, then only around what was found (`routing`)."""
 

@@ -1,4 +1,4 @@
-"""One network over one stack of slices, from every side that it sees.
+"""A network, or one for each side, over one stack of slices.
 
 Shape suffixes: Z slices of a case, N slices in a batch, C modalities, K regions, H W in-plane.
 """
@@ -92,7 +92,7 @@ def _orientations(view: int, mirror: bool) -> int:
 
 
 def predict_stack(
-    network: SliceNetwork,
+    network_of: Callable[[int], SliceNetwork],
     slices_ZCHW: npt.NDArray[np.float16],
     active_VN: Sequence[npt.NDArray[np.bool_]],
     plan: InferencePlan,
@@ -101,15 +101,16 @@ def predict_stack(
     narrow: bool = False,
     flat: bool = False,
 ) -> Prediction:
-    """Segment the brain with a network that `place` has put where the plan wants it.
+    """Segment the brain with networks that `place` has put where the plan wants them.
 
+    `network_of`: view → the network that looks from there, the last one let go of before it is asked for;
     `slices_ZCHW`: z-scored, on the host; `active_VN`: for each view to see it from, which slices to run; `mirror`: run
     each mirrored as `count_passes` says; `narrow`: of these slices run only those where `routing` looks; `flat`:
     slices lie too far apart to tell of each other, so each is shown without its neighbours, and none is left out. The
     logits of a voxel are averaged. When the device runs out of memory all the same, the batch is halved and tried
     again. Raises BudgetError when a single slice does not fit.
     """
-    stack = _Stack(network, slices_ZCHW, active_VN, plan, mirror, on_progress, flat)
+    stack = _Stack(network_of, slices_ZCHW, active_VN, plan, mirror, on_progress, flat)
     if flat or not narrow:
         for view, active_N in enumerate(active_VN):
             stack.run(view, active_N)
@@ -125,11 +126,11 @@ def predict_stack(
 
 
 class _Stack:
-    """A stack of slices while a network runs over it, and the logits added up so far."""
+    """A stack of slices while networks run over it, and the logits added up so far."""
 
     def __init__(
         self,
-        network: SliceNetwork,
+        network_of: Callable[[int], SliceNetwork],
         slices_ZCHW: npt.NDArray[np.float16],
         active_VN: Sequence[npt.NDArray[np.bool_]],
         plan: InferencePlan,
@@ -137,11 +138,11 @@ class _Stack:
         on_progress: OnProgress,
         flat: bool,
     ) -> None:
-        self._network, self._plan, self._mirror, self._on_progress = network, plan, mirror, on_progress
-        self._flat = flat
+        self._plan, self._mirror, self._on_progress, self._flat = plan, mirror, on_progress, flat
+        self._network_of, self._network, self._looks_from = network_of, network_of(0), 0
         self._views, self._total = len(active_VN), count_passes(active_VN, mirror)
         self._seen_VNCHW = views_of(slices_ZCHW, self._views)
-        self._sum_KZHW = np.zeros((network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.float32)
+        self._sum_KZHW = np.zeros((self._network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.float32)
         self._sum_VKNHW = views_of(self._sum_KZHW, self._views, axis=1)
         self._ran_VN = [np.zeros_like(active_N) for active_N in active_VN]
         self._run = self._left_out = self._peak_bytes = 0
@@ -163,6 +164,9 @@ class _Stack:
     def run(self, view: int, chosen_N: npt.NDArray[np.bool_], among_N: npt.NDArray[np.bool_] | None = None) -> None:
         """Run the chosen slices of a view and leave out the others `among` which they were chosen."""
         self._ran_VN[view] |= chosen_N
+        if chosen_N.any() and view != self._looks_from:
+            del self._network  # one is in memory at a time
+            self._network, self._looks_from = self._network_of(view), view
         for orientation in range(_orientations(view, self._mirror)):
             seen_NCHW, sum_KNHW = (
                 each[view][..., :: (1, -1)[orientation]] for each in (self._seen_VNCHW, self._sum_VKNHW)

@@ -2,8 +2,8 @@
 
 A network of all regions looks at every slice with brain. Of three networks WT's does, TC's looks where WT was found and
 ET's where TC was found, which is exact, because fusion is nested: a slice without WT can hold no TC or ET. On which of
-these slices it runs `routing` decides. One network is in memory at a time, or
-those that are averaged.
+these slices it runs `routing` decides. Several sets share the views, so they cost no time. One network is in memory at
+a time, or those that are averaged.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,13 +29,13 @@ from lowmem_brats.memory import cuda
 from lowmem_brats.memory.device import choose_device, open_budget
 from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
-from lowmem_brats.networks import stride_of
+from lowmem_brats.networks import SliceNetwork, stride_of
 from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
 from lowmem_brats.postprocess import drop_doubtful, drop_small_components
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
 from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, views_of
-from lowmem_brats.weights import WeightsSet, load_networks, open_set, versions
+from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, load_networks, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -123,7 +123,7 @@ def segment_case(
     written.
     """
     convention, seconds = CONVENTIONS[config.labels], dict[str, float]()
-    weights = open_set(config.weights)
+    weights = open_set(config.weights, alone=config.fast)
     device, warnings = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     budget = open_budget(config.vram, device)
@@ -132,11 +132,12 @@ def segment_case(
         loaded = loading.result() if loading else load_case(files, stride_of(weights.network))
         case, stack = loaded.case, loaded.stack
     with _timed(seconds, "plan"):
-        load = partial(load_networks, weights.members[0])
+        load = partial(load_network, weights.files[0])
         precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)
-        views = views_of(stack.slices_ZCHW, _views(weights, stack, config))
-        size_HW = max((seen.shape[2:] for seen in views), key=math.prod)
-        plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
+        views = _views(weights, stack, config)
+        size_HW = max((seen.shape[2:] for seen in views_of(stack.slices_ZCHW, views)), key=math.prod)
+        network = replace(weights.network, members=len(weights.by_view(views)[0][0]))
+        plan = plan_inference(network, size_HW, budget, str(device), precision)
         on_plan(plan)
     report = SegmentReport(
         files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
@@ -180,11 +181,11 @@ def _predict_regions(
         report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
     brain_VN = occupied(stack.brain_ZHW, views)
     active_VN = brain_VN
-    for files in weights.members:
-        plan, name, regions = report.plan, files[0].name, files[0].regions
+    for files_V in weights.by_view(views):
+        plan, name, regions = report.plan, files_V[0][0].name, files_V[0][0].regions
         with _timed(report.seconds, name):
             prediction = predict_stack(
-                place(load_networks(files), plan),
+                partial(_network_of, files_V, plan),
                 stack.slices_ZCHW,
                 active_VN,
                 plan,
@@ -205,6 +206,11 @@ def _predict_regions(
             found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
             active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
     return logit_ZHW
+
+
+def _network_of(files_V: Sequence[Sequence[WeightsFile]], plan: InferencePlan, view: int) -> SliceNetwork:
+    """The network that looks from a side."""
+    return place(load_networks(files_V[view]), plan)
 
 
 def _count(

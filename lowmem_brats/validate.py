@@ -106,7 +106,7 @@ def _predict(
     network = place(network, plan)
     for case in cases:
         active_VN = [case.seen_by(regions[0], view) for view in range(case.usable(config.views))]
-        yield case, predict_stack(network, case.slices_ZCHW, active_VN, plan, flat=case.flat)
+        yield case, predict_stack(lambda view: network, case.slices_ZCHW, active_VN, plan, flat=case.flat)
 
 
 def _dice(case: CachedCase, region: Region, mask_ZHW: npt.NDArray[np.bool_], depth_ZHW: npt.NDArray[np.uint8]) -> float:

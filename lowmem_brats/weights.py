@@ -1,8 +1,8 @@
 """Weights files: safetensors in fp16, one per network, each with a header that says what it is.
 
-A set is three networks of a region each, or one network of all three, and an `index.json` with checksums; several sets
-of one kind can be opened as one, whose networks are averaged. Weights are untrusted input: checked, never unpickled,
-never fetched from a network.
+A set is three networks of a region each, or one network of all three, and an `index.json` with checksums. Several sets
+of one kind can be opened as one: they share the views, or are averaged. Weights are untrusted input: checked, never
+unpickled, never fetched from a network.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,36 +54,40 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class WeightsSet:
-    """The networks of a set, or of several to average."""
+    """The networks of a set, or of several."""
 
     name: str
     files: tuple[WeightsFile, ...]
     """Three files of a region each, WT first, or one of all three; then those of the next set."""
 
     @property
-    def members(self) -> list[tuple[WeightsFile, ...]]:
-        """The files by what they segment, WT first; more than one of each are averaged."""
-        regions = dict.fromkeys(file.regions for file in self.files)
-        return [tuple(file for file in self.files if file.regions == each) for each in regions]
-
-    @property
     def network(self) -> NetworkConfig:
         """The architecture of all of them."""
-        return replace(self.files[0].network, members=len(self.members[0]))
+        return self.files[0].network
+
+    def by_view(self, views: int) -> list[list[tuple[WeightsFile, ...]]]:
+        """Region or regions, WT first → view → the networks that look from there.
+
+        Sets take turns: the first looks at the first view, the second at the next. What goes beyond the views is
+        averaged, as where three sets look axially only.
+        """
+        groups = [[f for f in self.files if f.regions == each] for each in dict.fromkeys(f.regions for f in self.files)]
+        return [[tuple(group[view::views]) or (group[view % len(group)],) for view in range(views)] for group in groups]
 
 
-def open_set(names: str | Sequence[str] = ()) -> WeightsSet:
+def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet:
     """Open a set by the name of a shipped one or by its folder, verify checksums, read the headers only.
 
-    `names`: one, or several to open as one; none: the shipped default, which is several where the index says so.
-    Raises WeightsError: no such set, damaged files, headers that this version cannot use (all listed at once), or sets
-    of different networks.
+    `names`: one, or several to open as one; none: the shipped default, which is several where the index says so;
+    `alone`: only the first of several. Raises WeightsError: no such set, damaged files, headers that this version
+    cannot use (all listed at once), or sets of different networks.
     """
     places = [_find(name) for name in ([names] if isinstance(names, str) else names)] or [_find_in(SHIPPED)]
-    opened = [_open_one(folder, name) for place in places for folder, name in place]
+    found = [each for place in places for each in place]
+    opened = [_open_one(folder, name) for folder, name in (found[:1] if alone else found)]
     if len({weights.network for weights in opened}) > 1:
-        found = "; ".join(f"{weights.name}: {weights.network}" for weights in opened)
-        raise WeightsError("--weights", found, "sets of one kind to average", "Name one of them.")
+        kinds = "; ".join(f"{weights.name}: {weights.network}" for weights in opened)
+        raise WeightsError("--weights", kinds, "sets of one kind", "Name one of them.")
     return WeightsSet(" + ".join(weights.name for weights in opened), tuple(f for w in opened for f in w.files))
 
 

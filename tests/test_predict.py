@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lowmem_brats import predict
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory.footprint import inference_footprint
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.precision import DTYPES
-from lowmem_brats.predict import half_is_sound, place, predict_stack
+from lowmem_brats.predict import Prediction, half_is_sound, place
 
 Z, SIDE = 7, 32
 ALL = np.ones(Z, np.bool_)
@@ -25,6 +29,11 @@ SOME_OF_9 = np.isin(np.arange(9), (0, 1, 8))
 def plan(batch: int = 1, precision: str = "fp32") -> InferencePlan:
     """Return a plan for the CPU."""
     return InferencePlan("cpu", precision, batch)
+
+
+def predict_stack(network: SliceNetwork, *arguments: Any, **options: Any) -> Prediction:
+    """One network looks from every side."""
+    return predict.predict_stack(lambda view: network, *arguments, **options)
 
 
 def stack(z: int = Z) -> npt.NDArray[np.float16]:
@@ -184,6 +193,24 @@ def test_views_and_mirror_images_are_averaged() -> None:
         sure_ZHW = (logits.abs() > 1e-4).numpy()  # sums in another order
         np.testing.assert_array_equal(mask_ZHW[sure_ZHW], ((logits > 0).numpy() & brain_ZHW)[sure_ZHW])
     assert 0.01 < (found(3, False) != found(1, False)).mean() < 0.5
+
+
+def test_each_view_has_its_network_and_one_is_in_memory_at_a_time() -> None:
+    slices_ZCHW, everywhere = stack(16), [np.ones(n, np.bool_) for n in (16, SIDE, SIDE)]
+    alive, asked = weakref.WeakSet[Toy](), list[int]()
+
+    def network_of(view: int) -> Toy:
+        assert not alive
+        asked.append(view)
+        alive.add(network := Toy(bias=float(view)))
+        return network
+
+    found = predict.predict_stack(network_of, slices_ZCHW, everywhere, plan(3), mirror=True)
+    assert asked == [0, 1, 2]
+    brain_ZHW = (slices_ZCHW != 0).any(axis=1)
+    # Axial and coronal slices are seen twice, mirrored too.
+    wanted_ZHW = (5 * slices_ZCHW[:, 0].astype(np.float32) + 2 * 0 + 2 * 1 + 2) * brain_ZHW
+    np.testing.assert_allclose(found.sum_KZHW[0], wanted_ZHW, atol=1e-5)
 
 
 def tumour(z: slice) -> npt.NDArray[np.float16]:

@@ -202,7 +202,7 @@ def test_one_network_finds_what_three_networks_find(
         assert one.report.slices["wt tc et"]["skipped"] == 0
 
 
-def test_several_sets_are_averaged(tmp_path: Path, tiny: str, phantom: Path) -> None:
+def test_several_axial_sets_are_averaged(tmp_path: Path, tiny: str, phantom: Path) -> None:
     """Two sets whose logits are shifted up and down find together what the set between them finds."""
 
     def shifted(by: float) -> str:
@@ -221,7 +221,30 @@ def test_several_sets_are_averaged(tmp_path: Path, tiny: str, phantom: Path) -> 
     assert mean.report.plan.components["parameters"] == 2 * between.report.plan.components["parameters"]
     assert mean.report.slices == between.report.slices
     np.testing.assert_array_equal(mean.label_XYZ, between.label_XYZ)
-    assert (run(phantom, tmp_path / "b.nii.gz", weights=low, **settings).label_XYZ != mean.label_XYZ).any()
+    first = run(phantom, tmp_path / "b.nii.gz", weights=low, **settings)
+    fast = run(phantom, tmp_path / "c.nii.gz", weights=(low, high), fast=True, **settings)
+    assert (first.label_XYZ != mean.label_XYZ).any()
+    np.testing.assert_array_equal(fast.label_XYZ, first.label_XYZ)
+    assert fast.report.weights == "by-0.25"
+
+
+def test_several_sets_share_the_views(tmp_path: Path, bold: dict[int, str], phantom: Path) -> None:
+    """Shifts that cancel out over the three views: as one set without a shift, at its peak and in its passes."""
+    sets = []
+    for by in (-0.25, 0.5, -0.25):
+
+        def shift(region: Region, head: torch.nn.Module, by: float = by) -> None:
+            head.bias += by  # type: ignore[operator]
+
+        sets.append(str(write_changed(tmp_path / f"set{len(sets)}", bold[3], shift, views=3)))
+    settings = {"device": "cpu", "precision": "fp32"}
+    alone, shared = (run(phantom, tmp_path / "a.nii.gz", weights=weights, **settings) for weights in (bold[3], sets))
+    assert alone.label_XYZ.any()
+    np.testing.assert_array_equal(shared.label_XYZ, alone.label_XYZ)
+    assert shared.report.slices == alone.report.slices
+    assert shared.report.peak_bytes == shared.report.plan.predicted_bytes == alone.report.peak_bytes
+    other = run(phantom, tmp_path / "b.nii.gz", weights=sets[:1], **settings)
+    assert (other.label_XYZ != alone.label_XYZ).any()
 
 
 @pytest.mark.real

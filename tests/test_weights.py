@@ -23,6 +23,7 @@ from lowmem_brats.labels import Region
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.weights import (
     WeightsFile,
+    WeightsSet,
     load_network,
     load_networks,
     open_set,
@@ -335,9 +336,8 @@ def test_a_shipped_set_opens_by_name_by_default_and_by_folder(whole_set: Path, m
 def test_several_sets_open_as_one(whole_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     single = one_network_set(tmp_path / "one")
     twice = open_set([str(whole_set), str(whole_set)])
-    assert (twice.name, twice.network) == ("toy + toy", dataclasses.replace(TINY, members=2))
-    assert twice.members == [(file, file) for file in open_set(str(whole_set)).files]
-    with pytest.raises(WeightsError, match="expected sets of one kind to average") as caught:
+    assert (twice.name, twice.network) == ("toy + toy", TINY)
+    with pytest.raises(WeightsError, match="expected sets of one kind") as caught:
         open_set([str(whole_set), str(single)])
     assert caught.value.found.startswith("toy: NetworkConfig(")
     # The shipped default may be several.
@@ -345,11 +345,31 @@ def test_several_sets_open_as_one(whole_set: Path, tmp_path: Path, monkeypatch: 
     edit_index(whole_set, lambda index: index["sets"].update(other=index["sets"]["toy"]))
     edit_index(whole_set, lambda index: index.update(default=["toy", "other"]))
     assert (open_set().name, len(open_set().files)) == ("toy + other", 6)
+    assert open_set(alone=True) == open_set("toy")
     assert open_set(str(whole_set)) == open_set()
     assert open_set("other").name == "other"
     edit_index(whole_set, lambda index: index.update(default=["toy", "third"]))
     with pytest.raises(WeightsError, match="weights 'third': no such set"):
         open_set()
+
+
+@pytest.mark.parametrize(
+    ("sets", "views", "turns"),
+    [
+        (1, 1, ["a"]),
+        (1, 3, ["a", "a", "a"]),
+        (2, 3, ["a", "b", "a"]),
+        (3, 3, ["a", "b", "c"]),
+        (3, 1, ["abc"]),
+        (3, 2, ["ac", "b"]),
+        (4, 3, ["ad", "b", "c"]),
+    ],
+)
+def test_sets_share_the_views(sets: int, views: int, turns: list[str]) -> None:
+    files = tuple(describe(Path(name), region) for name in "abcd"[:sets] for region in Region)
+    found = WeightsSet("several", files).by_view(views)
+    assert [["".join(file.path.name for file in at) for at in part] for part in found] == [turns] * 3
+    assert [{file.regions for at in part for file in at} for part in found] == [{(region,)} for region in Region]
 
 
 def test_networks_of_several_files_are_averaged(whole_set: Path) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--weights",
     multiple=True,
-    help="A shipped set's name, or a folder written by `train`; several are averaged. Default: the shipped set.",
+    help="A shipped set's name, or a folder written by `train`; several share the views. Default: the shipped ones.",
 )
 @options.device
 @options.precision
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     of=SegmentConfig,
     metavar="MM3",
 )
-@click.option("--fast", is_flag=True, help="Axial slices only: two to three times as fast, less accurate.")
+@click.option("--fast", is_flag=True, help="Axial slices, by the first set: two to three times as fast, less accurate.")
 @click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: nearly twice the time.")
 @click.option(
     "--narrow/--every-slice",
