@@ -5,7 +5,7 @@
 
 DATA: a folder of labelled cases, split by patient. Of each fold, a set per seed is trained from fresh weights
 on the other folds and, with --also, on further cases of other patients, --minutes each. Nothing is chosen by the fold
-that is scored: the last weights are taken, and sets of several seeds are averaged. WORK keeps the run folders: a
+that is scored: the last weights are taken, and sets of several seeds share the views. WORK keeps the run folders: a
 finished set is not trained again, an interrupted one goes on.
 """
 

@@ -185,7 +185,7 @@ def _predict_regions(
         plan, name, regions = report.plan, files_V[0][0].name, files_V[0][0].regions
         with _timed(report.seconds, name):
             prediction = predict_stack(
-                partial(_network_of, files_V, plan),
+                _network_of(files_V, plan),
                 stack.slices_ZCHW,
                 active_VN,
                 plan,
@@ -208,9 +208,12 @@ def _predict_regions(
     return logit_ZHW
 
 
-def _network_of(files_V: Sequence[Sequence[WeightsFile]], plan: InferencePlan, view: int) -> SliceNetwork:
-    """The network that looks from a side."""
-    return place(load_networks(files_V[view]), plan)
+def _network_of(files_V: Sequence[Sequence[WeightsFile]], plan: InferencePlan) -> Callable[[int], SliceNetwork]:
+    """View → the network that looks from there; loaded once where one looks from all sides."""
+    if all(files == files_V[0] for files in files_V):
+        network = place(load_networks(files_V[0]), plan)
+        return lambda view: network
+    return lambda view: place(load_networks(files_V[view]), plan)
 
 
 def _count(

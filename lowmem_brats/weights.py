@@ -134,7 +134,7 @@ def _open_one(folder: Path, chosen: str) -> WeightsSet:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    """The sets by name, and the names of the default ones, which are averaged."""
+    """The sets by name, and the names of the default ones, which share the views."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         entries = [entry for rows in index["sets"].values() for entry in rows.values()]

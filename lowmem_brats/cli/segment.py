@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 @click.option(
     "--weights",
     multiple=True,
-    help="A shipped set's name, or a folder written by `train`; several share the views. Default: the shipped ones.",
+    help="A shipped set's name, or a folder written by `train`; given again, the sets share the views. Default: the "
+    "shipped set.",
 )
 @options.device
 @options.precision

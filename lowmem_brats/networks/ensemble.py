@@ -20,12 +20,8 @@ class Ensemble(SliceNetwork):
     def __init__(self, members: Sequence[SliceNetwork]) -> None:
         super().__init__()
         first = members[0]
-        self.stride, self.outputs, self.has_width, self.context = (
-            first.stride,
-            first.outputs,
-            first.has_width,
-            first.context,
-        )
+        self.stride, self.outputs = first.stride, first.outputs
+        self.has_width, self.context = first.has_width, first.context
         self.members = nn.ModuleList(members)
 
     def stages(self) -> dict[str, nn.Module]:
