@@ -199,8 +199,7 @@ def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
         if given := sorted(named & {"network", "width", "mode", "preset"}):
             found = " and ".join(f"--{key}" for key in given) + " beside it"
             raise InputError("--finetune", found, "the set's own network", "Leave it out.")
-        stored = open_set(settings["finetune"]).files[0].network
-        network = replace(stored, **_of_network(settings, named & {"views", "context"}))
+        network = replace(open_set(settings["finetune"]).network, **_of_network(settings, named & {"views", "context"}))
     options.check_width(network, named)
     settings = {key: value for key, value in settings.items() if key not in {*NETWORK_OPTIONS, "preset"}}
     regions = tuple(dict.fromkeys(settings.pop("regions"))) or TrainConfig.regions
