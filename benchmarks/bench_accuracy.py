@@ -51,9 +51,9 @@ def score(
     return evaluate_pairs(pairs, convention, convention), reports
 
 
-def dice_of(scores: Sequence[PatientScores]) -> dict[str, dict[str, float]]:
-    """Patient → region → Dice."""
-    return {s.case_id: {region.value: round(row.dice, 4) for region, row in s.regions.items()} for s in scores}
+def per_patient(scores: Sequence[PatientScores], measure: str) -> dict[str, dict[str, float]]:
+    """Patient → region → one of the measures."""
+    return {s.case_id: {key.value: round(getattr(row, measure), 4) for key, row in s.regions.items()} for s in scores}
 
 
 def summary_of(scores: Sequence[PatientScores]) -> dict[str, dict[str, object]]:
@@ -93,7 +93,8 @@ def main() -> None:
             {
                 "variant": name,
                 "regions": summary_of(scores),
-                "dice": dice_of(scores),
+                "dice": per_patient(scores, "dice"),
+                "hd95_mm": per_patient(scores, "hd95_mm"),
                 "peak_bytes": max(report.peak_bytes for report in reports),
                 "seconds_median": round(statistics.median(sum(r.seconds.values()) for r in reports), 2),
             }

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench_accuracy import dice_of, score, summary_of
+from bench_accuracy import per_patient, score, summary_of
 
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.case_list import read_cases
@@ -115,7 +115,7 @@ def main() -> None:
     table = summary_of(scores)
     stated = {key: value for key, value in vars(options).items() if key in ("recipe", "minutes", "seeds")}
     stated |= conditions("cpu") | {"masks_at": threshold}
-    rows = {"regions": table, "dice": dice_of(scores), "folds": folds}
+    rows = {"regions": table, "dice": per_patient(scores, "dice"), "folds": folds}
     options.out.write_text(json.dumps(stated | rows, indent=2) + "\n")
     print(options.recipe, *(f"{key} {row['dice']:.4f} {row['dice_95']}" for key, row in table.items()))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import numpy.typing as npt
-from bench_accuracy import dice_of, score
+from bench_accuracy import per_patient, score
 
 from lowmem_brats.augment import BIAS_MEAN
 from lowmem_brats.case_files import find_case
@@ -29,7 +29,7 @@ from lowmem_brats.slices import zscore_brain
 
 Volume = npt.NDArray[np.float32]
 BIAS = 0.4
-"""Of the logarithm of the field, from one side of the brain to the other."""
+"""Of the logarithm of the field, from the middle of the image to either side."""
 
 
 def without(lost: str) -> Callable[[str, Volume], Volume]:
@@ -92,7 +92,7 @@ def run_scenario(name: str, data: Path, work: Path, settings: SegmentConfig) -> 
         changed.append(find_case(folder))
     scores, _ = score(changed, work / "results" / name.replace(" ", "-"), settings)
     mean = {region.value: round(row.dice, 4) for region, row in summarise(scores).mean.items()}
-    return {"scenario": name, "mean_dice": mean, "dice": dice_of(scores)}
+    return {"scenario": name, "mean_dice": mean, "dice": per_patient(scores, "dice")}
 
 
 def main() -> None:

@@ -201,6 +201,6 @@ def _open_events(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        advice = "pip install 'lowmem-brats[tensorboard]', or leave the option out."
+        advice = "pip install tensorboard, or leave the option out."
         raise InputError("--tensorboard", "tensorboard is not installed", "the package", advice) from error
     return SummaryWriter(str(folder))

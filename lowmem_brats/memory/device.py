@@ -75,7 +75,7 @@ def _card_advice(capability: tuple[int, int]) -> str:
         return (
             "Install a build for it: pip install torch==2.7.1 (Linux; GTX 9xx/10xx and MX cards), see README, Install."
         )
-    return "Install the newest torch: pip install --upgrade torch."
+    return "Install the newest torch that is supported: pip install --upgrade 'torch<2.14'."
 
 
 def open_budget(vram: str, device: torch.device) -> MemoryBudget:
