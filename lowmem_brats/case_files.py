@@ -45,6 +45,8 @@ class CaseFiles:
     """A 4-D file in MSD order."""
     labels: tuple[Path, ...] = ()
     """Label maps in the folder."""
+    numbered: bool = False
+    """Whether a modality was told by a number, whose meaning differs between data sets."""
 
     @property
     def missing(self) -> list[str]:
@@ -69,8 +71,14 @@ def _split_name(path: Path) -> tuple[str, str]:
 
 
 def niftis(folder: Path) -> list[Path]:
-    """The NIfTI files directly in a folder, by name; hidden ones do not count (macOS leaves `._NAME.nii.gz`)."""
-    found = (p for p in folder.iterdir() if re.search(r"\.nii(\.gz)?$", p.name, re.IGNORECASE))
+    """The NIfTI files directly in a folder, by name; hidden ones do not count (macOS leaves `._NAME.nii.gz`).
+
+    Raises InputError for a folder that cannot be read.
+    """
+    try:
+        found = [p for p in folder.iterdir() if re.search(r"\.nii(\.gz)?$", p.name, re.IGNORECASE)]
+    except OSError as error:
+        raise InputError(folder, f"cannot be read ({error.strerror})", "a folder", "Check its permissions.") from error
     return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
 
 
@@ -102,7 +110,8 @@ def find_case(path: Path, explicit: Mapping[str, Path] | None = None) -> CaseFil
     if not images and len(unnamed) == 1:
         return CaseFiles(stem(unnamed[0]), path, {}, stacked=unnamed[0], labels=labels)
     _check_images(path, images)
-    return CaseFiles(_case_id(path, images), path, images, labels=labels)
+    numbered = any(_split_name(file)[1].isdigit() for modality, file in images.items() if modality not in explicit)
+    return CaseFiles(_case_id(path, images), path, images, labels=labels, numbered=numbered)
 
 
 def named_case(images: Mapping[str, Path]) -> CaseFiles:

@@ -187,6 +187,7 @@ class TrainConfig:
             "--validation": (self.validation, 0 <= self.validation < 1, "0 or more and less than 1"),
             "--test": (self.test, 0 <= self.test < 1, "0 or more and less than 1"),
             "--fold": (self.fold, self.fold is None or 1 <= self.fold[0] <= self.fold[1] >= 2, "K/N, as in 1/5"),
+            "--seed": (self.seed, self.seed >= 0, "0 or more"),
             "--region": (self.regions, bool(self.regions) and set(self.regions) <= {"wt", "tc", "et"}, "wt, tc or et"),
         }
         for option, (found, valid, expected) in where.items():

@@ -120,6 +120,12 @@ def new_page(width: int, height: int, title: str) -> Image.Image:
     return page
 
 
+def windowed(image: npt.NDArray[np.float32], brain: Mask) -> Bytes:
+    """Grey values 1–255 between the brain's 1st and 99th percentile, 0 outside; both of one shape."""
+    low, high = np.percentile(image[brain], (1, 99)) if brain.any() else (0.0, 1.0)
+    return np.where(brain, 1 + 254 * np.clip((image - low) / max(high - low, 1e-6), 0, 1), 0).astype(np.uint8)
+
+
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return Pillow's own font, so that no font need be installed."""
     return ImageFont.load_default(size)
@@ -242,12 +248,10 @@ def _frame(example: Example, modality: str) -> Image.Image:
     """One slice with both outlines, as large as FRAME_PX allows, R and L on its sides."""
     grey_HW = example.slice_CHW[MODALITIES.index(modality)]
     brain_HW = (example.slice_CHW != 0).any(axis=0)
-    low, high = np.percentile(grey_HW[brain_HW], (1, 99)) if brain_HW.any() else (0.0, 1.0)
-    scaled = np.where(brain_HW, 1 + 254 * np.clip((grey_HW - low) / max(high - low, 1e-6), 0, 1), 0)
     height, width = grey_HW.shape
     scale = min(FRAME_PX[0] / (width + 2 * MARGIN), FRAME_PX[1] / (height + 2 * MARGIN))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = np.asarray(Image.fromarray(scaled.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC))
+    picture = np.asarray(Image.fromarray(windowed(grey_HW, brain_HW)).resize(size, Image.Resampling.BICUBIC))
     picture = np.repeat(picture[..., None], 3, axis=2)
     for name, mask_HW in (("reference", example.reference_HW), ("predicted", example.predicted_HW)):
         colour, thickness = OUTLINES[name]

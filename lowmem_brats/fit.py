@@ -22,14 +22,14 @@ from lowmem_brats.config import TrainConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import Region, names_of
 from lowmem_brats.loss import find_loss
-from lowmem_brats.memory.device import PeakMeter, storage_bytes
+from lowmem_brats.memory.device import PeakMeter, out_of_memory, storage_bytes
 from lowmem_brats.memory.footprint import treats_slices_apart
 from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.memory.step import Outcome, TrainingStep
 from lowmem_brats.networks import SliceNetwork
 from lowmem_brats.optimisation import WeightAverage, learning_rate, stops_early
 from lowmem_brats.precision import DTYPES, PrecisionController
-from lowmem_brats.predict import empty_cache, out_of_memory
+from lowmem_brats.predict import empty_cache
 from lowmem_brats.slice_cache import CachedCase
 from lowmem_brats.validate import Validation, best_thresholds, validate
 
@@ -196,8 +196,8 @@ class NetworkTraining:
         """`TrainingStep.take`, with smaller micro-batches where the card runs out of memory all the same."""
         while True:
             plan = self.plans[precision]
-            parts = batch.micro_batches(plan.micro_batch, plan.device)
             try:
+                parts = batch.micro_batches(plan.micro_batch, plan.device)
                 with self._metered(plan):
                     return self._step.take(parts, rate, DTYPES[precision], plan.stages)
             except torch.OutOfMemoryError as error:

@@ -32,7 +32,11 @@ LEAST_BACKGROUND = 0.25
 MOST_COMPRESSION = 1032
 """No file compressed by deflate expands more."""
 MSD_ORDER = ("flair", "t1", "t1ce", "t2")
-_DESCRIPTION = f"lowmem-brats {__version__}"
+NUMBERED = (
+    "_0000 to _0003 are taken for T1, T1ce, T2, FLAIR, as in nnU-Net's Dataset 137; where they are in another order, "
+    "name the files with --t1, --t1ce, --t2, --flair"
+)
+_PROGRAM = "lowmem-brats"
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, zlib.error)
 _NOT_NIFTI = (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, *_UNREADABLE)
 _QFORM = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
@@ -173,7 +177,7 @@ def read_case(files: CaseFiles) -> Case:
         if modality in volumes:
             images_CXYZ[channel] = volumes[modality].data
     case = Case(files.case_id, images_CXYZ, reference, files.missing)
-    case.warnings = _warnings(case)
+    case.warnings = ([NUMBERED] if files.numbered else []) + _warnings(case)
     return case
 
 
@@ -240,7 +244,7 @@ def write_label_map(label_XYZ: npt.NDArray[np.uint8], reference: Volume, path: P
     image = nibabel.Nifti1Image(orientations.apply_orientation(label_XYZ, reference.to_disk), None)
     for name in _GRID_FIELDS:
         image.header[name] = reference.header[name]
-    image.header["descrip"] = _DESCRIPTION.encode()
+    image.header["descrip"] = f"{_PROGRAM} {__version__}, voxels {_checksum(label_XYZ)}".encode()
     image.header["cal_max"] = label_XYZ.max()
     _save(image, path)
 
@@ -259,5 +263,16 @@ def _save(image: Any, path: Path) -> None:
 
 
 def is_own_result(path: Path) -> bool:
-    """Whether the file is a label map that `write_label_map` wrote."""
-    return bytes(_load(path).header["descrip"]).startswith(b"lowmem-brats")
+    """Whether the file is a label map that `write_label_map` wrote and nobody has corrected since.
+
+    Editors keep the description, so the voxels decide. Raises InputError for a file that cannot be read.
+    """
+    description: bytes = _load(path).header["descrip"].item()
+    if not description.startswith(_PROGRAM.encode()):
+        return False
+    return description.endswith(f"voxels {_checksum(read_label(path).data)}".encode())
+
+
+def _checksum(label_XYZ: npt.NDArray[np.uint8]) -> str:
+    """Of the labels in LPS order."""
+    return f"{zlib.crc32(label_XYZ.tobytes()):08x}"

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for the first, which reads the cases and validates alone; torch's 30 minutes are too few."""
 
 
 def _running() -> bool:
@@ -24,7 +28,8 @@ def processes() -> Iterator[None]:
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         yield
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield
     finally:

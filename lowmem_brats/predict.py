@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory import step
-from lowmem_brats.memory.device import PeakMeter
+from lowmem_brats.memory.device import PeakMeter, out_of_memory, out_of_memory_told
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork
 from lowmem_brats.precision import DTYPES
@@ -67,7 +66,9 @@ def half_is_sound(network: SliceNetwork, slice_CHW: npt.NDArray[np.float16], pla
     slice_1CHW = torch.from_numpy(with_context(slice_CHW[None], np.zeros(1, np.intp), network.context))
     with torch.inference_mode():
         reference = network(slice_1CHW.float())
-        logits = place(network, plan)(slice_1CHW.to(plan.device, DTYPES[plan.precision]))
+        placed = place(network, plan)
+        with out_of_memory_told(plan.device):
+            logits = placed(slice_1CHW.to(plan.device, DTYPES[plan.precision]))
     return bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(reference).all())
 
 
@@ -76,10 +77,8 @@ def place(network: SliceNetwork, plan: InferencePlan) -> SliceNetwork:
 
     Raises BudgetError where it does not fit.
     """
-    try:
+    with out_of_memory_told(plan.device):
         return step.place(network, torch.device(plan.device), DTYPES[plan.precision]).eval()
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(plan.device) from error
 
 
 def count_passes(active_VN: Sequence[npt.NDArray[np.bool_]], mirror: bool) -> int:
@@ -205,9 +204,3 @@ def empty_cache() -> None:
     """Give what no tensor holds back to the card."""
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def out_of_memory(device: str) -> BudgetError:
-    """The error for a device that ran out of memory at the smallest batch."""
-    advice = "Close other programs that use the card, or pass --device cpu."
-    return BudgetError(device, "out of memory with one slice at a time", "what the plan predicted", advice)

@@ -10,27 +10,33 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
+from lowmem_brats.figures import (
+    FAINT,
+    FOOT_PX,
+    GAP_PX,
+    LEFT_PX,
+    ROWS,
+    TEXT,
+    TOP_PX,
+    Bytes,
+    Colour,
+    font,
+    new_page,
+    windowed,
+    write_upwards,
+)
 from lowmem_brats.labels import LabelConvention, LabelMap, Mask, split_regions
 
-Bytes = npt.NDArray[np.uint8]
-Colour = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 PANEL_PX = 420  # the brain's longest side; an axial panel is then about 330 pixels wide
 MARGIN_MM = 9.0  # around the brain, for the letters
 OUTLINE_PX = 2
-LEFT_PX, TOP_PX, GAP_PX, FOOT_PX = 48, 92, 14, 84
-
-ROWS = {"flair": "FLAIR", "t1ce": "T1ce"}
-FOOTER = "Research software, not a medical device."
-PAGE: Colour = (18, 20, 24)
-TEXT: Colour = (226, 231, 238)
-FAINT: Colour = (150, 159, 172)
 TISSUE_COLOURS: dict[str, Colour] = {  # told apart by colour-blind readers too
     "oedema": (86, 180, 233),
     "enhancing tumour": (250, 220, 60),
@@ -88,13 +94,13 @@ def draw_preview(
 
     row_px = max(height for _, height in sizes) + GAP_PX
     width = LEFT_PX + sum(size[0] + GAP_PX for size in sizes)
-    page = Image.new("RGB", (width, TOP_PX + len(ROWS) * row_px + FOOT_PX), PAGE)
+    page = new_page(width, TOP_PX + len(ROWS) * row_px + FOOT_PX, title)
     draw = ImageDraw.Draw(page)
-    draw.text((LEFT_PX, 18), title, TEXT, _font(24))
     for row, (modality, heading) in enumerate(ROWS.items()):
         top = TOP_PX + row * row_px
-        _write_upwards(page, heading, top + (row_px - GAP_PX) // 2)
-        grey_XYZ = _window(images_CXYZ[(MODALITIES.index(modality), *box)])
+        write_upwards(page, heading, top + (row_px - GAP_PX) // 2)
+        image_XYZ = images_CXYZ[(MODALITIES.index(modality), *box)]
+        grey_XYZ = windowed(image_XYZ, image_XYZ != 0)
         left = LEFT_PX
         for plane, index, size in zip(PLANES, indices, sizes, strict=True):
             panel = _panel(plane.cut(grey_XYZ, index), plane.cut(rank_XYZ, index), plane.edges, size)
@@ -103,7 +109,7 @@ def draw_preview(
             page.paste(panel, (left, top + (row_px - GAP_PX - size[1]) // 2))
             if row == 0:
                 number = index + box[plane.axis].start
-                draw.text((left, TOP_PX - 10), f"{plane.name}, {'xyz'[plane.axis]} = {number}", FAINT, _font(17), "ls")
+                draw.text((left, TOP_PX - 10), f"{plane.name}, {'xyz'[plane.axis]} = {number}", FAINT, font(17), "ls")
             left += size[0] + GAP_PX
     _legend(draw, label_XYZ, convention, spacing_mm, page.height - FOOT_PX)
     return page
@@ -143,16 +149,6 @@ def _busiest_slice(rank_XYZ: Bytes, plane: Plane) -> int:
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
-def _window(image_XYZ: npt.NDArray[np.float32]) -> Bytes:
-    """Return grey values 1–255 between the brain's 1st and 99th percentile, 0 outside the brain."""
-    brain = image_XYZ != 0
-    if not brain.any():
-        return np.zeros(image_XYZ.shape, np.uint8)
-    low, high = np.percentile(image_XYZ[brain], (1, 99))
-    grey = 1 + 254 * np.clip((image_XYZ - low) / max(high - low, 1e-6), 0, 1)
-    return np.where(brain, grey, 0).astype(np.uint8)
-
-
 def _panel(grey_HW: Bytes, rank_HW: Bytes, edges: tuple[str, ...], size: tuple[int, int]) -> Image.Image:
     """Draw one slice at `size` pixels with outlines and the directions on its edges."""
     grey = np.asarray(Image.fromarray(grey_HW).resize(size, Image.Resampling.BICUBIC))
@@ -165,40 +161,27 @@ def _panel(grey_HW: Bytes, rank_HW: Bytes, edges: tuple[str, ...], size: tuple[i
     width, height = size
     places = ((5, height // 2), (width - 5, height // 2), (width // 2, 4), (width // 2, height - 4))
     for letter, place, anchor in zip(edges, places, ("lm", "rm", "ma", "md"), strict=True):
-        draw.text(place, letter, TEXT, _font(15), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+        draw.text(place, letter, TEXT, font(15), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
     return panel
 
 
 def _empty_panel(size: tuple[int, int]) -> Image.Image:
     """Draw the panel of a modality that was not given."""
     panel = Image.new("RGB", size)
-    ImageDraw.Draw(panel).text((size[0] // 2, size[1] // 2), "not given", FAINT, _font(19), "mm")
+    ImageDraw.Draw(panel).text((size[0] // 2, size[1] // 2), "not given", FAINT, font(19), "mm")
     return panel
-
-
-def _write_upwards(page: Image.Image, text: str, middle_y: int) -> None:
-    """Write a row's heading along the left edge, centred on `middle_y`."""
-    strip = Image.new("RGB", (120, 28), PAGE)
-    ImageDraw.Draw(strip).text((60, 14), text, TEXT, _font(19), "mm")
-    page.paste(strip.rotate(90, expand=True), (12, middle_y - 60))
 
 
 def _legend(
     draw: ImageDraw.ImageDraw, label_XYZ: LabelMap, convention: LabelConvention, spacing_mm: Spacing, top: int
 ) -> None:
-    """Write each tissue's colour, name and volume, and the footer below."""
+    """Write each tissue's colour, name and volume."""
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     left = float(LEFT_PX)
     for tissue, colour in TISSUE_COLOURS.items():
         volume_ml = np.count_nonzero(label_XYZ == convention.tissues[tissue]) * voxel_ml
         entry = f"{tissue}  {volume_ml:.1f} mL"
         draw.rectangle((left, top + 12, left + 15, top + 27), colour)
-        draw.text((left + 24, top + 20), entry, TEXT, _font(17), "lm")
-        left += 24 + draw.textlength(entry, _font(17)) + 32
-    draw.text((left, top + 20), f"whole tumour  {np.count_nonzero(label_XYZ) * voxel_ml:.1f} mL", TEXT, _font(17), "lm")
-    draw.text((LEFT_PX, top + 56), FOOTER, FAINT, _font(15), "lm")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font, so that no font need be installed."""
-    return ImageFont.load_default(size)
+        draw.text((left + 24, top + 20), entry, TEXT, font(17), "lm")
+        left += 24 + draw.textlength(entry, font(17)) + 32
+    draw.text((left, top + 20), f"whole tumour  {np.count_nonzero(label_XYZ) * voxel_ml:.1f} mL", TEXT, font(17), "lm")

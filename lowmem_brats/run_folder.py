@@ -15,7 +15,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,14 @@ from PIL import Image
 
 from lowmem_brats.checkpoint import load_checkpoint, save_checkpoint
 from lowmem_brats.config import NetworkConfig, TrainConfig
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.figures import Panel, draw_curves, draw_examples
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.fit import Epoch, NetworkTraining
+from lowmem_brats.labels import Region
 from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.validate import Validation
+from lowmem_brats.weights import INDEX, read_header, write_index
 
 EXAMPLES_EVERY = 10  # epochs
 MAY_CHANGE = ("regions", "device", "precision", "vram", "epochs", "max_seconds", "patience", "strict")
@@ -68,7 +72,7 @@ class TrainReport:
     test: dict[str, dict[str, float]] = field(default_factory=dict)
     """Region → measure → mean over the test patients; empty until the end."""
     cuda_peak: dict[str, int] | None = None
-    """On a card: most bytes allocated, reserved and used as the driver sees it."""
+    """On a card: most bytes reserved, and used as the driver sees it."""
 
 
 class RunFolder:
@@ -85,6 +89,22 @@ class RunFolder:
         for name in ("wt", "tc", "et", "wt-tc-et"):
             for kind in ("", "-last", "-best"):
                 (self.path / "checkpoints" / f"{name}{kind}.safetensors").unlink(missing_ok=True)
+
+    def install(self, trained: Mapping[Region, Path], network: NetworkConfig, held_out: str) -> list[str]:
+        """Move weights here and index them, with those of regions trained before without the same patients.
+
+        `held_out`: of the patients, as in the weights' headers. Returns the regions that are missing for a set: then
+        there is no index either.
+        """
+        for path in set(trained.values()):
+            os.replace(path, self.path / path.name)
+        paths = {r: self.path / trained.get(r, Path(f"{r.value}.safetensors")).name for r in Region}
+        missing = [r.name for r, path in paths.items() if r not in trained and not _fits(path, network, held_out)]
+        if missing:
+            (self.path / INDEX).unlink(missing_ok=True)
+        else:
+            write_index(self.path, self.path.resolve().name, paths)
+        return missing
 
     def write_report(self, report: TrainReport) -> None:
         """Write run.json, metrics.csv and curves.png."""
@@ -161,6 +181,15 @@ def check_resumable(config: TrainConfig, stored: TrainConfig, folder: Path) -> N
         found = "; ".join(f"{key} {getattr(config, key)!r}" for key in differ)
         expected = "; ".join(f"{key} {getattr(stored, key)!r}" for key in differ)
         raise InputError(f"resuming {folder}", found, f"as it began: {expected}", "Leave these options out.")
+
+
+def _fits(path: Path, network: NetworkConfig, held_out: str) -> bool:
+    """Whether weights that lie there already may be of one set with new ones."""
+    try:
+        file = read_header(path)
+    except WeightsError:
+        return False
+    return file.network == network and file.training.get("held_out") == held_out
 
 
 def revision() -> str:

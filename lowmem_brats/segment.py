@@ -65,7 +65,7 @@ class SegmentReport:
     peak_bytes: int = 0
     """Most bytes of tensors on the device at once, to compare with `plan.predicted_bytes`."""
     cuda_peak: dict[str, int] | None = None
-    """On a card: most bytes allocated, reserved and used as the driver sees it."""
+    """On a card: most bytes reserved, and used as the driver sees it."""
     process_peak_bytes: int | None = None
     """Most resident host memory of the whole process so far, torch itself included; None where unknown."""
     warnings: list[str] = field(default_factory=list)
@@ -96,9 +96,9 @@ def output_path(files: CaseFiles, requested: Path | None) -> Path:
 
 
 def check_not_reference(files: CaseFiles, output: Path) -> None:
-    """Raise InputError if writing to `output` would replace a label map that this program did not write."""
+    """Raise InputError if writing to `output` would replace a label map that a person has drawn or corrected."""
     if output.exists() and any(map(output.samefile, files.labels)) and not is_own_result(output):
-        found = "the case's own label map, not written by this program"
+        found = "the case's own label map, drawn or corrected by a person"
         raise InputError(output, found, "another place for the result", "Choose one with -o.")
 
 

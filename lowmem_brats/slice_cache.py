@@ -24,7 +24,7 @@ from lowmem_brats.config import PREPROCESSING
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_regions
-from lowmem_brats.nifti import check_same_grid, read_case, read_label
+from lowmem_brats.nifti import check_same_grid, is_own_result, read_case, read_label
 from lowmem_brats.slices import cut_label, is_flat, occupied, prepare, views_of
 
 FORMAT = 3  # of an entry; one of another format is not found
@@ -91,7 +91,8 @@ def build_cache(
     """The cases prepared, in order, and notes on those left out or built anew because their entry was damaged.
 
     Entries in `folder` whose checksum fits are used as they are. A case that cannot be read, or whose label map does
-    not fit its images, is left out; where `strict`, its InputError is raised, as it always is when the disk is full.
+    not fit its images or is an uncorrected result, is left out; where `strict`, its InputError is raised, as it always
+    is when the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,6 +212,9 @@ def _prepare(
     files: CaseFiles, stride: int, convention: LabelConvention
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8], list[str]]:
     label_path = files.labels[0]
+    if is_own_result(label_path):
+        found = "a result of this program that nobody has corrected"
+        raise InputError(label_path, found, "a label map by a person", "Correct it, or leave the case out.")
     case, label = read_case(files), read_label(label_path)
     check_same_grid(label, label_path, case.reference, files.stacked or next(iter(files.images.values())))
     stack = prepare(case.images_CXYZ, stride)

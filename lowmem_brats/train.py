@@ -7,7 +7,7 @@ with TC) and starts from its parent's weights, or from those of a set to fine-tu
 from __future__ import annotations
 
 import copy
-import os
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -28,7 +28,7 @@ from lowmem_brats.labels import CONVENTIONS, Region, names_of
 from lowmem_brats.loss import find_loss
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
-from lowmem_brats.memory.device import choose_device, open_budget
+from lowmem_brats.memory.device import choose_device, open_budget, out_of_memory_told
 from lowmem_brats.memory.planner import TrainPlan, plan_train
 from lowmem_brats.memory.step import place
 from lowmem_brats.networks import SliceNetwork, build_network, stride_of, widened
@@ -37,7 +37,7 @@ from lowmem_brats.predict import sound_precision
 from lowmem_brats.run_folder import NetworkReport, RunFolder, TrainReport, check_resumable, read_run, revision
 from lowmem_brats.slice_cache import CachedCase, build_cache
 from lowmem_brats.validate import Validation
-from lowmem_brats.weights import WeightsFile, load_network, open_set, save_network, versions, write_index
+from lowmem_brats.weights import WeightsFile, load_network, open_set, save_network, versions
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -92,6 +92,8 @@ def train_set(
     with parallel.processes():
         if config.batch < parallel.size():
             raise InputError("--batch", str(config.batch), f"{parallel.size()} or more, one per process", "Raise it.")
+        if config.network.norm == "batch" and parallel.size() > 1:
+            raise InputError("batch norm", "several processes", "one, whose statistics are the batch's", "Use 'group'.")
         tell = tell if parallel.rank() == 0 else TrainListener()
         find_loss(config.loss)
         device, notes = choose_device(parallel.local_device(config.device))
@@ -105,15 +107,18 @@ def train_set(
         run = _Run(RunFolder(out, tensorboard and parallel.rank() == 0), report, tell)
         for text in [*notes, *left_out]:
             run.note(text)
-        _cache(run, split, cache or out / "cache")
+        _cache(run, split, cache or out / "cache", strict=config.strict or resume)
         network = _prepare(run, budget, resume)
         if not resume and parallel.rank() == 0:
             run.folder.forget()  # only now, when nothing can be wrong with what was asked for
+        parallel.wait()  # the others may not find an older training's checkpoints
         run.write()
         paths = _train_networks(run, network)
         if parallel.rank() == 0:
-            _install(run, paths)
-            if (out / "index.json").exists():
+            missing = run.folder.install(paths, config.network, _digest(report.test_cases))
+            if missing:
+                run.note(f"no set to segment with yet: {', '.join(missing)} not trained")
+            else:
                 _score(run, split.test)
             run.write()
             return report
@@ -135,7 +140,7 @@ def _resumed_split(cases: list[CaseFiles], out: Path, config: TrainConfig) -> Sp
     return Split(*(tuple(by_id[case_id] for case_id in part) for part in parts))
 
 
-def _cache(run: _Run, split: Split, folder: Path) -> None:
+def _cache(run: _Run, split: Split, folder: Path, strict: bool) -> None:
     """Read and prepare the cases; the first process writes what the others then find."""
     config = run.report.config
     if parallel.rank():
@@ -147,7 +152,7 @@ def _cache(run: _Run, split: Split, folder: Path) -> None:
         stride_of(config.network),
         CONVENTIONS[config.labels],
         lambda done, total: run.tell.on_progress("reading cases", done, total),
-        config.strict,
+        strict,
     )
     if not parallel.rank():
         parallel.wait()
@@ -176,7 +181,8 @@ def _prepare(run: _Run, budget: MemoryBudget, resume: bool) -> SliceNetwork:
     for text in notes:
         run.note(text)
     run.report.plans = _plan(run, budget, precision)
-    return place(network, torch.device(device))
+    with out_of_memory_told(device):
+        return place(network, torch.device(device))
 
 
 def _train_networks(run: _Run, network: SliceNetwork) -> dict[Region, Path]:
@@ -256,6 +262,7 @@ def _train_network(run: _Run, training: NetworkTraining) -> Path:
     path = run.folder.path / "checkpoints" / f"{training.name.replace(' ', '-')}.safetensors"
     summary = {
         "training_cases": len(run.training),
+        "held_out": _digest(run.report.test_cases),
         "steps": best.steps,
         "seconds": round(best.seconds),
         "precision": training.controller.fast,
@@ -268,17 +275,9 @@ def _train_network(run: _Run, training: NetworkTraining) -> Path:
     return path
 
 
-def _install(run: _Run, trained: dict[Region, Path]) -> None:
-    """Move the weights into the run folder and index them: an older set there stays whole until then."""
-    folder = run.folder.path
-    for path in set(trained.values()):
-        os.replace(path, folder / path.name)
-    paths = {region: folder / trained.get(region, Path(f"{region.value}.safetensors")).name for region in Region}
-    missing = [region.name for region, path in paths.items() if not path.exists()]
-    if missing:
-        run.note(f"no set to segment with yet: {', '.join(missing)} not trained")
-        return
-    write_index(folder, folder.resolve().name, paths)
+def _digest(case_ids: Sequence[str]) -> str:
+    """Tells whether two networks were trained without the same patients; no name goes into the weights."""
+    return hashlib.blake2b("\n".join(sorted(case_ids)).encode(), digest_size=8).hexdigest()
 
 
 def _score(run: _Run, cases: Sequence[CaseFiles]) -> None:

@@ -41,6 +41,7 @@ def test_every_convention(tmp_path: Path, case_id: str, endings: tuple[str, ...]
     assert [case.images[m].name for m in MODALITIES] == names[:4]
     assert [path.name for path in case.labels] == [names[4]]
     assert (case.stacked, case.missing) == (None, [])
+    assert case.numbered == ("_0000" in endings)
 
 
 def test_bare_modality_names_take_the_folders_name(tmp_path: Path) -> None:
@@ -141,6 +142,22 @@ def test_one_file_cannot_be_two_modalities(tmp_path: Path) -> None:
     folder = touch(tmp_path / "c", "c_t1.nii.gz", "c_t2.nii.gz")
     with pytest.raises(InputError, match="given as t2 and as flair"):
         find_case(folder, {"flair": folder / "c_t2.nii.gz"})
+
+
+def test_numbers_that_are_told_are_no_guess(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "case", *(f"case_000{n}.nii.gz" for n in range(4)))
+    told = {m: folder / f"case_000{n}.nii.gz" for m, n in zip(MODALITIES, (1, 2, 3, 0), strict=True)}
+    assert find_case(folder).numbered
+    assert not find_case(folder, told).numbered
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied"):
+        find_case(tmp_path)
 
 
 def test_a_file_as_the_case_takes_no_modalities(tmp_path: Path) -> None:

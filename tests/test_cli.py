@@ -266,6 +266,14 @@ def test_evaluate_writes_csv_and_json(pristine: Path, tmp_path: Path) -> None:
     assert [float(row["dice"]) for row in rows if row["case"] == "phantom_000"] == [1.0, 1.0, 1.0]
     assert json.loads((tmp_path / "s.json").read_text())["summary"]["patients"] == 1
     assert "exists already" in fails("evaluate", reference, reference, "--csv", tmp_path / "s.csv")
+    assert "nobody has corrected" not in result.output
+
+
+def test_evaluate_tells_its_own_results_from_references(case: Path, tiny: Path, tmp_path: Path) -> None:
+    assert run("segment", case, "--weights", tiny, "-o", tmp_path / "x.nii.gz", "--no-preview").exit_code == 0
+    result = run("evaluate", tmp_path / "x.nii.gz", tmp_path / "x.nii.gz")
+    assert result.exit_code == 0, result.output
+    assert "warning: references that this program wrote and nobody has corrected: x" in result.output
 
 
 def test_evaluate_refuses_unknown_labels_and_names_the_convention(pristine: Path, tmp_path: Path) -> None:
@@ -364,6 +372,7 @@ def test_train_needs_labelled_cases(tmp_path: Path) -> None:
         (("--finetune", "unet2d-w24", "--width", 16), "--finetune"),
         (("--finetune", "unet2d-w24", "--preset", "emcad"), "--finetune"),
         (("--average", 1), "--average"),
+        (("--seed", -1), "--seed"),
     ],
 )
 def test_bad_options_of_train(tmp_path: Path, arguments: tuple[object, ...], named: str) -> None:

@@ -196,8 +196,18 @@ def test_the_scale_is_gone_from_gradient_and_norm(dtype: torch.dtype) -> None:
     assert norm_of(gradients(step)) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_cpu_gets_no_scaler() -> None:
-    assert not fresh().scaler.is_enabled()
+def test_small_gradients_survive_fp16_on_the_cpu_too() -> None:
+    """Cross-entropy where nothing is tumour: each pixel's gradient is below what fp16 can hold."""
+    slices_NCHW = torch.randn(4, 4, 128, 128, generator=torch.Generator().manual_seed(0))
+    parts = split_batch(slices_NCHW, torch.zeros(4, 1, 128, 128), 2)
+    norms = {}
+    for dtype in (FP32, FP16):
+        step = fresh()
+        step.loss = find_loss("ce")
+        with torch.no_grad():
+            step.network.last_bias().fill_(-6.0)
+        norms[dtype] = float(step.compute_gradients(parts, dtype)[1])
+    assert norms[FP16] == pytest.approx(norms[FP32], rel=0.02)
 
 
 def test_a_card_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:

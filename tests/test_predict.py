@@ -361,3 +361,14 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing() -> None:
 def test_running_out_of_memory_with_one_slice_is_an_error() -> None:
     with pytest.raises(BudgetError, match="out of memory with one slice at a time"):
         predict_stack(Cramped(room=0), stack(), [ALL], plan(batch=4))
+
+
+def test_running_out_of_memory_in_the_half_check_is_an_error() -> None:
+    network = Cramped(room=1)
+
+    def fill(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        network.room = int(inputs[0].dtype == torch.float32)  # the check's reference is computed on the host
+
+    network.register_forward_pre_hook(fill)
+    with pytest.raises(BudgetError, match="out of memory with one slice at a time"):
+        half_is_sound(network, stack()[0], plan(precision="bf16"))

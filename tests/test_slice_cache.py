@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,7 @@ from lowmem_brats import slice_cache
 from lowmem_brats.case_files import CaseFiles, find_case
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import CONVENTIONS, Region
-from lowmem_brats.nifti import read_case, read_label
+from lowmem_brats.nifti import read_case, read_label, write_label_map
 from lowmem_brats.slice_cache import CachedCase, build_cache, store_case
 from lowmem_brats.slices import prepare, to_volume
 
@@ -367,6 +368,20 @@ def test_a_case_that_cannot_be_read_is_left_out(tmp_path: Path, cases: list[Case
     bad.unlink()
     _, (note,) = build(cases, tmp_path / "cache")
     assert "b_t1ce.nii.gz" in note
+
+
+def test_an_uncorrected_result_is_no_label(tmp_path: Path, cases: list[CaseFiles]) -> None:
+    label_path = cases[0].labels[0]
+    label = read_label(label_path)
+    write_label_map(label.data, label, label_path)
+    found, (note,) = build(cases, tmp_path / "cache")
+    assert [case.case_id for case in found] == ["b", "a-2"]
+    assert "a result of this program that nobody has corrected" in note
+    image = nibabel.load(label_path)
+    corrected = np.asarray(image.dataobj).copy()
+    corrected[0, 0, 0] = 2
+    nibabel.save(nibabel.Nifti1Image(corrected, None, image.header), label_path)
+    assert [case.case_id for case in build(cases, tmp_path / "cache")[0]] == ["a", "b", "a-2"]
 
 
 def test_a_label_of_another_convention(tmp_path: Path, cases: list[CaseFiles]) -> None:

@@ -255,6 +255,17 @@ def test_regions_may_be_trained_one_by_one(easy_data: Path, tmp_path: Path) -> N
     assert report.test
 
 
+@pytest.mark.parametrize("change", [{"seed": 1}, {"network": replace(TINY, width=16)}])
+def test_networks_of_other_trainings_make_no_set(easy_data: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    """Other patients were held out, or they are of another kind: nothing is scored or segmented with them."""
+    out = tmp_path / "out"
+    run(easy_data, out, replace(SHORT, epochs=1))
+    report = run(easy_data, out, replace(SHORT, epochs=1, regions=("tc",), **change))
+    assert report.notes == ["no set to segment with yet: WT, ET not trained"]
+    assert not report.test
+    assert not (out / "index.json").exists()
+
+
 def test_fine_tuning_starts_from_the_set(
     easy_data: Path, tmp_path: Path, trained: tuple[Path, TrainReport, list[Epoch]]
 ) -> None:
@@ -434,6 +445,14 @@ def test_damage_is_told(easy_data: Path, interrupted: Path, name: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=f"{path.name}: cannot be read"):
         train_set(easy_data, interrupted, EASY, resume=True)
+
+
+def test_a_case_that_was_damaged_meanwhile(interrupted: Path, tmp_path: Path) -> None:
+    data = write_easy_data(tmp_path / "again")
+    path = data / "easy_0" / "easy_0_t1.nii.gz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"easy_0_t1\.nii\.gz"):
+        train_set(data, interrupted, EASY, resume=True)
 
 
 def test_nothing_to_resume(easy_data: Path, tmp_path: Path) -> None:

@@ -36,12 +36,15 @@ def evaluate(
     HD95 0 where both are empty; Dice 0 and HD95 373.13 mm where one is.
     """
     from lowmem_brats.evaluate import evaluate_pairs, pair_files, summarise, to_csv, to_json
+    from lowmem_brats.nifti import is_own_result
 
     for path in filter(None, (csv, json)):
         check_output(path, overwrite)
     conventions = CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
     pairs = pair_files(predicted, reference)
     check_apart(filter(None, (csv, json)), (path for _, *paths in pairs for path in paths))
+    if own := [case_id for case_id, _, path in pairs if is_own_result(path)]:
+        console.warn(f"references that this program wrote and nobody has corrected: {', '.join(own)}")
     with console.progress(quiet) as on_progress:
         scores = evaluate_pairs(pairs, *conventions, lambda done, total: on_progress("scoring", done, total))
     summary = summarise(scores)

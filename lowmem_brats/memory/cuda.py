@@ -18,6 +18,8 @@ WORKSPACE = 64 * MIB
 """Kept for cuDNN's work space and the allocator's rounding, which no count without a card can see."""
 ASSUMED_CONTEXT = CUDA_RESERVE - WORKSPACE
 """Context of a process where it cannot be measured."""
+LEAST_CONTEXT = 64 * MIB
+"""What the code and libraries of torch take at least."""
 
 
 @cache
@@ -27,16 +29,18 @@ def measure_context(device: torch.device) -> int:
     Asked once per process, before anything else uses the card: later the context is there already.
     """
     before = _driver_used(device)
-    slices_NCHW = torch.zeros(1, 1, 4, 4, device=device)
-    torch.nn.functional.conv2d(slices_NCHW, slices_NCHW[..., :3, :3])
+    # Forwards and backwards, in half: code is loaded when it is first used.
+    slices_NCHW = torch.zeros(1, 1, 4, 4, device=device, dtype=torch.half, requires_grad=True)
+    torch.nn.functional.conv2d(slices_NCHW, slices_NCHW[..., :3, :3]).sum().backward()
+    del slices_NCHW
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     after = _driver_used(device)
     if before is None or after is None:
         return ASSUMED_CONTEXT
-    # Another program may have given memory back meanwhile: then the difference says nothing.
+    # Less is no context: there was one already, or another program has given memory back meanwhile.
     taken = after - before - torch.cuda.memory_reserved(device)
-    return taken if taken > 0 else ASSUMED_CONTEXT
+    return taken if taken >= LEAST_CONTEXT else ASSUMED_CONTEXT
 
 
 def _driver_used(device: torch.device) -> int | None:
@@ -82,17 +86,16 @@ def cap_allocator(device: torch.device, tensor_bytes: int) -> None:
 
 
 def highest(so_far: dict[str, int] | None, device: str) -> dict[str, int] | None:
-    """The three views of memory, bytes, each the higher of `so_far` and now; None on the CPU.
+    """What goes beyond tensors, bytes, each the higher of `so_far` and now; None on the CPU.
 
-    `allocated`: held by tensors, and `reserved`: taken by the caching allocator, both peaks since the last reset;
-    `driver`: used on the card by all processes, this one's context included.
+    `reserved`: most that the caching allocator took; `driver`: used on the card by all processes, this one's context
+    included.
     """
     where = torch.device(device)
     if where.type != "cuda":
         return so_far
     free, total = torch.cuda.mem_get_info(where)
     now = {
-        "allocated": torch.cuda.max_memory_allocated(where),
         "reserved": torch.cuda.max_memory_reserved(where),
         "driver": total - free,
     }

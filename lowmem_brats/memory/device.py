@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -86,7 +88,8 @@ def open_budget(vram: str, device: torch.device) -> MemoryBudget:
     """
     if device.type == "cpu":
         return parse_budget(vram, "cpu", None if vram.strip().lower() == "max" else host_bytes())
-    context = cuda.measure_context(device)
+    with out_of_memory_told(str(device)):
+        context = cuda.measure_context(device)
     reserve = context + cuda.WORKSPACE
     budget = parse_budget(vram, "cuda", cuda.available_bytes(device) + context, reserve)
     if budget.tensor_bytes == 0:
@@ -101,6 +104,21 @@ def open_budget(vram: str, device: torch.device) -> MemoryBudget:
         # cuDNN takes its work space from the allocator too: only the context is outside it.
         cuda.cap_allocator(device, budget.total_bytes - context)
     return budget
+
+
+def out_of_memory(device: str) -> BudgetError:
+    """The error for a device that ran out of memory at the smallest batch."""
+    advice = "Close other programs that use the card, or pass --device cpu."
+    return BudgetError(device, "out of memory with one slice at a time", "what the plan predicted", advice)
+
+
+@contextmanager
+def out_of_memory_told(device: str) -> Iterator[None]:
+    """Raise BudgetError where the block runs out of the device's memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(device) from error
 
 
 def host_bytes() -> int | None:

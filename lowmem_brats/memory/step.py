@@ -72,7 +72,7 @@ class TrainingStep:
         # Fused, because it works in place where torch's other forms need up to the parameters' bytes once more.
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=weight_decay, fused=True)
         # It keeps small gradients of fp16 from becoming 0.
-        self.scaler = torch.amp.GradScaler(self._device.type, enabled=self._device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(self._device.type)
         self._no_scaler = torch.amp.GradScaler(self._device.type, enabled=False)
 
     def moments(self) -> list[Tensor]:
