@@ -1,7 +1,7 @@
 """Cross-validation: every patient is segmented once, from NIfTI to NIfTI, by a set that was trained without it.
 
-    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe context] [--minutes 30] [--folds 5] [--seeds 0 1]
-        [--also LIST]
+    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe context] [--minutes 30] [--folds 5] [--only 1 3]
+        [--seeds 0 1] [--also LIST]
 
 DATA: a folder of labelled cases, split by patient. Of each fold, a set per seed is trained from fresh weights
 on the other folds and, with --also, on further cases of other patients, --minutes each. Nothing is chosen by the fold
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="shipped")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--only", type=int, nargs="+", help="of these folds alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,))
     parser.add_argument("--also", type=Path)
     options = parser.parse_args()
@@ -99,7 +100,7 @@ def main() -> None:
     others = [case for case in read_cases(options.also)[0] if case.case_id not in names] if options.also else []
     config, threshold = replace(RECIPES[options.recipe], max_seconds=60 * options.minutes), MASKS_AT[options.recipe]
     scores, folds = list[PatientScores](), []
-    for k in range(1, options.folds + 1):
+    for k in options.only or range(1, options.folds + 1):
         split = split_cases(cases, 0.0, 0.0, (k, options.folds), config.seed)
         members = {seed: options.work / f"{options.recipe}_{k}_{seed}" for seed in options.seeds}
         training, took = [*split.training, *others], []
