@@ -119,7 +119,7 @@ def test_forgetting_takes_checkpoints_only(tmp_path: Path) -> None:
 
 def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match="--tensorboard: tensorboard is not installed.*pip install tensorboard"):
+    with pytest.raises(InputError, match=r"--tensorboard: tensorboard is not installed.*pip install tensorboard"):
         RunFolder(tmp_path, tensorboard=True)
 
 
