@@ -1,4 +1,4 @@
-"""What only a CUDA card has: a context outside the allocator, a cap on the allocator, and three views of memory.
+"""What only a CUDA card has: a context outside the allocator, a cap on the allocator, and what lies beyond tensors.
 
 A process holds on a card: its context (code and libraries, a few hundred MiB, made on first use), what the caching
 allocator reserved, and inside that what tensors have allocated. A budget is for all of it.
