@@ -177,7 +177,7 @@ def read_case(files: CaseFiles) -> Case:
         if modality in volumes:
             images_CXYZ[channel] = volumes[modality].data
     case = Case(files.case_id, images_CXYZ, reference, files.missing)
-    case.warnings = ([NUMBERED] if files.numbered else []) + _warnings(case)
+    case.warnings = _warnings(case, files)
     return case
 
 
@@ -206,8 +206,9 @@ def check_same_grid(volume: Volume, path: Path, reference: Volume, reference_pat
         raise InputError(path, f"its affine places a corner {apart:.2f} mm away", f"{expected} to 0.1 mm", advice)
 
 
-def _warnings(case: Case) -> list[str]:
-    warnings = [f"{m} is missing: zeros are used in its place and the result may suffer" for m in case.missing]
+def _warnings(case: Case, files: CaseFiles) -> list[str]:
+    warnings = [NUMBERED] if files.numbered else []
+    warnings += [f"{m} is missing: zeros are used in its place and the result may suffer" for m in case.missing]
     background = float((case.images_CXYZ == 0).all(axis=0).mean())
     if background < LEAST_BACKGROUND:
         warnings.append(

@@ -66,9 +66,8 @@ def half_is_sound(network: SliceNetwork, slice_CHW: npt.NDArray[np.float16], pla
     slice_1CHW = torch.from_numpy(with_context(slice_CHW[None], np.zeros(1, np.intp), network.context))
     with torch.inference_mode():
         reference = network(slice_1CHW.float())
-        placed = place(network, plan)
         with out_of_memory_told(plan.device):
-            logits = placed(slice_1CHW.to(plan.device, DTYPES[plan.precision]))
+            logits = place(network, plan)(slice_1CHW.to(plan.device, DTYPES[plan.precision]))
     return bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(reference).all())
 
 

@@ -32,6 +32,7 @@ from lowmem_brats.files import replace_when_complete
 from lowmem_brats.fit import Epoch, NetworkTraining
 from lowmem_brats.labels import Region
 from lowmem_brats.memory.planner import TrainPlan
+from lowmem_brats.slice_cache import digest
 from lowmem_brats.validate import Validation
 from lowmem_brats.weights import INDEX, read_header, write_index
 
@@ -74,6 +75,11 @@ class TrainReport:
     cuda_peak: dict[str, int] | None = None
     """On a card: most bytes reserved, and used as the driver sees it."""
 
+    @property
+    def held_out(self) -> str:
+        """Tells whether networks were trained without the same patients; no patient's name goes into the weights."""
+        return digest("\n".join(sorted(self.test_cases)).encode())
+
 
 class RunFolder:
     """Writes and reads one training's folder; every file whole or not at all."""
@@ -90,16 +96,15 @@ class RunFolder:
             for kind in ("", "-last", "-best"):
                 (self.path / "checkpoints" / f"{name}{kind}.safetensors").unlink(missing_ok=True)
 
-    def install(self, trained: Mapping[Region, Path], network: NetworkConfig, held_out: str) -> list[str]:
+    def install(self, trained: Mapping[Region, Path], report: TrainReport) -> list[str]:
         """Move weights here and index them, with those of regions trained before without the same patients.
 
-        `held_out`: of the patients, as in the weights' headers. Returns the regions that are missing for a set: then
-        there is no index either.
+        Returns the regions that are missing for a set: then there is no index either.
         """
         for path in set(trained.values()):
             os.replace(path, self.path / path.name)
         paths = {r: self.path / trained.get(r, Path(f"{r.value}.safetensors")).name for r in Region}
-        missing = [r.name for r, path in paths.items() if r not in trained and not _fits(path, network, held_out)]
+        missing = [r.name for r, path in paths.items() if r not in trained and not _fits(path, report)]
         if missing:
             (self.path / INDEX).unlink(missing_ok=True)
         else:
@@ -183,13 +188,13 @@ def check_resumable(config: TrainConfig, stored: TrainConfig, folder: Path) -> N
         raise InputError(f"resuming {folder}", found, f"as it began: {expected}", "Leave these options out.")
 
 
-def _fits(path: Path, network: NetworkConfig, held_out: str) -> bool:
-    """Whether weights that lie there already may be of one set with new ones."""
+def _fits(path: Path, report: TrainReport) -> bool:
+    """Whether weights that lie there already may be of one set with the report's."""
     try:
         file = read_header(path)
     except WeightsError:
         return False
-    return file.network == network and file.training.get("held_out") == held_out
+    return file.network == report.config.network and file.training.get("held_out") == report.held_out
 
 
 def revision() -> str:

@@ -148,19 +148,20 @@ def _array(path: Path, kind: str) -> Path:
     return path.with_suffix(f".{kind}.npy")
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
+    """A short checksum."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _fingerprint(path: Path) -> str:
     """An array's size in bytes, and a checksum of its header, which holds shape and format, and of its first pixels."""
     with path.open("rb") as file:
-        return f"{path.stat().st_size} {_digest(file.read(4096))}"
+        return f"{path.stat().st_size} {digest(file.read(4096))}"
 
 
 def _sealed(facts: dict[str, Any]) -> dict[str, Any]:
     """Facts with their own checksum, so that a damaged .json is not believed."""
-    return {"checksum": _digest(json.dumps(facts).encode()), "facts": facts}
+    return {"checksum": digest(json.dumps(facts).encode()), "facts": facts}
 
 
 def _case(path: Path, case_id: str, facts: dict[str, Any]) -> CachedCase:

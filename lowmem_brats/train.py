@@ -7,7 +7,6 @@ with TC) and starts from its parent's weights, or from those of a set to fine-tu
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -115,7 +114,7 @@ def train_set(
         run.write()
         paths = _train_networks(run, network)
         if parallel.rank() == 0:
-            missing = run.folder.install(paths, config.network, _digest(report.test_cases))
+            missing = run.folder.install(paths, report)
             if missing:
                 run.note(f"no set to segment with yet: {', '.join(missing)} not trained")
             else:
@@ -262,7 +261,7 @@ def _train_network(run: _Run, training: NetworkTraining) -> Path:
     path = run.folder.path / "checkpoints" / f"{training.name.replace(' ', '-')}.safetensors"
     summary = {
         "training_cases": len(run.training),
-        "held_out": _digest(run.report.test_cases),
+        "held_out": run.report.held_out,
         "steps": best.steps,
         "seconds": round(best.seconds),
         "precision": training.controller.fast,
@@ -273,11 +272,6 @@ def _train_network(run: _Run, training: NetworkTraining) -> Path:
     if parallel.rank() == 0:
         save_network(training.network, WeightsFile(path, training.regions, run.report.config.network, summary, metrics))
     return path
-
-
-def _digest(case_ids: Sequence[str]) -> str:
-    """Tells whether two networks were trained without the same patients; no name goes into the weights."""
-    return hashlib.blake2b("\n".join(sorted(case_ids)).encode(), digest_size=8).hexdigest()
 
 
 def _score(run: _Run, cases: Sequence[CaseFiles]) -> None:
