@@ -266,6 +266,12 @@ def test_networks_of_other_trainings_make_no_set(easy_data: Path, tmp_path: Path
     assert not (out / "index.json").exists()
 
 
+def test_batch_norm_keeps_to_one_process(easy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.parallel, "size", lambda: 2)
+    with pytest.raises(InputError, match="batch norm: several processes"):
+        run(easy_data, tmp_path / "out", replace(SHORT, network=replace(TINY, norm="batch")))
+
+
 def test_fine_tuning_starts_from_the_set(
     easy_data: Path, tmp_path: Path, trained: tuple[Path, TrainReport, list[Epoch]]
 ) -> None:
