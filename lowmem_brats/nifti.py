@@ -19,6 +19,7 @@ from nibabel import orientations
 from nibabel.arrayproxy import ArrayProxy
 
 from lowmem_brats import __version__
+from lowmem_brats.brain import isolate_brain
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
@@ -27,8 +28,6 @@ from lowmem_brats.files import replace_when_complete
 Float32 = npt.NDArray[np.float32]
 AFFINE_TOLERANCE_MM = 0.1
 """How far apart two files of a case may place the same corner voxel."""
-LEAST_BACKGROUND = 0.25
-"""A skull-stripped volume has at least this share of zero voxels (BraTS: 0.8 to 0.9)."""
 MOST_COMPRESSION = 1032
 """No file compressed by deflate expands more."""
 MSD_ORDER = ("flair", "t1", "t1ce", "t2")
@@ -70,7 +69,7 @@ class Case:
 
     case_id: str
     images_CXYZ: Float32
-    """Modalities in the order of `config.MODALITIES`; a missing one is all zero."""
+    """Modalities in the order of `config.MODALITIES`, 0 outside the brain (`isolate_brain`); a missing one is 0."""
     reference: Volume
     """The first modality; label maps are written into its grid."""
     missing: list[str]
@@ -177,7 +176,8 @@ def read_case(files: CaseFiles) -> Case:
         if modality in volumes:
             images_CXYZ[channel] = volumes[modality].data
     case = Case(files.case_id, images_CXYZ, reference, files.missing)
-    case.warnings = _warnings(case, files)
+    notes = isolate_brain(case.images_CXYZ, files.missing, float(np.prod(case.spacing_mm)))
+    case.warnings = _warnings(case, files) + notes
     return case
 
 
@@ -209,12 +209,6 @@ def check_same_grid(volume: Volume, path: Path, reference: Volume, reference_pat
 def _warnings(case: Case, files: CaseFiles) -> list[str]:
     warnings = [NUMBERED] if files.numbered else []
     warnings += [f"{m} is missing: zeros are used in its place and the result may suffer" for m in case.missing]
-    background = float((case.images_CXYZ == 0).all(axis=0).mean())
-    if background < LEAST_BACKGROUND:
-        warnings.append(
-            f"only {background:.0%} of the voxels are zero: the images do not look skull-stripped, and the result may "
-            "suffer; remove the skull first (HD-BET, SynthStrip)"
-        )
     if any(abs(s - 1) > 0.1 for s in case.spacing_mm):
         spacing = " × ".join(f"{s:.2f}" for s in case.spacing_mm)
         warnings.append(f"spacing is {spacing} mm; the networks were trained on 1 mm, and the result may suffer")

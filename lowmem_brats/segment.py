@@ -34,7 +34,7 @@ from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
 from lowmem_brats.postprocess import drop_doubtful, drop_small_components
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
-from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, views_of
+from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, to_voxels, views_of
 from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, load_networks, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
@@ -105,7 +105,7 @@ def check_not_reference(files: CaseFiles, output: Path) -> None:
 def load_case(files: CaseFiles, stride: int) -> LoadedCase:
     """Read a case and cut it into slices; `stride`: as `prepare`. Raises InputError."""
     case = read_case(files)
-    return LoadedCase(case, prepare(case.images_CXYZ, stride))
+    return LoadedCase(case, prepare(case.images_CXYZ, stride, case.spacing_mm))
 
 
 def segment_case(
@@ -142,9 +142,10 @@ def segment_case(
     report = SegmentReport(
         files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
     )
-    report.warnings = warnings + notes + case.warnings
-    logit_ZHW = _predict_regions(weights, stack, config, report, on_progress)
+    report.warnings = warnings + notes + case.warnings + stack.notes
+    found = _predict_regions(weights, stack, config, report, on_progress)
     with _timed(seconds, "fuse"):
+        logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
         masks, gone = drop_doubtful(logit_ZHW, config.min_confidence)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
         voxel_mm3 = float(np.prod(case.spacing_mm))
@@ -153,8 +154,8 @@ def segment_case(
         write_label_map(label_XYZ, case.reference, output)
     report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
     if gone[Region.ET]:
-        found = f"{report.doubtful_millilitres['et']:.1f} mL of enhancing tumour"
-        report.warnings.append(f"{found} are doubtful and counted as core (--min-confidence 0 keeps them)")
+        doubtful = f"{report.doubtful_millilitres['et']:.1f} mL of enhancing tumour"
+        report.warnings.append(f"{doubtful} are doubtful and counted as core (--min-confidence 0 keeps them)")
     _count(report, label_XYZ, convention, voxel_mm3)
     return Segmentation(case, label_XYZ, report)
 

@@ -27,7 +27,7 @@ from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_re
 from lowmem_brats.nifti import check_same_grid, is_own_result, read_case, read_label
 from lowmem_brats.slices import cut_label, is_flat, occupied, prepare, views_of
 
-FORMAT = 3  # of an entry; one of another format is not found
+FORMAT = 4  # of an entry; one of another format is not found
 ARRAYS = ("slices", "depth")
 
 
@@ -218,6 +218,6 @@ def _prepare(
         raise InputError(label_path, found, "a label map by a person", "Correct it, or leave the case out.")
     case, label = read_case(files), read_label(label_path)
     check_same_grid(label, label_path, case.reference, files.stacked or next(iter(files.images.values())))
-    stack = prepare(case.images_CXYZ, stride)
+    stack = prepare(case.images_CXYZ, stride, case.spacing_mm)
     depth_XYZ = nesting_depth(split_regions(label.data, convention, label_path))
-    return stack.slices_ZCHW, cut_label(depth_XYZ, stack), case.warnings
+    return stack.slices_ZCHW, cut_label(depth_XYZ, stack), case.warnings + stack.notes
