@@ -6,26 +6,29 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_brats.case_files import CaseFiles, find_case, named_case, niftis
+from lowmem_brats.case_files import CaseFiles, as_columns, entries, find_case, named_case
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
+from lowmem_brats.readable import problem_of
 
 KEYS = ("case", "case_id", *MODALITIES, "seg")
 
 
-def read_cases(data: Path, strict: bool = False) -> tuple[list[CaseFiles], list[str]]:
-    """The labelled cases of `data`, and a note on each case left out.
+def read_cases(
+    data: Path, strict: bool = False, allow_missing: Collection[str] = ()
+) -> tuple[list[CaseFiles], list[str]]:
+    """The labelled cases of `data`, and a note on each case left out and on files that are not used.
 
     `data`: a folder of case folders in any naming convention; or a .csv with a header row, or a .json list of objects,
     with `case` (a case folder or 4-D file) or with `t1`, `t1ce`, `t2`, `flair` (files), each with an optional `seg` and
     `case_id`; items of a .json may also be the case folders themselves. Paths are relative to the list. Left out are
-    cases that are ambiguous, incomplete or without exactly one label map; where `strict`, they raise. Raises
-    InputError for a list that cannot be read, two cases of one name, or no case at all.
+    cases that are ambiguous, lack a modality that is not in `allow_missing`, or have not exactly one label map; where
+    `strict`, they raise. Raises InputError for a list that cannot be read, two cases of one name, or no case at all.
     """
     try:
         folder, entries = (data, _case_folders(data)) if data.is_dir() else (data.parent, _read_list(data))
@@ -34,7 +37,9 @@ def read_cases(data: Path, strict: bool = False) -> tuple[list[CaseFiles], list[
     cases, notes = [], []
     for number, entry in enumerate(entries, 1):
         try:
-            cases.append(_case(entry, folder, f"{data}, case {number}"))
+            case = _case(entry, folder, f"{data}, case {number}", allow_missing)
+            notes += [f"{case.case_id}: {note}" for note in case.notes]
+            cases.append(replace(case, notes=()))  # told here, not in the cached slices
         except InputError as error:
             if strict:
                 raise
@@ -60,7 +65,7 @@ def _repeated(names: Sequence[str]) -> str:
 
 
 def _case_folders(data: Path) -> list[Any]:
-    return [path.name for path in sorted(data.iterdir()) if path.is_dir() and niftis(path)]
+    return [path.name for path in sorted(data.iterdir()) if path.is_dir() and entries(path)]
 
 
 def _read_list(path: Path) -> list[Any]:
@@ -82,7 +87,7 @@ def _read_list(path: Path) -> list[Any]:
     return entries
 
 
-def _case(entry: Any, folder: Path, where: str) -> CaseFiles:
+def _case(entry: Any, folder: Path, where: str, allow_missing: Collection[str]) -> CaseFiles:
     """One entry's files. Raises InputError for one that cannot be trained on."""
     given = _values(entry, where)
     paths = {key: folder / given[key] for key in (*MODALITIES, "seg") if key in given}
@@ -92,16 +97,21 @@ def _case(entry: Any, folder: Path, where: str) -> CaseFiles:
         raise InputError(where, found, "either a case, or its files", "See lowmem-brats train --help.")
     try:
         for path in (*paths.values(), *labels):
-            if not path.is_file():
-                raise InputError(where, f"{path} is not there", "a file", "Check the path.")
-        case = named_case(paths) if paths else find_case(folder / given["case"])
+            if problem := problem_of(path):
+                raise InputError(where, f"{path}: {problem[0]}", "a file", problem[1])
+        if paths:
+            case = named_case(paths, allow_missing)
+        else:
+            case = find_case(folder / given["case"], allow_missing=allow_missing, say=as_columns)
     except OSError as error:
         raise InputError(where, f"cannot be read ({error})", "a case", "Check the path.") from error
     case = replace(case, case_id=given.get("case_id", case.case_id), labels=labels or case.labels)
     if len(case.labels) != 1:
-        found = ", ".join(path.name for path in case.labels) or "no label map"
+        found = ", ".join(path.name for path in case.labels) or "; ".join(["no label map", *case.notes])
         place = where if paths else folder / given["case"]
         raise InputError(place, found, "one label map (*_seg.nii.gz)", "Add it, or move the wrong one away.")
+    if problem := problem_of(case.labels[0]):
+        raise InputError(case.labels[0], problem[0], "a label map", problem[1])
     return case
 
 

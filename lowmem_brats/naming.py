@@ -53,14 +53,14 @@ STRIPPED = _set(
     "deskulled noskull"
 )
 UNSTRIPPED = _set("unstripped nonstripped notstripped skull withskull head wholehead defaced deface")
-RAW = _set("raw orig original")
-PROCESSED = STRIPPED | UNSTRIPPED | RAW
+VAGUE = _set("raw orig original preproc preprocessed prep pp proc processed final clean")
+"""Do not tell how one image differs from another."""
+PROCESSED = STRIPPED | UNSTRIPPED | VAGUE
 PROCESSED |= _set(
     "reg registered registration coreg coregistered aligned align rigid affine warped transformed resampled resample "
-    "res resliced reoriented reorient r2s conformed n3 n4 n4itk bias biascorr biascorrected biasfield field bc bfc corr "
-    "corrected correction norm normalized normalised normalization zscore zscored ws whitestripe histmatch matched "
-    "denoised denoise dn smoothed crop cropped pad padded preproc preprocessed prep pp proc processed final clean sri "
-    "sri24 mni mni152 atlas template std"
+    "res resliced reoriented reorient r2s conformed n3 n4 n4itk bias biascorr biascorrected biasfield field bc bfc "
+    "corr corrected correction norm normalized normalised normalization zscore zscored ws whitestripe histmatch "
+    "matched denoised denoise dn smoothed crop cropped pad padded sri sri24 mni mni152 atlas template std"
 )
 PROCESSED |= {"".join(code) for axes in permutations(("rl", "ap", "is")) for code in product(*axes)}  # LIA, RAS …
 ACQUIRED = _set(
@@ -138,7 +138,7 @@ def kind_of(path: Path) -> str | None:
 
 def key_of(case: str) -> tuple[str, ...]:
     """The words of a case's name by which it is told from others."""
-    return tuple(word for word, _ in _tokens(case) if word not in PROCESSED | ACQUIRED)
+    return tuple(word for word, _ in _tokens(case) if word not in PROCESSED | ACQUIRED | PLAIN)
 
 
 def read_name(path: Path) -> ImageName:
@@ -167,7 +167,7 @@ def read_name(path: Path) -> ImageName:
         _modality(said, told, entities.get("acq", "").lower()),
         case,
         key_of(case) + tuple(sorted(word[:8] for word in counts if _DATE.fullmatch(word))),
-        frozenset({word for word in told if _processed(word)} | placed | targets) - STRIPPED - UNSTRIPPED - RAW,
+        frozenset({word for word in told if _processed(word)} | placed | targets) - STRIPPED - UNSTRIPPED - VAGUE,
         frozenset({*values.values()} - placed | counts | ({*told} & ACQUIRED)),
         _stripped(told),
     )

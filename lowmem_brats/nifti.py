@@ -20,7 +20,7 @@ from nibabel.arrayproxy import ArrayProxy
 
 from lowmem_brats import __version__
 from lowmem_brats.brain import isolate_brain
-from lowmem_brats.case_files import CaseFiles
+from lowmem_brats.case_files import CaseFiles, what_is_lost
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
@@ -207,8 +207,8 @@ def check_same_grid(volume: Volume, path: Path, reference: Volume, reference_pat
 
 
 def _warnings(case: Case, files: CaseFiles) -> list[str]:
-    warnings = [NUMBERED] if files.numbered else []
-    warnings += [f"{m} is missing: zeros are used in its place and the result may suffer" for m in case.missing]
+    warnings = [*files.notes, *([NUMBERED] if files.numbered else [])]
+    warnings += [f"{m} is missing: zeros are used in its place and {what_is_lost(m)}" for m in case.missing]
     if any(abs(s - 1) > 0.1 for s in case.spacing_mm):
         spacing = " × ".join(f"{s:.2f}" for s in case.spacing_mm)
         warnings.append(f"spacing is {spacing} mm; the networks were trained on 1 mm, and the result may suffer")

@@ -172,6 +172,7 @@ def read_run(folder: Path) -> tuple[TrainConfig, list[list[str]]]:
         stored = run["config"]
         fold = stored["fold"] and tuple(stored["fold"])
         plain = {"network": NetworkConfig(**stored["network"]), "regions": tuple(stored["regions"]), "fold": fold}
+        plain["allow_missing"] = tuple(stored.get("allow_missing", ()))  # none in runs of older versions
         split = [[str(case) for case in run[f"{part}_cases"]] for part in ("training", "validation", "test")]
         return TrainConfig(**stored | plain), split
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -97,7 +97,7 @@ def train_set(
         find_loss(config.loss)
         device, notes = choose_device(parallel.local_device(config.device))
         budget = open_budget(config.vram, device)
-        cases, left_out = read_cases(data, config.strict)
+        cases, left_out = read_cases(data, config.strict, config.allow_missing)
         split = _resumed_split(cases, out, config) if resume else _new_split(cases, config)
         training, validation, test = (
             [case.case_id for case in part] for part in (split.training, split.validation, split.test)

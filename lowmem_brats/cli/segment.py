@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--t1ce", type=options.FILE, help="T1 with contrast agent.")
 @click.option("--t2", type=options.FILE, help="T2 image.")
 @click.option("--flair", type=options.FILE, help="FLAIR image.")
+@options.allow_missing
 @click.option(
     "--weights",
     multiple=True,
@@ -77,6 +78,7 @@ def segment(
     report: Path | None,
     overwrite: bool,
     quiet: bool,
+    allow_missing: tuple[str, ...],
     **settings: object,
 ) -> None:
     """Segment one or more cases.
@@ -91,7 +93,7 @@ def segment(
     if report:
         check_output(report, overwrite)
     reports, failures, taken = [], [], [report] if report else []
-    find = partial(find_case, explicit=explicit)
+    find = partial(find_case, explicit=explicit, allow_missing=allow_missing)
     for path, loading in zip(cases, load_ahead(cases, find, config), strict=True):
         try:
             files = find(path)
