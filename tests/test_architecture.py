@@ -17,6 +17,7 @@ FLOORS = (
     ("errors",),
     ("config", "labels", "files", "metrics", "parallel", "read_ahead", "routing"),
     (
+        "brain",
         "case_files",
         "slices",
         "augment",
@@ -47,7 +48,7 @@ DOORS = {
     "rich": {"cli"},
     "PIL": {"preview", "figures", "run_folder"},
     "safetensors": {"weights", "checkpoint"},
-    "scipy": {"metrics", "postprocess", "phantom", "preview", "figures"},
+    "scipy": {"brain", "metrics", "postprocess", "phantom", "preview", "figures"},
 }
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 8
 FILES = sorted(PACKAGE.rglob("*.py"))

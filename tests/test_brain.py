@@ -179,8 +179,8 @@ def test_a_skull_in_all_modalities_is_a_warning_with_its_volume() -> None:
     cleaned_CXYZ, notes = isolate(with_skull(*MODALITIES))
     np.testing.assert_array_equal(cleaned_CXYZ != 0, np.stack([HEAD] * 4))
     (text,) = notes
-    volume_ml = HEAD.sum() * VOXEL_MM3 / 1000
-    assert text.startswith(f"{volume_ml:.0f} mL are not background, where a brain has 1100 to 1900 mL")
+    found = f"{HEAD.sum() * VOXEL_MM3 / 1000:.0f} mL, {HEAD.mean():.0%} of the volume, are not background"
+    assert text.startswith(f"{found}, and a brain has 1100 to 1900 mL")
     assert "do not look skull-stripped" in text
 
 
