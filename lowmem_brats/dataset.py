@@ -30,6 +30,11 @@ class Split:
     test: tuple[LabelledCase, ...]
     """Scored once, at the end."""
 
+    @property
+    def parts(self) -> tuple[tuple[LabelledCase, ...], ...]:
+        """The three, in this order."""
+        return self.training, self.validation, self.test
+
 
 def split_cases(
     cases: Sequence[LabelledCase], validation: float, test: float, fold: tuple[int, int] | None, seed: int

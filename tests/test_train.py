@@ -23,8 +23,9 @@ from lowmem_brats.fit import Epoch
 from lowmem_brats.labels import Region
 from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.networks.pvt_v2 import B0, PVTv2
-from lowmem_brats.run_folder import TrainReport, read_run
-from lowmem_brats.train import TrainListener, train_set
+from lowmem_brats.train_report import TrainReport, read_run
+from lowmem_brats.train import train_set
+from lowmem_brats.train_networks import TrainListener
 from lowmem_brats.weights import load_network, open_set, read_header
 
 SHORT = replace(EASY, epochs=2)
@@ -375,7 +376,8 @@ from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from easy_cases import EASY
-from lowmem_brats.train import TrainListener, train_set
+from lowmem_brats.train import train_set
+from lowmem_brats.train_networks import TrainListener
 
 def die(epoch):
     if (epoch.network, epoch.number) == ("tc", 2):
