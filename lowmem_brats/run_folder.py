@@ -136,9 +136,7 @@ def fresh_runs(runs: Path = RUNS) -> Iterator[Path]:
 def newest_run(runs: Path = RUNS) -> Path:
     """The training in `runs` that was last at work. Raises InputError where there is none."""
     try:
-        found = [
-            (path.stat().st_mtime_ns, _in_order(path.parent.name), path.parent) for path in runs.glob("*/run.json")
-        ]
+        found = [(path.stat().st_mtime_ns, _in_order(path.parent.name), path) for path in runs.glob("*/run.json")]
     except OSError as error:
         raise InputError(runs, f"cannot be read ({error.strerror})", "run folders", "Name one with -o.") from error
     if not found:

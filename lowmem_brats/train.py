@@ -40,9 +40,9 @@ def train_set(
     """Train on labelled cases; `out` becomes a run folder and a weights set for `segment`.
 
     `data`: a folder of case folders, or a list of cases; `out`: None for a new folder in `run_folder.RUNS`; `resume`:
-    go on with what `out` holds; `cache`: where prepared slices are kept, by default as before or in `out`. With several processes
-    only the first writes, tells and returns a report, the others None. Raises InputError for unusable cases or options,
-    or a folder in which a training is under way, BudgetError where nothing fits.
+    go on with what `out` holds; `cache`: where prepared slices are kept, by default where they were, or in `out`. With
+    several processes only the first writes, tells and returns a report, the others None. Raises InputError for unusable
+    cases or options, or where a training is under way in `out`, BudgetError where nothing fits.
     """
     with parallel.processes(), ExitStack() as stack:
         _check_processes(config)
