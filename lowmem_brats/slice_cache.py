@@ -110,7 +110,7 @@ def build_cache(
     for done, files in enumerate(cases, 1):
         try:
             path = folder / f"{files.case_id}-s{stride}-{_checksum(files, stride, convention)}.json"
-            case = _find(path, files.case_id)
+            there, case = path.exists(), _find(path, files.case_id)
             arrays = None if case else _prepare(files, stride, convention)
         except InputError as error:
             if strict:
@@ -118,7 +118,7 @@ def build_cache(
             notes.append(f"{files.case_id}: left out: {error}")
         else:
             if arrays:
-                if path.exists():
+                if there:
                     notes.append(f"{files.case_id}: its cache was damaged: built anew")
                 if not room_checked:
                     _check_room(folder, cases[done - 1 :], stride, sum(array.nbytes for array in arrays[:2]))
