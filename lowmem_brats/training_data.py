@@ -112,7 +112,7 @@ def copies(cached: Sequence[CachedCase]) -> list[list[str]]:
             image_ZHW = slices_ZCHW[:, channel]
             if image_ZHW.any():
                 owners.setdefault((channel, digest(image_ZHW.tobytes())), []).append(case.case_id)
-    return [list(group) for group in dict.fromkeys(map(tuple, owners.values())) if len(group) > 1]
+    return [list(group) for group in sorted({tuple(sorted(group)) for group in owners.values() if len(group) > 1})]
 
 
 def _note_divided(split: Split, patients: Mapping[str, str], note: Callable[[str], None]) -> None:
@@ -120,9 +120,8 @@ def _note_divided(split: Split, patients: Mapping[str, str], note: Callable[[str
     by_part = [{patients[case.case_id] for case in part} for part in split.parts]
     for (first, some), (second, others) in combinations(zip(PARTS, by_part, strict=True), 2):
         if both := ", ".join(sorted(some & others)):
-            note(
-                f"{both}: in the {first} and in the {second} part since the training began; start anew for true scores"
-            )
+            found = f"{both}: in the {first} and the {second} part since the training began"
+            note(f"{found}, so the scores are too good; true ones need a training begun anew")
 
 
 def _data(split: Split, cached: Sequence[CachedCase], patients: Mapping[str, str]) -> TrainingData:
