@@ -80,25 +80,25 @@ def _take(file: int, path: Path) -> list[str]:
     """Lock an open file, unless it is another training's; returns notes."""
     trouble = _lock_byte(file)
     os.lseek(file, 0, os.SEEK_SET)
-    holder = _holder(os.read(file, 4096))
+    holder, host = _holder(os.read(file, 4096))
     if trouble and trouble.errno in _TAKEN:
         advice = "Wait until it is over, or choose another folder with -o."
         raise InUseError(path.parent, f"{holder or 'another process'} trains in it", _EXPECTED, advice) from trouble
-    if holder and (trouble or not holder.endswith(f" on {platform.node()}")):
+    if holder and (trouble or host != platform.node()):
         found = f"{holder} has not said that it ended"
         raise InUseError(path.parent, found, _EXPECTED, f"If its training is over, remove {path}.") from trouble
     if trouble:
         return [f"{path.parent} cannot be locked ({trouble.strerror}): see that no other training writes to it"]
-    return [f"{holder} was killed: its folder is taken over"] if holder else []
+    return [f"taken over from {holder}, which was killed"] if holder else []
 
 
-def _holder(text: bytes) -> str:
-    """Whom a lock file names, the machine last; empty where nobody holds it."""
+def _holder(text: bytes) -> tuple[str, str]:
+    """Whom a lock file names, and on which machine; nothing where nobody holds it."""
     try:
         holder = json.loads(text)
-        return f"process {holder['process']}, since {holder['since']}, on {holder['host']}"
+        return f"process {holder['process']} on {holder['host']} (since {holder['since']})", str(holder["host"])
     except (ValueError, KeyError, TypeError):
-        return "an unknown process" if text.strip() else ""
+        return "an unknown process" if text.strip() else "", ""
 
 
 def _lock_byte(file: int) -> OSError | None:

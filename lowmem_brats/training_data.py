@@ -131,7 +131,7 @@ def _data(split: Split, cached: Sequence[CachedCase], patients: Mapping[str, str
     for name, part, left in zip(PARTS, split.parts, parts, strict=True):
         if part and not left:
             found = f"none of {len(part)} cases for the {name} part could be used"
-            raise InputError("training data", found, "sound cases", "See the warnings.")
+            raise InputError("training data", found, "sound cases", "Repair what the warnings name, or move it away.")
     training, validation, test = parts
     used = [case.case_id for part in parts for case in part]
     return TrainingData(

@@ -46,12 +46,12 @@ def test_while_it_is_held_nobody_else_gets_it(tmp_path: Path) -> None:
         with pytest.raises(InUseError) as error, hold(tmp_path):
             pass
         assert error.value.where == str(tmp_path)
-        assert f"process {process.pid}, since 20" in error.value.found
-        assert f" on {platform.node()} trains in it" in error.value.found
+        assert error.value.found.startswith(f"process {process.pid} on {platform.node()} (since 20")
+        assert error.value.found.endswith(") trains in it")
         assert "choose another folder with -o" in error.value.advice
         assert (tmp_path / LOCK).exists(), "whoever was refused leaves the lock alone"
     with hold(tmp_path) as notes:
-        assert notes == [f"{error.value.found.removesuffix(' trains in it')} was killed: its folder is taken over"]
+        assert notes == [f"taken over from {error.value.found.removesuffix(' trains in it')}, which was killed"]
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -82,15 +82,13 @@ def test_a_process_of_the_same_number_is_not_mistaken_for_the_killed_one(tmp_pat
     """After a restart this process may have the number that the lock names."""
     (tmp_path / LOCK).write_text(json.dumps({"process": os.getpid(), "host": platform.node(), "since": "yesterday"}))
     with hold(tmp_path) as (note,):
-        assert note == (
-            f"process {os.getpid()}, since yesterday, on {platform.node()} was killed: its folder is taken over"
-        )
+        assert note == f"taken over from process {os.getpid()} on {platform.node()} (since yesterday), which was killed"
 
 
 @pytest.mark.parametrize(
     ("content", "holder"),
     [
-        ('{"process": 7, "host": "elsewhere", "since": "noon"}', "process 7, since noon, on elsewhere"),
+        ('{"process": 7, "host": "elsewhere", "since": "noon"}', "process 7 on elsewhere (since noon)"),
         ("what is this", "an unknown process"),
         ('["elsewhere"]', "an unknown process"),
     ],
@@ -154,4 +152,4 @@ def test_the_lock_ends_with_the_process(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         with hold(tmp_path) as (note,):
-            assert "was killed: its folder is taken over" in note
+            assert note.startswith(f"taken over from process {process.pid} ")

@@ -239,7 +239,7 @@ def test_a_second_training_in_the_folder_is_refused(easy_data: Path, tmp_path: P
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     with hold(out):
         for resume in (False, True):
-            with pytest.raises(InputError, match=f"process {os.getpid()}, since .* trains in it"):
+            with pytest.raises(InputError, match=f"process {os.getpid()} on .* trains in it"):
                 train_set(easy_data, out, QUICK, resume=resume)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 

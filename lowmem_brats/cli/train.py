@@ -162,7 +162,7 @@ def train(
     def on_folder(folder: Path) -> None:
         folders.append(folder)
         if chosen or not quiet:
-            console.err.print(f"{'going on in' if resume else 'run folder'}   {folder}")
+            console.err.print(f"{'going on in' if resume else 'run folder':<13}{folder}")
 
     with console.progress(quiet) as on_progress, signals_ending_in_order():
         tell = TrainListener(on_progress, on_folder, on_note=console.warn)
