@@ -157,12 +157,17 @@ def _case(given: Mapping[str, str], folder: Path, where: str) -> LabelledCase:
     if len(labels) != 1:
         found = ", ".join(path.name for path in labels) or "no label map"
         raise InputError(place, found, "one label map (*_seg.nii.gz)", "Add it, or move the wrong one away.")
-    if len(os.fsencode(name)) > LONGEST_ID or _shown(name) != name or re.search(r"[\0-\x1f\x7f]", name):
+    if len(os.fsencode(name)) > LONGEST_ID or not is_plain(name):
         expected = f"a name in UTF-8 of at most {LONGEST_ID} bytes, without control characters"
         raise InputError(place, f"case_id {name!r}", expected, "Rename it, or give a case_id in a list.")
     return LabelledCase(
         **vars(case) | {"case_id": name, "labels": labels, "patient": given.get("patient") or patient_of(name)}
     )
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name can be shown, drawn and stored anywhere: UTF-8 on one line."""
+    return _shown(name) == name and not re.search(r"[\0-\x1f\x7f]", name)
 
 
 def _shown(text: str) -> str:

@@ -11,7 +11,7 @@ from shlex import quote
 
 from lowmem_brats import parallel
 from lowmem_brats.case_files import CaseFiles
-from lowmem_brats.case_list import LabelledCase, read_cases
+from lowmem_brats.case_list import LabelledCase, is_plain, read_cases
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.evaluate import summarise
@@ -110,6 +110,9 @@ def _folder_of_its_own(out: Path | None) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _lock_first(out: Path | None, stack: ExitStack) -> tuple[Path, list[str]]:
+    """Hold `out`, or the first fresh folder that is free, until the stack is closed; as `_folder_of_its_own`."""
+    if not is_plain(place := str((out or Path()).resolve())):
+        raise InputError(repr(place), "a name that weights cannot be read from", "UTF-8 on one line", "Choose another.")
     for folder in [out] if out else fresh_runs():
         try:
             return folder, stack.enter_context(hold(folder))

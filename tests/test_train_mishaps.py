@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -111,6 +112,15 @@ def test_without_thresholds_the_weights_are_kept(
     assert note == "WT TC ET masks are taken at 0, not where validation Dice is best: RuntimeError: no room"
     assert report.networks[NAME].thresholds == {}
     assert report.test
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "two\nlines"])
+def test_a_folder_that_no_weights_could_be_read_from_is_refused_first(
+    easy_data: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(InputError, match="a name that weights cannot be read from; expected UTF-8 on one line"):
+        train_set(easy_data, tmp_path / name, QUICK)
+    assert not list(tmp_path.iterdir())
 
 
 # On the way
@@ -259,40 +269,37 @@ def test_trainings_that_nobody_named_have_a_folder_each(
     assert len(list(Path("runs").iterdir())) == 2, "what was refused leaves no folder"
 
 
-REFUSED = """
-import sys
+ONE_OF_TWO = """
+import os, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
+data, out, tests = map(Path, sys.argv[1:])
+sys.path.insert(0, str(tests))
 from test_train_mishaps import QUICK
 from lowmem_brats.errors import LowmemError
 from lowmem_brats.train import train_set
 try:
-    report = train_set(Path(sys.argv[1]), Path(sys.argv[2]), QUICK)
-    print("trained", report is not None)
+    found = f"trained, {train_set(data, out, QUICK) is not None}"
 except LowmemError as error:
-    print("refused", error.where)
+    found = f"refused, {error.where}"
+Path(f"{os.environ['RANK']}.txt").write_text(found)
 """
 
 
 @pytest.mark.parametrize("held", [True, False])
 def test_processes_of_one_training_hold_the_folder_together(easy_data: Path, tmp_path: Path, held: bool) -> None:
     out, script = tmp_path / "run", tmp_path / "script.py"
-    script.write_text(REFUSED)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def start() -> list[str]:
-        command = [*torchrun, easy_data, out, Path(__file__).parent]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return sorted(done.stdout.splitlines())
-
+    script.write_text(ONE_OF_TWO)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, script, easy_data, out, Path(__file__).parent]
+    with hold(out) if held else nullcontext():
+        done = subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True, timeout=300
+        )
+    assert done.returncode == 0, done.stderr
+    found = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    assert found == ([f"refused, {out}"] * 2 if held else ["trained, True", "trained, False"])
     if not held:
-        assert start() == ["trained False", "trained True"]
         assert json.loads((out / "run.json").read_text())["processes"] == 2
-        return
-    with hold(out):
-        assert start() == [f"refused {out}"] * 2
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs signals")
