@@ -230,6 +230,16 @@ def read_label(path: Path) -> Volume:
     return volume
 
 
+def count_voxels(path: Path) -> int:
+    """How many voxels a volume has by its header, which alone is read; 0 for a file that is none."""
+    try:
+        image: Any = nibabel.load(path)
+        announced = int(math.prod(image.shape[:3]))
+        return min(announced, path.stat().st_size * MOST_COMPRESSION)  # a damaged header may announce any number
+    except (AttributeError, *_NOT_NIFTI):  # a file of another kind, such as a surface, has no shape
+        return 0
+
+
 def write_label_map(label_XYZ: npt.NDArray[np.uint8], reference: Volume, path: Path) -> None:
     """Write a label map (uint8, LPS order) into the reference's own grid on disk: axis order, affine, form codes.
 

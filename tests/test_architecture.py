@@ -15,7 +15,7 @@ import lowmem_brats
 PACKAGE = Path(lowmem_brats.__file__).parent
 FLOORS = (
     ("errors",),
-    ("config", "labels", "files", "metrics", "parallel", "read_ahead", "routing"),
+    ("config", "labels", "files", "metrics", "parallel", "patients", "read_ahead", "routing", "run_lock"),
     (
         "brain",
         "case_files",
@@ -35,8 +35,9 @@ FLOORS = (
     ("predict", "dataset", "transplant"),
     ("batches", "validate"),
     ("fit",),
-    ("segment", "evaluate", "preview", "bench", "doctor", "run_folder"),
-    ("held_out",),
+    ("segment", "evaluate", "preview", "bench", "doctor", "train_report"),
+    ("held_out", "run_folder", "training_data"),
+    ("train_networks",),
     ("train",),
     ("cli",),
     ("__main__",),
