@@ -23,8 +23,8 @@ def score_held_out(
 ) -> tuple[list[PatientScores], list[str]]:
     """Segment the cases with the set in `folder`, from NIfTI to NIfTI as a user would, and score the label maps.
 
-    They are written to `folder/test`, with scores.csv. Returns the scores and a note per case that could not be read;
-    where `config.strict`, such a case raises its InputError.
+    They are written to `folder/test`, with scores.csv. Returns the scores, and a note on each case that could not be
+    read or whose label map may be wrong; where `config.strict`, a case that cannot be read raises its InputError.
     """
     results, pairs, notes = folder / "test", [], []
     results.mkdir(exist_ok=True)
@@ -43,6 +43,7 @@ def score_held_out(
         on_progress("test cases", number, len(cases))
     convention = CONVENTIONS[config.labels]
     scores = evaluate_pairs(pairs, convention, convention)
+    notes += [f"{patient.case_id}: {text}" for patient in scores for text in patient.warnings]
     if scores:
         with replace_when_complete(results / "scores.csv") as partial:
             partial.write_text(to_csv(scores, summarise(scores)), encoding="utf-8", newline="")

@@ -15,7 +15,7 @@ import lowmem_brats
 PACKAGE = Path(lowmem_brats.__file__).parent
 FLOORS = (
     ("errors",),
-    ("config", "labels", "files", "metrics", "parallel", "read_ahead", "routing"),
+    ("config", "geometry", "labels", "files", "metrics", "parallel", "read_ahead", "routing"),
     (
         "case_files",
         "slices",
