@@ -99,12 +99,7 @@ def read_volume(path: Path) -> Volume:
 @np.errstate(over="ignore", invalid="ignore")  # what no float32 can hold becomes infinite and is refused here
 def _read(path: Path, kind: _Kind) -> Volume:
     image, stored = _load(path)
-    shape = tuple(image.shape)
-    while len(shape) > kind.dimensions and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != kind.dimensions or min(shape) < 1:
-        advice = "Check the file." if len(shape) == kind.dimensions else kind.advice.get(len(shape), "Check the file.")
-        raise InputError(path, f"{len(shape)}-D array of shape {shape}", f"a {kind.dimensions}-D volume", advice)
+    shape = _shape(path, image, kind)
     _check_voxels(path, image, stored)
     affine_mm, warnings = place_voxels(path, image, stored)
     try:
@@ -142,6 +137,20 @@ def _load(path: Path) -> tuple[Any, Any]:
     return image, stored
 
 
+def _shape(path: Path, image: Any, kind: _Kind) -> tuple[int, ...]:
+    """The array's shape without trailing axes of length 1. Raises InputError for another than is read."""
+    shape = tuple(image.shape)
+    while len(shape) > kind.dimensions and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != kind.dimensions or min(shape) < 1:
+        advice = kind.advice.get(len(shape), "Check the file.")
+        raise InputError(path, f"{len(shape)}-D array of shape {shape}", f"a {kind.dimensions}-D volume", advice)
+    if len(shape) == 4 and shape[3] != len(MSD_ORDER):
+        expected = "4 volumes in the order FLAIR, T1w, T1gd, T2w"
+        raise InputError(path, f"{shape[3]} volumes", expected, "Pass --t1, --t1ce, --t2, --flair.")
+    return shape
+
+
 def _check_voxels(path: Path, image: Any, stored: Any) -> None:
     """Refuse voxels that are no numbers, and more of them than the file can hold or anyone needs, before memory is
     taken for them."""
@@ -161,9 +170,9 @@ def _check_voxels(path: Path, image: Any, stored: Any) -> None:
     if announced > size * (MOST_COMPRESSION if file.suffix.lower() == ".gz" else 1):
         found = f"truncated or damaged (a header for {announced} bytes of voxels in a file of {size} bytes)"
         raise InputError(path, found, "a complete NIfTI file", "Copy it again.")
-    if math.prod(image.shape[:3]) > MOST_VOXELS or math.prod(image.shape) > MOST_VOXELS * len(MSD_ORDER):
-        found = f"{math.prod(image.shape)} voxels"
-        raise InputError(path, found, f"at most {MOST_VOXELS} in a volume", "Resample the images to 1 mm first.")
+    if (voxels := math.prod(image.shape[:3])) > MOST_VOXELS:
+        advice = "Resample the images to 1 mm first."
+        raise InputError(path, f"a volume of {voxels} voxels", f"at most {MOST_VOXELS}", advice)
 
 
 def _read_voxels(path: Path, image: Any) -> npt.NDArray[Any]:
@@ -207,11 +216,6 @@ def read_case(files: CaseFiles) -> Case:
 
 def _read_stacked(path: Path) -> dict[str, Volume]:
     volume = _read(path, _STACK)
-    if volume.data.shape[3] != len(MSD_ORDER):
-        found = f"{volume.data.shape[3]} volumes"
-        raise InputError(
-            path, found, "4 volumes in the order FLAIR, T1w, T1gd, T2w", "Pass --t1, --t1ce, --t2, --flair."
-        )
     return {modality: replace(volume, data=volume.data[..., i]) for i, modality in enumerate(MSD_ORDER)}
 
 

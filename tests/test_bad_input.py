@@ -162,7 +162,7 @@ def test_more_voxels_than_anyone_needs_take_no_memory(
         with pytest.raises(RuntimeError, match="read"):
             read_volume(path)
     else:
-        refused(path, "67371008 voxels; expected at most 67108864 in a volume")
+        refused(path, "a volume of 67371008 voxels; expected at most 67108864")
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
