@@ -23,8 +23,8 @@ def score_held_out(
 ) -> tuple[list[PatientScores], list[str]]:
     """Segment the cases with the set in `folder`, from NIfTI to NIfTI as a user would, and score the label maps.
 
-    They are written to `folder/test`, with scores.csv. Returns the scores and a note on each case that could not be
-    scored, for whatever reason: the others are.
+    They are written to `folder/test`, with scores.csv. Returns the scores, and a note on each case that could not be
+    scored, for whatever reason (the others are), or whose label map may be wrong.
     """
     results, scores, notes = folder / "test", list[PatientScores](), list[str]()
     results.mkdir(exist_ok=True)
@@ -40,6 +40,7 @@ def score_held_out(
         except Exception as error:
             notes.append(f"{case.case_id}: not scored: {describe(error)}")
         on_progress("test cases", number, len(cases))
+    notes += [f"{patient.case_id}: {text}" for patient in scores for text in patient.warnings]
     if scores:
         with replace_when_complete(results / "scores.csv") as partial:
             partial.write_text(to_csv(scores, summarise(scores)), encoding="utf-8", newline="")

@@ -24,8 +24,9 @@ from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import PREPROCESSING
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
-from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_regions
-from lowmem_brats.nifti import check_same_grid, count_voxels, is_own_result, read_case, read_label
+from lowmem_brats.geometry import check_same_grid
+from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_regions, warnings_of
+from lowmem_brats.nifti import count_voxels, is_own_result, read_case, read_label
 from lowmem_brats.slices import cut_label, is_flat, occupied, prepare, views_of
 
 FORMAT = 4  # of an entry; one of another format is not found
@@ -252,4 +253,5 @@ def _prepare(
     check_same_grid(label, label_path, case.reference, files.stacked or next(iter(files.images.values())))
     stack = prepare(case.images_CXYZ, stride, case.spacing_mm)
     depth_XYZ = nesting_depth(split_regions(label.data, convention, label_path))
-    return stack.slices_ZCHW, cut_label(depth_XYZ, stack), case.warnings + stack.notes
+    warnings = [f"{label_path.name}: {text}" for text in [*label.warnings, *warnings_of(label.data, convention)]]
+    return stack.slices_ZCHW, cut_label(depth_XYZ, stack), case.warnings + stack.notes + warnings

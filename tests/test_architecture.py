@@ -15,7 +15,7 @@ import lowmem_brats
 PACKAGE = Path(lowmem_brats.__file__).parent
 FLOORS = (
     ("errors",),
-    ("config", "labels", "files", "metrics", "parallel", "patients", "read_ahead", "routing", "run_lock"),
+    ("config", "geometry", "labels", "files", "metrics", "parallel", "patients", "read_ahead", "routing", "run_lock"),
     (
         "brain",
         "case_files",

@@ -198,7 +198,7 @@ BAD_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         "not a NIfTI file",
     ),
     "another shape": (_edit(lambda data: data[:-1]), "shape (47, 56, 40); expected the grid of phantom_000_t1.nii.gz"),
-    "another affine": (_edit(lambda data: data, np.diag([-1.0, -1.0, 1.0, 1.0])), "places a corner 55.00 mm away"),
+    "another affine": (_edit(lambda data: data, np.diag([-1.0, -1.0, 1.0, 1.0])), "places a corner 55 mm away"),
     "4-D": (_edit(lambda data: np.stack([data, data], axis=-1)), "4-D array"),
     "NaN": (_edit(_nan), "1 voxels are NaN or infinite"),
     "infinite": (_edit(lambda data: np.where(data > 600, np.inf, data)), "NaN or infinite"),
@@ -287,6 +287,19 @@ def test_evaluate_refuses_unknown_labels_and_names_the_convention(pristine: Path
     assert "--labels brats2023 or msd" in output
     arguments = ("--labels", "brats2020", "--reference-labels", "brats2023")
     assert run("evaluate", pristine / "phantom_000_seg.nii.gz", tmp_path / "x_seg.nii.gz", *arguments).exit_code == 0
+
+
+def test_evaluate_tells_what_may_be_wrong_with_a_label_map(pristine: Path, tmp_path: Path) -> None:
+    image = nibabel.load(pristine / "phantom_000_seg.nii.gz")
+    mask = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), tmp_path / "mask.nii.gz")
+    result = run("evaluate", tmp_path / "mask.nii.gz", pristine / "phantom_000_seg.nii.gz", "-q")
+    assert result.exit_code == 0, result.output
+    assert "warning: " + str(tmp_path / "mask.nii.gz") + ": its only label is 1" in result.stderr
+    nibabel.save(nibabel.Nifti1Image(mask * 255, image.affine), tmp_path / "mask.nii.gz")
+    output = fails("evaluate", tmp_path / "mask.nii.gz", pristine / "phantom_000_seg.nii.gz")
+    assert "unknown label 255" in output
+    assert "A mask of one region" in output
 
 
 def test_phantom_writes_cases_that_segment_reads(tmp_path: Path) -> None:

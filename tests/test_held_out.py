@@ -32,6 +32,16 @@ def test_scores_are_those_of_the_written_label_maps(tmp_path: Path) -> None:
     assert (folder / "test" / "scores.csv").read_text().count("\n") == 1 + 2 * 3 + 2 * 3
 
 
+def test_a_label_map_that_may_be_a_mask_is_told(tmp_path: Path) -> None:
+    folder = write_tiny_set(tmp_path / "run")
+    case = find_case(write_easy_case(tmp_path / "a"))
+    image = nibabel.load(case.labels[0])
+    mask = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), case.labels[0])
+    _, notes = score_held_out(folder, [case], EASY, "fp32")
+    assert any(note.startswith(f"a: {case.labels[0]}: its only label is 1") for note in notes)
+
+
 @pytest.mark.parametrize("damage", ["image", "label", "convention", "grid"])
 def test_a_case_that_cannot_be_scored_is_told_and_the_others_are(tmp_path: Path, damage: str) -> None:
     """Not even an error of this program's own keeps the others from being scored."""

@@ -459,6 +459,18 @@ def test_an_uncorrected_result_is_no_label(tmp_path: Path, cases: list[CaseFiles
     assert [case.case_id for case in build(cases, tmp_path / "cache")[0]] == ["a", "b", "a-2"]
 
 
+def test_a_label_map_that_may_be_a_mask_is_told(tmp_path: Path, cases: list[CaseFiles]) -> None:
+    label_path = cases[0].labels[0]
+    image = nibabel.load(label_path)
+    mask = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, None, image.header), label_path)
+    (first, *others), notes = build(cases, tmp_path / "cache")
+    assert notes == []
+    (warning,) = first.warnings
+    assert warning.startswith(f"{label_path.name}: its only label is 1, necrotic core")
+    assert [case.warnings for case in others] == [(), ()]
+
+
 def test_a_label_of_another_convention(tmp_path: Path, cases: list[CaseFiles]) -> None:
     with pytest.raises(InputError, match=r"a_seg\.nii\.gz: unknown label 4.*--labels brats2020"):
         build_cache(cases, tmp_path / "cache", 4, CONVENTIONS["brats2023"], strict=True)

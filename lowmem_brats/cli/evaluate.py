@@ -51,6 +51,8 @@ def evaluate(
         console.warn(f"references that this program wrote and nobody has corrected: {', '.join(own)}")
     with console.progress(quiet) as on_progress:
         scores = evaluate_pairs(pairs, *conventions, lambda done, total: on_progress("scoring", done, total))
+    for text in (text for patient in scores for text in patient.warnings):
+        console.warn(text)
     summary = summarise(scores)
     for target, render in ((csv, to_csv), (json, to_json)):
         if target:
