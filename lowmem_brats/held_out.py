@@ -45,5 +45,7 @@ def score_held_out(
     scores = evaluate_pairs(pairs, convention, convention)
     if scores:
         with replace_when_complete(results / "scores.csv") as partial:
-            partial.write_text(to_csv(scores, summarise(scores)), encoding="utf-8", newline="")
+            partial.write_text(
+                to_csv(scores, summarise(scores)), encoding="utf-8", errors="backslashreplace", newline=""
+            )
     return scores, notes

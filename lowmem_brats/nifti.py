@@ -7,6 +7,7 @@ is how BraTS stores its cases and how the networks were trained; C are the modal
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,31 +237,48 @@ def read_label(path: Path) -> Volume:
     return volume
 
 
-def write_label_map(label_XYZ: npt.NDArray[np.uint8], reference: Volume, path: Path) -> None:
+def write_label_map(
+    label_XYZ: npt.NDArray[np.uint8], reference: Volume, path: Path, origin: str = "", overwrite: bool = True
+) -> None:
     """Write a label map (uint8, LPS order) into the reference's own grid on disk: axis order, affine, form codes.
 
-    Nothing is left behind when writing fails. Raises InputError when the disk is full or the folder not writable.
+    `origin`: a checksum of what it was made from, at most 16 letters, for `origin_of`. Nothing is left behind when
+    writing fails. Raises InputError when the disk is full or the folder not writable, and where `path` exists already
+    without `overwrite`.
     """
     # Without an affine of its own the image keeps the header's fields, which are the reference's to the bit.
     image = nibabel.Nifti1Image(orientations.apply_orientation(label_XYZ, reference.to_disk), None)
     for name in _GRID_FIELDS:
         image.header[name] = reference.header[name]
-    image.header["descrip"] = f"{_PROGRAM} {__version__}, voxels {_checksum(label_XYZ)}".encode()
+    made_from = f"of {origin}, " if origin else ""
+    image.header["descrip"] = f"{_PROGRAM} {__version__}, {made_from}voxels {_checksum(label_XYZ)}".encode()
     image.header["cal_max"] = label_XYZ.max()
-    _save(image, path)
+    _save(image, path, overwrite)
 
 
-def write_volume(data_XYZ: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: Path) -> None:
+def write_volume(
+    data_XYZ: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: Path, overwrite: bool = True
+) -> None:
     """Write a synthetic volume in LPS order with its affine, as BraTS stores its files. Raises InputError as above."""
     image = nibabel.Nifti1Image(data_XYZ, affine)
     image.header["descrip"] = b"synthetic, no patient"
     image.header.set_xyzt_units("mm")
-    _save(image, path)
+    _save(image, path, overwrite)
 
 
-def _save(image: Any, path: Path) -> None:
-    with replace_when_complete(path) as partial:
+def _save(image: Any, path: Path, overwrite: bool) -> None:
+    with replace_when_complete(path, overwrite) as partial:
         nibabel.save(image, partial)
+
+
+def origin_of(path: Path) -> str | None:
+    """The `origin` that a label map was written with, corrected since or not; None for a file of another program.
+
+    Raises InputError for a file that cannot be read.
+    """
+    description = _load(path).header["descrip"].item().decode("latin-1")
+    match = re.match(rf"{_PROGRAM} \S+, of (\w+), ", description)
+    return match[1] if match else None
 
 
 def is_own_result(path: Path) -> bool:
