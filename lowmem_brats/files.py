@@ -93,7 +93,7 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[Path], taken: set[Path
     `taken`: where the command's other outputs lie, resolved; these are added.
     """
     read, taken = {path.resolve() for path in inputs}, set() if taken is None else taken
-    for path in outputs:
+    for path in (*(read & taken), *outputs):
         place = path.resolve()
         if place in read or place in taken:
             found = f"is {'an input' if place in read else 'another output'} of the same command"

@@ -122,9 +122,11 @@ def test_an_input_or_another_output_is_never_replaced(case: Path, tiny: Path, tm
     before = t1.read_bytes()
     arguments = ("segment", case, "--weights", tiny, "--overwrite")
     assert "is an input of the same command" in fails(*arguments, "-o", t1)
-    assert "is an input of the same command" in fails(*arguments, "-o", tmp_path / "x.nii", "--report", t1)
-    x = tmp_path / "x.nii.gz"
-    assert "is another output of the same command" in fails(*arguments, "-o", x, "--report", x)
+    assert "is the name of an image" in fails(*arguments, "-o", tmp_path / "x.nii", "--report", t1)
+    preview = case / "phantom_000_preview.png"
+    assert "is another output of the same command" in fails(*arguments, "--report", preview)
+    image = shutil.copy(t1, tmp_path / "t1.image")
+    assert "is an input of the same command" in fails(*arguments, "--t1", image, "--report", image)
     assert t1.read_bytes() == before
     twin = shutil.copytree(case, tmp_path / "twin")
     output = fails("segment", case, twin, "--weights", tiny, "-o", tmp_path / "out", "--overwrite", code=3)

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from lowmem_brats.case_files import stem
 from lowmem_brats.cli import console
 from lowmem_brats.cli.failures import UnforeseenError, explain, full_text
 from lowmem_brats.errors import InputError, LowmemError
@@ -36,6 +37,8 @@ class Cohort:
         """What this command knows to be in the report; None: nothing."""
         self._unwritten: LowmemError | None = None
         if report:
+            if stem(report) != report.name:
+                raise InputError(report, "is the name of an image", "a .json file", "Choose another --report.")
             if several and not overwrite:
                 self._continue(report)
             check_output(report, overwrite or self._content is not None)
