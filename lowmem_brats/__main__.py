@@ -1,4 +1,4 @@
-"""`python -m lowmem_brats`, and the console script: the commands, which a signal ends as orderly as Ctrl-C does."""
+"""`python -m lowmem_brats`, and the console script: the commands, which every signal ends as orderly as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -10,35 +10,38 @@ from typing import Any, NoReturn
 
 from lowmem_brats import cli
 
-ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
-"""Signals that would end a process at once, with half a file left behind."""
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+"""Signals that end a process; most of them would do so at once, and leave half a file behind."""
+AGAIN_S = 0.5
 
 
 def main() -> None:
     """Run the command that this process was started with."""
-    handled = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]  # `nohup` ignores SIGHUP
-    for number in handled:
-        signal.signal(number, _leave)
-    sys.unraisablehook = _raise_again
+    usual = {number: signal.getsignal(number) for number in ENDING}
+    arrived = set()
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        arrived.add(number)
+        # A finalizer drops an exception, and a library may turn it into another: it is raised until the command ends.
+        again = threading.Timer(AGAIN_S, signal.raise_signal, [number])
+        again.daemon = True
+        again.start()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    for number, handler in usual.items():
+        if handler is not signal.SIG_IGN:  # as `nohup` sets it
+            signal.signal(number, leave)
+    sys.unraisablehook = _show_dropped
     try:
         cli.main()
     finally:
         sys.unraisablehook = sys.__unraisablehook__
-        for number in handled:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in usual.items():
+            signal.signal(number, signal.SIG_IGN if number in arrived else handler)
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
-def _raise_again(dropped: Any) -> None:
-    """Python drops an exception in a finalizer, of which a network runs many: let its signal come once more."""
-    if isinstance(dropped.exc_value, SystemExit | KeyboardInterrupt):
-        code = getattr(dropped.exc_value, "code", None)
-        number = code - 128 if isinstance(code, int) and code > 128 else signal.SIGINT
-        threading.Timer(0.01, signal.raise_signal, [number]).start()
-    else:
+def _show_dropped(dropped: Any) -> None:
+    if not isinstance(dropped.exc_value, KeyboardInterrupt | SystemExit):
         sys.__unraisablehook__(dropped)
 
 
