@@ -43,5 +43,7 @@ def score_held_out(
     notes += [f"{patient.case_id}: {text}" for patient in scores for text in patient.warnings]
     if scores:
         with replace_when_complete(results / "scores.csv") as partial:
-            partial.write_text(to_csv(scores, summarise(scores)), encoding="utf-8", newline="")
+            partial.write_text(
+                to_csv(scores, summarise(scores)), encoding="utf-8", errors="backslashreplace", newline=""
+            )
     return scores, notes

@@ -1,4 +1,4 @@
-"""Read a case from NIfTI and write its label map back into the same grid; the only module that knows nibabel.
+"""Read images and label maps from NIfTI, and write label maps back into an image's grid; the only door to nibabel.
 
 In memory every volume has axes X Y Z in LPS order (X rises to the patient's left, Y to posterior, Z to superior), which
 is how BraTS stores its cases and how the networks were trained; C are the modalities. On disk it may have any order.
@@ -7,9 +7,10 @@ is how BraTS stores its cases and how the networks were trained; C are the modal
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,11 @@ from nibabel import orientations
 from nibabel.arrayproxy import ArrayProxy
 
 from lowmem_brats import __version__
-from lowmem_brats.brain import isolate_brain
-from lowmem_brats.case_files import CaseFiles
-from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
-from lowmem_brats.geometry import Volume, check_same_grid, place_voxels
+from lowmem_brats.geometry import Volume, place_voxels
 from lowmem_brats.labels import LabelMap, as_labels
 
-Float32 = npt.NDArray[np.float32]
 MOST_COMPRESSION = 1032
 """No file compressed by deflate expands more."""
 MOST_VOXELS = 512 * 512 * 256
@@ -36,11 +33,6 @@ MOST_VOXELS = 512 * 512 * 256
 claim as many and more; images this fine have to be resampled to 1 mm anyway."""
 MOST_TRAILING = 2**20
 """Bytes that are read behind the last voxel on the way to a compressed file's checksum."""
-MSD_ORDER = ("flair", "t1", "t1ce", "t2")
-NUMBERED = (
-    "_0000 to _0003 are taken for T1, T1ce, T2, FLAIR, as in nnU-Net's Dataset 137; where they are in another order, "
-    "name the files with --t1, --t1ce, --t2, --flair"
-)
 _PROGRAM = "lowmem-brats"
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, zlib.error)
 _NOT_NIFTI = (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, *_UNREADABLE)
@@ -68,24 +60,6 @@ _STACK = _Kind(4, "intensities", {3: "Pass the case's folder."})
 _LABEL = _Kind(3, "labels", {2: "Stack the slices into a volume.", 4: _ONE_PER_CLASS, 5: _ONE_PER_CLASS})
 
 
-@dataclass
-class Case:
-    """One patient in memory."""
-
-    case_id: str
-    images_CXYZ: Float32
-    """Modalities in the order of `config.MODALITIES`, 0 outside the brain (`isolate_brain`); a missing one is 0."""
-    reference: Volume
-    """The first modality; label maps are written into its grid."""
-    missing: list[str]
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along X, Y, Z."""
-        return self.reference.spacing_mm
-
-
 def read_volume(path: Path) -> Volume:
     """Read one NIfTI file and bring its three axes to LPS order.
 
@@ -93,6 +67,11 @@ def read_volume(path: Path) -> Volume:
     Raises InputError: not NIfTI, truncated, not 3-D, too large, not finite, a header that contradicts itself.
     """
     return _read(path, _IMAGE)
+
+
+def read_stack(path: Path) -> Volume:
+    """Read one NIfTI file of several volumes, [X, Y, Z, volumes]; otherwise as `read_volume`."""
+    return _read(path, _STACK)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what no float32 can hold becomes infinite and is refused here
@@ -144,9 +123,6 @@ def _shape(path: Path, image: Any, kind: _Kind) -> tuple[int, ...]:
     if len(shape) != kind.dimensions or min(shape) < 1:
         advice = kind.advice.get(len(shape), "Check the file.")
         raise InputError(path, f"{len(shape)}-D array of shape {shape}", f"a {kind.dimensions}-D volume", advice)
-    if len(shape) == 4 and shape[3] != len(MSD_ORDER):
-        expected = "4 volumes in the order FLAIR, T1w, T1gd, T2w"
-        raise InputError(path, f"{shape[3]} volumes", expected, "Pass --t1, --t1ce, --t2, --flair.")
     return shape
 
 
@@ -189,57 +165,6 @@ def _read_voxels(path: Path, image: Any) -> npt.NDArray[Any]:
     return voxels
 
 
-def read_case(files: CaseFiles) -> Case:
-    """Read and check the modalities of a case.
-
-    Missing modalities become zeros with a warning. Raises InputError: unreadable file, constant image, shapes or
-    affines that differ between the modalities (more than AFFINE_TOLERANCE_MM at a corner).
-    """
-    volumes = _read_stacked(files.stacked) if files.stacked else {m: read_volume(p) for m, p in files.images.items()}
-    paths = {m: files.stacked or files.images[m] for m in volumes}
-    first = next(iter(volumes))
-    reference = volumes[first]
-    for modality, volume in volumes.items():
-        check_same_grid(volume, paths[modality], reference, paths[first])
-        if volume.data.min() == volume.data.max():
-            found = f"every voxel is {volume.data.flat[0]}"
-            raise InputError(paths[modality], found, f"a {modality} image", "Leave the file out if it has no content.")
-    images_CXYZ = np.zeros((len(MODALITIES), *reference.data.shape), np.float32)
-    for channel, modality in enumerate(MODALITIES):
-        if modality in volumes:
-            images_CXYZ[channel] = volumes[modality].data
-    case = Case(files.case_id, images_CXYZ, reference, files.missing)
-    notes = isolate_brain(case.images_CXYZ, files.missing, float(np.prod(case.spacing_mm)))
-    case.warnings = _warnings(case, files) + _warnings_of_headers(volumes) + notes
-    return case
-
-
-def _read_stacked(path: Path) -> dict[str, Volume]:
-    volume = _read(path, _STACK)
-    return {modality: replace(volume, data=volume.data[..., i]) for i, modality in enumerate(MSD_ORDER)}
-
-
-def _warnings(case: Case, files: CaseFiles) -> list[str]:
-    warnings = [NUMBERED] if files.numbered else []
-    warnings += [f"{m} is missing: zeros are used in its place and the result may suffer" for m in case.missing]
-    if any(abs(s - 1) > 0.1 for s in case.spacing_mm):
-        spacing = " × ".join(f"{s:.2f}" for s in case.spacing_mm)
-        warnings.append(f"spacing is {spacing} mm; the networks were trained on 1 mm, and the result may suffer")
-    header = case.reference.header
-    if not header["sform_code"] and not header["qform_code"]:
-        warnings.append("the header holds no orientation (sform and qform codes are 0): left/right cannot be trusted")
-    return warnings
-
-
-def _warnings_of_headers(volumes: Mapping[str, Volume]) -> list[str]:
-    """Each warning once, with the modalities whose headers it is about."""
-    about: dict[str, list[str]] = {}
-    for modality, volume in volumes.items():
-        for warning in volume.warnings:
-            about.setdefault(warning, []).append(modality)
-    return [f"{', '.join(modalities)}: {warning}" for warning, modalities in about.items()]
-
-
 def read_label(path: Path) -> Volume:
     """Read a label map; `data` is uint8 in LPS order. Raises InputError as `read_volume`, and as `labels.as_labels`."""
     volume = _read(path, _LABEL)
@@ -256,31 +181,48 @@ def count_voxels(path: Path) -> int:
         return 0
 
 
-def write_label_map(label_XYZ: LabelMap, reference: Volume, path: Path) -> None:
+def write_label_map(
+    label_XYZ: LabelMap, reference: Volume, path: Path, origin: str = "", overwrite: bool = True
+) -> None:
     """Write a label map (uint8, LPS order) into the reference's own grid on disk: axis order, affine, form codes.
 
-    Nothing is left behind when writing fails. Raises InputError when the disk is full or the folder not writable.
+    `origin`: a checksum of what it was made from, at most 16 letters, for `origin_of`. Nothing is left behind when
+    writing fails. Raises InputError when the disk is full or the folder not writable, and where `path` exists already
+    without `overwrite`.
     """
     # Without an affine of its own the image keeps the header's fields, which are the reference's to the bit.
     image = nibabel.Nifti1Image(orientations.apply_orientation(label_XYZ, reference.to_disk), None)
     for name in _GRID_FIELDS:
         image.header[name] = reference.header[name]
-    image.header["descrip"] = f"{_PROGRAM} {__version__}, voxels {_checksum(label_XYZ)}".encode()
+    made_from = f"of {origin}, " if origin else ""
+    image.header["descrip"] = f"{_PROGRAM} {__version__}, {made_from}voxels {_checksum(label_XYZ)}".encode()
     image.header["cal_max"] = label_XYZ.max()
-    _save(image, path)
+    _save(image, path, overwrite)
 
 
-def write_volume(data_XYZ: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: Path) -> None:
+def write_volume(
+    data_XYZ: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: Path, overwrite: bool = True
+) -> None:
     """Write a synthetic volume in LPS order with its affine, as BraTS stores its files. Raises InputError as above."""
     image = nibabel.Nifti1Image(data_XYZ, affine)
     image.header["descrip"] = b"synthetic, no patient"
     image.header.set_xyzt_units("mm")
-    _save(image, path)
+    _save(image, path, overwrite)
 
 
-def _save(image: Any, path: Path) -> None:
-    with replace_when_complete(path) as partial:
+def _save(image: Any, path: Path, overwrite: bool) -> None:
+    with replace_when_complete(path, overwrite) as partial:
         nibabel.save(image, partial)
+
+
+def origin_of(path: Path) -> str | None:
+    """The `origin` that a label map was written with, corrected since or not; None for a file of another program.
+
+    Raises InputError for a file that cannot be read.
+    """
+    description = _load(path)[1]["descrip"].item().decode("latin-1")
+    match = re.match(rf"{_PROGRAM} \S+, of (\w+), ", description)
+    return match[1] if match else None
 
 
 def is_own_result(path: Path) -> bool:

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import PREPROCESSING
 from lowmem_brats.errors import InputError
-from lowmem_brats.files import replace_when_complete
+from lowmem_brats.files import add_to_checksum, replace_when_complete
 from lowmem_brats.geometry import check_same_grid
 from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_regions, warnings_of
-from lowmem_brats.nifti import count_voxels, is_own_result, read_case, read_label
+from lowmem_brats.nifti import count_voxels, is_own_result, read_label
 from lowmem_brats.slices import cut_label, is_flat, occupied, prepare, views_of
 
 FORMAT = 4  # of an entry; one of another format is not found
@@ -233,12 +234,7 @@ def _checksum(files: CaseFiles, stride: int, convention: LabelConvention) -> str
     named = dict(files.images) | ({"stacked": files.stacked} if files.stacked else {}) | {"label": files.labels[0]}
     for name, path in sorted(named.items()):
         digest.update(f" {name} ".encode())
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-        except OSError as error:
-            raise InputError(path, f"cannot be read ({error.strerror})", "a NIfTI file", "Check the file.") from error
+        add_to_checksum(digest, path)
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ FLOORS = (
     (
         "brain",
         "case_files",
+        "nifti",
         "slices",
         "augment",
         "loss",
@@ -30,7 +31,7 @@ FLOORS = (
         "checkpoint",
         "figures",
     ),
-    ("nifti", "memory", "case_list"),
+    ("case", "memory", "case_list"),
     ("weights", "slice_cache"),
     ("predict", "dataset", "transplant"),
     ("batches", "validate"),

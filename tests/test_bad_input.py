@@ -19,11 +19,12 @@ from conftest import LPS_AFFINE, SHAPE_XYZ, SaveNifti, WriteCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import CaseFiles, find_case
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
 from lowmem_brats.geometry import Volume
-from lowmem_brats.nifti import read_case, read_label, read_volume, write_label_map
+from lowmem_brats.nifti import read_label, read_volume, write_label_map
 
 DATA_XYZ = np.random.default_rng(0).integers(0, 900, SHAPE_XYZ).astype(np.int16)
 HEADER_BYTES = 352

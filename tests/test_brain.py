@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from lowmem_brats.brain import isolate_brain
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import find_case
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
-from lowmem_brats.nifti import read_case
 from lowmem_brats.slices import zscore_brain
 
 Images = npt.NDArray[np.float32]

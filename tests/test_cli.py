@@ -47,10 +47,10 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments], env={"COLUMNS": "200"})
 
 
-def fails(*arguments: object) -> str:
-    """Run, expect a clear error with exit code 2 and no traceback, and return its text."""
+def fails(*arguments: object, code: int = 2) -> str:
+    """Run, expect a clear error with this exit code and no traceback, and return its text."""
     result = run(*arguments)
-    assert result.exit_code == 2, result.output
+    assert result.exit_code == code, result.output
     assert isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
     return result.output
@@ -123,12 +123,14 @@ def test_an_input_or_another_output_is_never_replaced(case: Path, tiny: Path, tm
     before = t1.read_bytes()
     arguments = ("segment", case, "--weights", tiny, "--overwrite")
     assert "is an input of the same command" in fails(*arguments, "-o", t1)
-    assert "is an input of the same command" in fails(*arguments, "-o", tmp_path / "x.nii", "--report", t1)
-    x = tmp_path / "x.nii.gz"
-    assert "is another output of the same command" in fails(*arguments, "-o", x, "--report", x)
+    assert "is the name of an image" in fails(*arguments, "-o", tmp_path / "x.nii", "--report", t1)
+    preview = case / "phantom_000_preview.png"
+    assert "is another output of the same command" in fails(*arguments, "--report", preview)
+    image = shutil.copy(t1, tmp_path / "t1.image")
+    assert "is an input of the same command" in fails(*arguments, "--t1", image, "--report", image)
     assert t1.read_bytes() == before
     twin = shutil.copytree(case, tmp_path / "twin")
-    output = fails("segment", case, twin, "--weights", tiny, "-o", tmp_path / "out", "--overwrite")
+    output = fails("segment", case, twin, "--weights", tiny, "-o", tmp_path / "out", "--overwrite", code=3)
     assert "is another output of the same command" in output
     same = tmp_path / "s.csv"
     seg = tmp_path / "out" / "phantom_000_seg.nii.gz"
@@ -149,8 +151,8 @@ def test_segment_quiet_says_nothing(case: Path, tiny: Path) -> None:
 def test_segment_several_cases_goes_on_after_a_bad_one(case: Path, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "out").mkdir()
-    output = fails("segment", tmp_path / "empty", case, "-o", tmp_path / "out", "--weights", tiny)
-    assert "1 of 2 cases failed" in output
+    output = fails("segment", tmp_path / "empty", case, "-o", tmp_path / "out", "--weights", tiny, code=3)
+    assert f"1 done, 0 skipped, 1 failed: {tmp_path / 'empty'}" in output
     assert (tmp_path / "out" / "phantom_000_seg.nii.gz").exists()
 
 
@@ -189,7 +191,7 @@ def _nan(data: np.ndarray) -> np.ndarray:
 
 
 BAD_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty folder": (lambda case: [p.unlink() for p in case.iterdir()], "no t1, t1ce, t2, flair"),
+    "empty folder": (lambda case: [p.unlink() for p in case.iterdir()], "no .nii or .nii.gz file in it"),
     "a modality twice": (lambda case: shutil.copy(next(case.glob("*_t2.*")), case / "again_T2.nii.gz"), "t2 twice"),
     "truncated": (_truncate, "truncated or damaged"),
     "not a NIfTI": (_not_nifti, "not a NIfTI file"),
@@ -229,7 +231,8 @@ def test_output_folder_must_be_writable(
 ) -> None:
     assert "is not a folder" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "no" / "x.nii.gz")
     (tmp_path / "file").touch()
-    assert "File exists" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "file")
+    assert "is a file, but no .nii" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "file")
+    assert "Not a directory" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "file" / "folder")
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
     assert "is not writable" in fails("segment", case, "--weights", tiny)
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pytest
 from conftest import LPS_AFFINE, SHAPE_XYZ, SaveNifti, WriteCase
 
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import find_case
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
-from lowmem_brats.nifti import read_case, read_label, read_volume, write_label_map
+from lowmem_brats.nifti import read_label, read_volume, write_label_map
 
 DATA_XYZ = np.random.default_rng(0).integers(0, 5, SHAPE_XYZ).astype(np.uint8)
 METRE, MM, MICRON = 1, 2, 3

@@ -13,19 +13,12 @@ import numpy.typing as npt
 import pytest
 from conftest import LPS_AFFINE, NAMES, SHAPE_XYZ, SaveNifti, WriteCase
 
+from lowmem_brats.case import NUMBERED, read_case
 from lowmem_brats.case_files import find_case
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
 from lowmem_brats.geometry import Volume, check_same_grid
-from lowmem_brats.nifti import (
-    NUMBERED,
-    is_own_result,
-    read_case,
-    read_label,
-    read_volume,
-    write_label_map,
-    write_volume,
-)
+from lowmem_brats.nifti import is_own_result, read_label, read_volume, write_label_map, write_volume
 
 Affine = npt.NDArray[np.float64]
 SPACED_AFFINE = np.array([[-0.8, 0, 0, 31.5], [0, -1.1, 0, -7.25], [0, 0, 2.5, 12.0], [0, 0, 0, 1]])

@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowmem_brats import slice_cache
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import CaseFiles, find_case
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import CONVENTIONS, Region
-from lowmem_brats.nifti import read_case, read_label, write_label_map
+from lowmem_brats.nifti import read_label, write_label_map
 from lowmem_brats.slice_cache import CachedCase, build_cache, store_case
 from lowmem_brats.slices import prepare, to_volume
 

@@ -56,7 +56,7 @@ def evaluate(
     summary = summarise(scores)
     for target, render in ((csv, to_csv), (json, to_json)):
         if target:
-            with replace_when_complete(target) as partial:
-                partial.write_text(render(scores, summary), encoding="utf-8", newline="")
+            with replace_when_complete(target, overwrite) as partial:
+                partial.write_text(render(scores, summary), encoding="utf-8", errors="backslashreplace", newline="")
     if not quiet:
         console.show_scores(scores, summary)
