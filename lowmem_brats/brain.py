@@ -33,6 +33,8 @@ BRIGHT = 0.2
 """In haze, voxels are brain where they differ from the background by more than this share of the brain's brightness."""
 LARGEST_BRAIN_ML = 2100
 """Brains have 1100 to 1910 mL in 84 BraTS cases; a head with skull and scalp has 2500 and more."""
+LARGEST_SHARE = 0.75
+"""A volume cropped to its brain is half brain; where more is not background, none was found."""
 SMALLEST_BRAIN_ML = 700
 """What several modalities agree on is only taken for the brain if it is at least this large."""
 SPECK = 0.01
@@ -216,9 +218,10 @@ def _told(look: _Look, mask_XYZ: Mask, voxel_mm3: float) -> list[str]:
 def _judge_volume(brain_XYZ: Mask, voxel_mm3: float) -> list[str]:
     """A warning where what was taken for the brain is too large to be one."""
     volume_ml = np.count_nonzero(brain_XYZ) * voxel_mm3 / 1000
-    if volume_ml <= LARGEST_BRAIN_ML and not brain_XYZ.all():
+    share = float(brain_XYZ.mean())
+    if volume_ml <= LARGEST_BRAIN_ML and share <= LARGEST_SHARE:
         return []
     return [
-        f"{volume_ml:.0f} mL are not background, where a brain has 1100 to 1900 mL: the images do not look "
-        "skull-stripped, and the result may be wrong; remove the skull first (HD-BET, SynthStrip)"
+        f"{volume_ml:.0f} mL, {share:.0%} of the volume, are not background, and a brain has 1100 to 1900 mL: the "
+        "images do not look skull-stripped, and the result may be wrong; remove the skull first (HD-BET, SynthStrip)"
     ]

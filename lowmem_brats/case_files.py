@@ -51,15 +51,10 @@ class CaseFiles:
 
 
 def niftis(folder: Path) -> list[Path]:
-    """The NIfTI files directly in a folder, by name, links to nowhere too; hidden ones (macOS's `._NAME`) do not count.
+    """Everything in a folder that is named like a NIfTI file, by name: files, links to nowhere and folders too.
 
-    Raises InputError for a folder that cannot be read.
+    Hidden ones do not count (macOS leaves `._NAME.nii.gz`). Raises InputError for a folder that cannot be read.
     """
-    return [path for path in entries(folder) if not os.path.isdir(path)]
-
-
-def entries(folder: Path) -> list[Path]:
-    """Everything in a folder that is named like a NIfTI file, as `niftis`, with sub-folders of such a name."""
     try:
         found = [path for path in folder.iterdir() if re.search(r"\.nii(\.gz)?$", path.name, re.IGNORECASE)]
     except OSError as error:
@@ -97,7 +92,7 @@ def find_case(
     explicit = dict(explicit or {})
     if not os.path.isdir(path):
         return _stacked_case(path, explicit)
-    lying = entries(path)
+    lying = niftis(path)
     named = {os.path.realpath(file) for file in explicit.values()}
     names = {file: read_name(file) for file in lying}
     images, twice = dict[str, Path](), dict[str, list[Path]]()
@@ -192,8 +187,6 @@ def _check_present(
         expected = f"at least {FEWEST_MODALITIES} of {', '.join(MODALITIES)}: {expected}"
     if len(missing) == len(unknown) == 1:
         advice = f"If {unknown[0].name} is the {missing[0]} image, {say({missing[0]: unknown[0]})}."
-    elif deeper := [] if lying else _folders_with_niftis(where):
-        advice = f"Pass the folder of one case, such as {deeper[0]}."
     else:
         advice = _sentence(say(dict.fromkeys(missing, "FILE")))
     if not too_few:
@@ -275,10 +268,6 @@ def _case_id(folder: Path, names: Iterable[ImageName]) -> str:
     """The name that all modality files share, else the folder's."""
     shared = {name.case.lower(): name.case for name in names if name.case}
     return shared.popitem()[1] if len(shared) == 1 else folder.resolve().name
-
-
-def _folders_with_niftis(folder: Path) -> list[Path]:
-    return sorted({file.parent for pattern in ("*/*.nii", "*/*.nii.gz") for file in folder.glob(pattern)})
 
 
 def _sentence(text: str) -> str:

@@ -2,55 +2,110 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lowmem_brats.errors import InputError
 
+ENDING = 16
+"""Characters of a name that its temporary name ends with: enough for every suffix, and never too long."""
+_WHAT_TO_DO = "Nothing was left behind; free disk space or choose another place."
+
 
 @contextmanager
-def replace_when_complete(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; rename it into place at the end, remove it on any error or interrupt.
+def replace_when_complete(path: Path, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a new file beside `path` to write to; rename it into place at the end, remove it on any error or interrupt.
 
-    The temporary name ends as `path` does, so that format is still recognised by suffix.
-    Raises InputError when the disk is full or the folder cannot be written.
+    Its name ends as `path` does, so that the format is still recognised by suffix, and nobody can foresee it. Without
+    `overwrite`, a file that has appeared at `path` meanwhile stays as it is. Raises InputError for that, and when the
+    disk is full or the folder cannot be written.
     """
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = path.with_name(f".partial-{secrets.token_hex(8)}-{path.name[-ENDING:]}")
     try:
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # as any new file: less the umask
         yield partial
-        os.replace(partial, path)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        if overwrite:
+            os.replace(partial, path)
+        else:
+            _rename_to_new(partial, path)
     except OSError as error:
         raise InputError(
             path, f"cannot be written ({error.strerror or error})", "a complete write", _WHAT_TO_DO
         ) from error
     finally:
-        with suppress(OSError):  # a name too long to be written is too long to be removed
+        with suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
-_WHAT_TO_DO = "Nothing was left behind; free disk space or choose another place."
+def _rename_to_new(partial: Path, path: Path) -> None:
+    """Give a complete file its name in one step that fails where the name is taken."""
+    try:
+        try:
+            os.link(partial, path)  # the other name is removed by the caller
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links there, as on exFAT: claim the name, then replace the claim
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            try:
+                os.replace(partial, path)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+    except FileExistsError as error:
+        raise _exists_already(path) from error
+
+
+def _exists_already(path: Path) -> InputError:
+    return InputError(path, "exists already", "a new file", "Pass --overwrite, or choose another place.")
 
 
 def check_output(path: Path, overwrite: bool) -> None:
     """Make sure, before any work, that `path` may be written. Raises InputError."""
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(path, f"{folder} is not a folder", "an existing folder", "Create it or choose another.")
     if not os.access(folder, os.W_OK):
         raise InputError(path, f"{folder} is not writable", "a folder you may write to", "Choose another.")
-    if path.is_dir():
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a name too long, or of characters that this file system has not
+        found = f"no name for a file here ({error.strerror})"
+        raise InputError(path, found, "a name that the file system takes", "Choose another, shorter one.") from error
+    if os.path.isdir(path):
         raise InputError(path, "is a folder", "a file name", "Name a file inside it.")
-    if path.exists() and not overwrite:
-        raise InputError(path, "exists already", "a new file", "Pass --overwrite, or another name.")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(path, "is a device or a pipe", "a file name", "Name a file.")
+    if not overwrite:
+        raise _exists_already(path)
 
 
-def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raise InputError if two outputs are one file, or an output is an input: not even --overwrite means that."""
-    taken = {path.resolve(): "an input" for path in inputs}
-    for path in outputs:
-        if path.resolve() in taken:
-            found = f"is {taken[path.resolve()]} of the same command"
+def check_apart(outputs: Iterable[Path], inputs: Iterable[Path], taken: set[Path] | None = None) -> None:
+    """Raise InputError if two outputs are one file, or an output is an input: not even --overwrite means that.
+
+    `taken`: where the command's other outputs lie, resolved; these are added.
+    """
+    read, taken = {path.resolve() for path in inputs}, set() if taken is None else taken
+    for path in (*(read & taken), *outputs):
+        place = path.resolve()
+        if place in read or place in taken:
+            found = f"is {'an input' if place in read else 'another output'} of the same command"
             raise InputError(path, found, "a file of its own for each output", "Choose another name.")
-        taken[path.resolve()] = "another output"
+        taken.add(place)
+
+
+def add_to_checksum(digest: hashlib.blake2b, path: Path) -> None:
+    """Feed a file's bytes to a checksum. Raises InputError for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "a NIfTI file", "Check the file.") from error

@@ -20,22 +20,22 @@ def problem_of(path: Path) -> tuple[str, str] | None:
         if os.path.islink(path):
             target = Path(os.readlink(path)).as_posix()
             if "annex/objects" in target:
-                return "a link whose content was not fetched (git-annex, DataLad)", fetch
+                return "is a link whose content was not fetched (git-annex, DataLad)", fetch
             return (
-                f"a link to {target}, which cannot be reached ({reason})",
+                f"is a link to {target}, which cannot be reached ({reason})",
                 "Put the file itself there, or a right link.",
             )
         if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
             return "does not exist", "Check the path."
         return f"cannot be read ({reason})", "Check the path and its permissions."
     if stat.S_ISDIR(mode):
-        return "a folder, not a file", "Name the file in it."
+        return "is a folder, not a file", "Name the file in it."
     if not stat.S_ISREG(mode):
-        return "not a regular file", "Put the file itself there."
+        return "is not a regular file", "Put the file itself there."
     if not os.access(path, os.R_OK):
         return "cannot be read (Permission denied)", "Change its permissions, or ask its owner to."
     if size < 1024 and _begins_like_a_pointer(path):
-        return "a pointer to content that was not fetched (git-annex, DataLad)", fetch
+        return "is a pointer to content that was not fetched (git-annex, DataLad)", fetch
     return None
 
 

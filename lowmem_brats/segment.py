@@ -8,7 +8,10 @@ a time, or those that are averaged.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,16 +24,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lowmem_brats import __version__
+from lowmem_brats.case import Case, read_case
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.errors import InputError
+from lowmem_brats.files import add_to_checksum
 from lowmem_brats.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.device import choose_device, open_budget
 from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
 from lowmem_brats.networks import SliceNetwork, stride_of
-from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
+from lowmem_brats.nifti import is_own_result, write_label_map
 from lowmem_brats.postprocess import drop_doubtful, drop_small_components
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
@@ -38,6 +44,14 @@ from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, to_vox
 from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, load_networks, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
+
+OTHER_FORMATS = re.compile(
+    r"\.(nii\..*|7z|avi|bmp|bz2|csv|dcm|dicom|gif|gipl|gz|h5|hdf5|hdr|html|img|jpe?g|json|log|mat|mgh|mgz|mha|mhd|mnc|"
+    r"mp4|nhdr|npy|npz|nrrd|par|parquet|pdf|pkl|png|ppm|pth?|raw|rec|safetensors|stl|tar|tgz|tiff?|tsv|txt|vtk|vti|xlsx|"
+    r"xml|xz|ya?ml|zip|zst)$",
+    re.IGNORECASE,
+)
+"""Endings of names that nobody gives a folder."""
 
 
 @dataclass
@@ -88,11 +102,31 @@ class Segmentation:
     report: SegmentReport
 
 
-def output_path(files: CaseFiles, requested: Path | None) -> Path:
-    """Where a case's label map goes: `requested` if it ends in .nii or .nii.gz, else `<case_id>_seg.nii.gz` in it."""
-    if requested is not None and requested.name.endswith((".nii", ".nii.gz")):
-        return requested
-    return (requested or files.folder) / f"{files.case_id}_seg.nii.gz"
+def output_path(files: CaseFiles, requested: str | Path | None) -> Path:
+    """Where a case's label map goes: `requested` if that names one, else `<case_id>_seg.nii.gz` in that folder.
+
+    None: the case's own folder. Raises InputError as `names_label_map`.
+    """
+    if requested is not None and names_label_map(requested):
+        return Path(requested)
+    return Path(files.folder if requested is None else requested) / f"{files.case_id}_seg.nii.gz"
+
+
+def names_label_map(requested: str | Path) -> bool:
+    """Whether a path is that of a label map, .nii or .nii.gz, and not of a folder for it.
+
+    A folder is what is one already, what ends with a slash, and whatever has no suffix of a file. Raises InputError
+    for other files.
+    """
+    path = Path(requested)
+    if os.path.isdir(path) or str(requested).endswith(("/", os.sep)):
+        return False
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return True
+    if (ending := OTHER_FORMATS.search(path.name)) or os.path.lexists(path):
+        found = f"ends in {ending[0]}" if ending else "is a file, but no .nii or .nii.gz"
+        raise InputError(requested, found, "a .nii or .nii.gz file, or a folder", "Choose another -o.")
+    return False
 
 
 def check_not_reference(files: CaseFiles, output: Path) -> None:
@@ -100,6 +134,19 @@ def check_not_reference(files: CaseFiles, output: Path) -> None:
     if output.exists() and any(map(output.samefile, files.labels)) and not is_own_result(output):
         found = "the case's own label map, drawn or corrected by a person"
         raise InputError(output, found, "another place for the result", "Choose one with -o.")
+
+
+def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet) -> str:
+    """Checksum of all that a label map is made from: the bytes of images and weights, the settings, this version.
+
+    Where it computes, and in how much memory, does not count. Raises InputError for a file that cannot be read.
+    """
+    settings = replace(config, weights=(), device="", vram="")
+    digest = hashlib.blake2b(repr((__version__, settings, list(files.images))).encode(), digest_size=8)
+    images = [files.stacked] if files.stacked else files.images.values()
+    for path in (*images, *(file.path for file in weights.files)):
+        add_to_checksum(digest, path)
+    return digest.hexdigest()
 
 
 def load_case(files: CaseFiles, stride: int) -> LoadedCase:
@@ -115,12 +162,13 @@ def segment_case(
     on_progress: OnProgress = lambda stage, done, total: None,
     on_plan: Callable[[InferencePlan], None] = lambda plan: None,
     loading: Future[LoadedCase] | None = None,
+    overwrite: bool = True,
 ) -> Segmentation:
     """Segment one case and write its label map to `output`, in the grid of its first image.
 
     `on_progress(regions, slices done, slices in all)`; `on_plan` is called before a network runs; `loading`: of the
     same files, where `load_case` is already at work. Raises InputError, WeightsError or BudgetError before anything is
-    written.
+    written; without `overwrite` also where there is an `output` by then.
     """
     convention, seconds = CONVENTIONS[config.labels], dict[str, float]()
     weights = open_set(config.weights, alone=config.fast)
@@ -151,7 +199,7 @@ def segment_case(
         voxel_mm3 = float(np.prod(case.spacing_mm))
         label_XYZ = drop_small_components(label_XYZ, config.min_component, voxel_mm3)
     with _timed(seconds, "write"):
-        write_label_map(label_XYZ, case.reference, output)
+        write_label_map(label_XYZ, case.reference, output, origin(files, config, weights), overwrite)
     report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
     if gone[Region.ET]:
         doubtful = f"{report.doubtful_millilitres['et']:.1f} mL of enhancing tumour"

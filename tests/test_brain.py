@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from lowmem_brats.brain import isolate_brain
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import find_case
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
-from lowmem_brats.nifti import read_case
 from lowmem_brats.slices import zscore_brain
 
 Images = npt.NDArray[np.float32]
@@ -179,8 +179,8 @@ def test_a_skull_in_all_modalities_is_a_warning_with_its_volume() -> None:
     cleaned_CXYZ, notes = isolate(with_skull(*MODALITIES))
     np.testing.assert_array_equal(cleaned_CXYZ != 0, np.stack([HEAD] * 4))
     (text,) = notes
-    volume_ml = HEAD.sum() * VOXEL_MM3 / 1000
-    assert text.startswith(f"{volume_ml:.0f} mL are not background, where a brain has 1100 to 1900 mL")
+    found = f"{HEAD.sum() * VOXEL_MM3 / 1000:.0f} mL, {HEAD.mean():.0%} of the volume, are not background"
+    assert text.startswith(f"{found}, and a brain has 1100 to 1900 mL")
     assert "do not look skull-stripped" in text
 
 

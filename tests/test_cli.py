@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import click
@@ -46,10 +47,10 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments], env={"COLUMNS": "200"})
 
 
-def fails(*arguments: object) -> str:
-    """Run, expect a clear error with exit code 2 and no traceback, and return its text."""
+def fails(*arguments: object, code: int = 2) -> str:
+    """Run, expect a clear error with this exit code and no traceback, and return its text."""
     result = run(*arguments)
-    assert result.exit_code == 2, result.output
+    assert result.exit_code == code, result.output
     assert isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
     return result.output
@@ -122,12 +123,14 @@ def test_an_input_or_another_output_is_never_replaced(case: Path, tiny: Path, tm
     before = t1.read_bytes()
     arguments = ("segment", case, "--weights", tiny, "--overwrite")
     assert "is an input of the same command" in fails(*arguments, "-o", t1)
-    assert "is an input of the same command" in fails(*arguments, "-o", tmp_path / "x.nii", "--report", t1)
-    x = tmp_path / "x.nii.gz"
-    assert "is another output of the same command" in fails(*arguments, "-o", x, "--report", x)
+    assert "is the name of an image" in fails(*arguments, "-o", tmp_path / "x.nii", "--report", t1)
+    preview = case / "phantom_000_preview.png"
+    assert "is another output of the same command" in fails(*arguments, "--report", preview)
+    image = shutil.copy(t1, tmp_path / "t1.image")
+    assert "is an input of the same command" in fails(*arguments, "--t1", image, "--report", image)
     assert t1.read_bytes() == before
     twin = shutil.copytree(case, tmp_path / "twin")
-    output = fails("segment", case, twin, "--weights", tiny, "-o", tmp_path / "out", "--overwrite")
+    output = fails("segment", case, twin, "--weights", tiny, "-o", tmp_path / "out", "--overwrite", code=3)
     assert "is another output of the same command" in output
     same = tmp_path / "s.csv"
     seg = tmp_path / "out" / "phantom_000_seg.nii.gz"
@@ -148,8 +151,8 @@ def test_segment_quiet_says_nothing(case: Path, tiny: Path) -> None:
 def test_segment_several_cases_goes_on_after_a_bad_one(case: Path, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "out").mkdir()
-    output = fails("segment", tmp_path / "empty", case, "-o", tmp_path / "out", "--weights", tiny)
-    assert "1 of 2 cases failed" in output
+    output = fails("segment", tmp_path / "empty", case, "-o", tmp_path / "out", "--weights", tiny, code=3)
+    assert f"1 done, 0 skipped, 1 failed: {tmp_path / 'empty'}" in output
     assert (tmp_path / "out" / "phantom_000_seg.nii.gz").exists()
 
 
@@ -188,7 +191,7 @@ def _nan(data: np.ndarray) -> np.ndarray:
 
 
 BAD_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty folder": (lambda case: [p.unlink() for p in case.iterdir()], "no t1, t1ce, t2, flair"),
+    "empty folder": (lambda case: [p.unlink() for p in case.iterdir()], "no .nii or .nii.gz file in it"),
     "a modality twice": (lambda case: shutil.copy(next(case.glob("*_t2.*")), case / "again_T2.nii.gz"), "t2 twice"),
     "truncated": (_truncate, "truncated or damaged"),
     "not a NIfTI": (_not_nifti, "not a NIfTI file"),
@@ -197,7 +200,7 @@ BAD_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         "not a NIfTI file",
     ),
     "another shape": (_edit(lambda data: data[:-1]), "shape (47, 56, 40); expected the grid of phantom_000_t1.nii.gz"),
-    "another affine": (_edit(lambda data: data, np.diag([-1.0, -1.0, 1.0, 1.0])), "places a corner 55.00 mm away"),
+    "another affine": (_edit(lambda data: data, np.diag([-1.0, -1.0, 1.0, 1.0])), "places a corner 55 mm away"),
     "4-D": (_edit(lambda data: np.stack([data, data], axis=-1)), "4-D array"),
     "NaN": (_edit(_nan), "1 voxels are NaN or infinite"),
     "infinite": (_edit(lambda data: np.where(data > 600, np.inf, data)), "NaN or infinite"),
@@ -228,7 +231,8 @@ def test_output_folder_must_be_writable(
 ) -> None:
     assert "is not a folder" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "no" / "x.nii.gz")
     (tmp_path / "file").touch()
-    assert "File exists" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "file")
+    assert "is a file, but no .nii" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "file")
+    assert "Not a directory" in fails("segment", case, "--weights", tiny, "-o", tmp_path / "file" / "folder")
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
     assert "is not writable" in fails("segment", case, "--weights", tiny)
 
@@ -286,6 +290,19 @@ def test_evaluate_refuses_unknown_labels_and_names_the_convention(pristine: Path
     assert "--labels brats2023 or msd" in output
     arguments = ("--labels", "brats2020", "--reference-labels", "brats2023")
     assert run("evaluate", pristine / "phantom_000_seg.nii.gz", tmp_path / "x_seg.nii.gz", *arguments).exit_code == 0
+
+
+def test_evaluate_tells_what_may_be_wrong_with_a_label_map(pristine: Path, tmp_path: Path) -> None:
+    image = nibabel.load(pristine / "phantom_000_seg.nii.gz")
+    mask = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), tmp_path / "mask.nii.gz")
+    result = run("evaluate", tmp_path / "mask.nii.gz", pristine / "phantom_000_seg.nii.gz", "-q")
+    assert result.exit_code == 0, result.output
+    assert "warning: " + str(tmp_path / "mask.nii.gz") + ": its only label is 1" in result.stderr
+    nibabel.save(nibabel.Nifti1Image(mask * 255, image.affine), tmp_path / "mask.nii.gz")
+    output = fails("evaluate", tmp_path / "mask.nii.gz", pristine / "phantom_000_seg.nii.gz")
+    assert "unknown label 255" in output
+    assert "A mask of one region" in output
 
 
 def test_phantom_writes_cases_that_segment_reads(tmp_path: Path) -> None:
@@ -354,7 +371,45 @@ def test_a_file_where_a_folder_is_due_is_no_traceback(command: str, tmp_path: Pa
 
 
 def test_train_needs_labelled_cases(tmp_path: Path) -> None:
-    assert "none with images and a label map" in fails("train", tmp_path, "-o", tmp_path / "set")
+    assert "holds no case folder" in fails("train", tmp_path, "-o", tmp_path / "set")
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_where_the_cases_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of the README, without a path: train, go on, segment."""
+    assert run("phantom", tmp_path / "cases", "-n", 2, "--shape", *SMALL_SHAPE).exit_code == 0
+    monkeypatch.chdir(tmp_path / "cases" / "phantom_000")
+    assert "holds images itself" in fails("train", "--vram", "2G")
+    monkeypatch.chdir(tmp_path)
+    assert "but cases/phantom_000 is one" in fails("train", "--vram", "2G")
+    assert "no training to go on with" in fails("train", "--resume")
+    monkeypatch.chdir(tmp_path / "cases")
+    quick = ("--vram", "2G", "--width", 8, "--epochs", 1, "--batch", 32, "--mode", "one-network")
+    first, second = (f"runs/{date.today()}-{number}" for number in (1, 2))
+    result = run("train", *quick)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"run folder   {first}\n")
+    assert "cases        2 of 2 patients: 1 to train on, 1 to validate, 0 for the test" in result.output
+    assert f"wrote        {first}: metrics.csv, curves.png; segment with --weights {first}" in result.output
+    assert f"run folder   {second}" in run("train", *quick, "-q").output, "no other line says where it is"
+    assert "holds a training already" in fails("train", "-o", first, *quick)
+    result = run("train", "--resume", "--epochs", 2)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"going on in  {second}\n")
+    assert "WT TC ET epoch   2" in result.output
+    assert run("segment", "phantom_000", "--weights", second, "-o", tmp_path, "--no-preview").exit_code == 0
+
+
+def test_a_training_goes_on_with_the_cases_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("phantom", tmp_path / "cases", "-n", 2, "--shape", *SMALL_SHAPE).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    options = ("--width", 8, "--epochs", 1, "--batch", 32, "--mode", "one-network", "--cache", "slices")
+    assert run("train", "cases", *options).exit_code == 0
+    result = run("train", "--resume")
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not (folder / "cache").exists()
+    assert json.loads((folder / "run.json").read_text())["data"] == "cases"
 
 
 @pytest.mark.parametrize(

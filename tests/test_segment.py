@@ -23,7 +23,8 @@ from tiny_weights import (
 
 import lowmem_brats.segment as module
 from lowmem_brats import predict
-from lowmem_brats.case_files import find_case
+from lowmem_brats.case_files import CaseFiles, find_case
+from lowmem_brats.cli.jobs import Job
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.cli.segment import load_ahead
 from lowmem_brats.config import SegmentConfig
@@ -126,14 +127,17 @@ def test_a_case_loaded_before_gives_the_same_result(tmp_path: Path, tiny: str, p
 def test_the_next_case_is_read_ahead_on_a_card_only(
     tiny: str, phantom: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = SegmentConfig(weights=tiny)
+    good, bad = find_case(phantom), CaseFiles("bad", tmp_path, {"t1": tmp_path / "nowhere.nii"})
+    jobs = [Job(files.folder, files, [], done=False) for files in (good, bad)]
+    arguments = SegmentConfig(weights=tiny), stride_of(TINY)
     monkeypatch.setattr(device_module, "choose_device", lambda requested: (torch.device("cpu"), []))
-    assert load_ahead([phantom, phantom], find_case, config) == [None, None]
+    assert list(load_ahead(iter(jobs), *arguments)) == [(job, None) for job in jobs]
     monkeypatch.setattr(device_module, "choose_device", lambda requested: (torch.device("cuda"), []))
-    found, broken = load_ahead([phantom, tmp_path / "nowhere"], find_case, config)
+    (first, found), (second, broken) = load_ahead(iter(jobs), *arguments)
+    assert [first, second] == jobs
     assert found is not None
     assert broken is not None
-    straight = load_case(find_case(phantom), stride_of(TINY))
+    straight = load_case(good, stride_of(TINY))
     np.testing.assert_array_equal(found.result().stack.slices_ZCHW, straight.stack.slices_ZCHW)
     with pytest.raises(InputError, match="nowhere"):
         broken.result()

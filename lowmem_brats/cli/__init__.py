@@ -8,15 +8,16 @@ from typing import Any
 import click
 
 from lowmem_brats import __version__
+from lowmem_brats.cli import console
 from lowmem_brats.cli.bench import bench
 from lowmem_brats.cli.demo import demo
 from lowmem_brats.cli.doctor import doctor
 from lowmem_brats.cli.evaluate import evaluate
+from lowmem_brats.cli.failures import UnforeseenError, explain
 from lowmem_brats.cli.phantom import phantom
 from lowmem_brats.cli.plan import plan
 from lowmem_brats.cli.segment import segment
 from lowmem_brats.cli.train import train
-from lowmem_brats.errors import LowmemError
 
 
 class _Shown(click.ClickException):
@@ -24,17 +25,33 @@ class _Shown(click.ClickException):
 
     exit_code = 2
 
+    def show(self, file: Any = None) -> None:
+        """Print it as the other messages are printed, whatever the encoding."""
+        console.err.print(f"Error: {self.message}", style="red")
+
+
+class _Mistake(_Shown):
+    """An error that nobody foresaw."""
+
+    exit_code = 1
+
 
 class _Commands(click.Group):
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """As click's, on streams that take every text."""
+        console.show_any_text()
+        return super().main(*args, **settings)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except LowmemError as error:
-            raise _Shown(str(error)) from error
-        except OSError as error:  # a folder that cannot be made or read, a full disk
-            if error.errno == errno.EPIPE:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # nobody reads the output any more
                 raise
-            raise _Shown(f"{error.filename or 'file'}: {error.strerror or error}") from error
+            told = explain(error, f"lowmem-brats {ctx.invoked_subcommand}")
+            raise (_Mistake if isinstance(told, UnforeseenError) else _Shown)(str(told)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

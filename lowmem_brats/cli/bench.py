@@ -83,7 +83,7 @@ def bench(
                 bench_concessions(config, *arguments, on_row)
     _show(rows)
     if json:
-        with replace_when_complete(json) as partial:
+        with replace_when_complete(json, overwrite) as partial:
             partial.write_text(json_module.dumps(conditions(str(device)) | {"rows": _plain(rows)}, indent=2) + "\n")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +20,32 @@ if TYPE_CHECKING:
     from lowmem_brats.segment import SegmentReport
 
 # Paths hold brackets, and whoever reads from a pipe wants whole lines.
-_WIDTH = None if sys.stdout.isatty() else 160
+_WIDTH = None if sys.stdout and sys.stdout.isatty() else 160
 out = Console(highlight=False, markup=False, soft_wrap=True, width=_WIDTH)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 OnProgress = Callable[[str, int, int], None]
+
+_LOOK_ALIKES = {"·": "|", "×": "x", "÷": "/", "²": "2", "³": "3", "…": "...", "–": "-", "−": "-", "─": "-", "→": "->"}
+
+
+def _look_alike(error: UnicodeError) -> tuple[str, int]:
+    """For characters that an encoding has not: what looks alike, or the character's number as in `\\u4e2d`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    shown = (_LOOK_ALIKES.get(each, each.encode("ascii", "backslashreplace").decode()) for each in missing)
+    return "".join(shown), error.end
+
+
+codecs.register_error("lowmem-brats", _look_alike)
+
+
+def show_any_text() -> None:
+    """Let stdout and stderr take every text, whatever their encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="lowmem-brats")
 
 
 @contextmanager

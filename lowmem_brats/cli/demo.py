@@ -30,7 +30,7 @@ def demo(out: Path, seed: int, device: str) -> None:
     console.out.print("making a synthetic case (geometry and noise, not a patient) …")
     folder = write_phantom(out, seed, BRATS_SHAPE, overwrite=True)
     outputs = [out / f"{folder.name}_seg.nii.gz", out / f"{folder.name}_preview.png"]
-    segment_one(find_case(folder), outputs, config, quiet=False)
+    segment_one(find_case(folder), outputs, config, quiet=False, overwrite=True)
     convention = CONVENTIONS[config.labels]
     pair = (folder.name, outputs[0], folder / f"{folder.name}_seg.nii.gz")
     scores = evaluate_pairs([pair], convention, convention)

@@ -51,10 +51,12 @@ def evaluate(
         console.warn(f"references that this program wrote and nobody has corrected: {', '.join(own)}")
     with console.progress(quiet) as on_progress:
         scores = evaluate_pairs(pairs, *conventions, lambda done, total: on_progress("scoring", done, total))
+    for text in (text for patient in scores for text in patient.warnings):
+        console.warn(text)
     summary = summarise(scores)
     for target, render in ((csv, to_csv), (json, to_json)):
         if target:
-            with replace_when_complete(target) as partial:
-                partial.write_text(render(scores, summary), encoding="utf-8", newline="")
+            with replace_when_complete(target, overwrite) as partial:
+                partial.write_text(render(scores, summary), encoding="utf-8", errors="backslashreplace", newline="")
     if not quiet:
         console.show_scores(scores, summary)

@@ -52,5 +52,5 @@ def write_phantom(out: Path, seed: int, shape: tuple[int, int, int], overwrite: 
     for path in paths.values():
         check_output(path, overwrite)
     for name, volume in volumes.items():
-        write_volume(volume, case.affine, paths[name])
+        write_volume(volume, case.affine, paths[name], overwrite)
     return folder

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,11 @@ import click
 
 from lowmem_brats.case_files import CaseFiles, find_case, stem
 from lowmem_brats.cli import console, options
+from lowmem_brats.cli.cohort import Cohort
+from lowmem_brats.cli.jobs import Job, Preparation, case_folders, make_folder
 from lowmem_brats.config import MODALITIES, SegmentConfig
-from lowmem_brats.errors import InputError, LowmemError
-from lowmem_brats.files import check_apart, check_output, replace_when_complete
+from lowmem_brats.errors import InputError
+from lowmem_brats.files import replace_when_complete
 from lowmem_brats.read_ahead import read_ahead
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=options.FILE,
+    type=click.Path(),
     help="A .nii or .nii.gz file for the label map, or a folder. Default: CASE/<case_id>_seg.nii.gz.",
 )
 @click.option("--t1", type=options.FILE, help="T1 image, where its name is of no known convention; also:")
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
 @options.quiet
 def segment(
     cases: tuple[Path, ...],
-    output: Path | None,
+    output: str | None,
     preview: bool,
     report: Path | None,
     overwrite: bool,
@@ -83,69 +85,74 @@ def segment(
 ) -> None:
     """Segment one or more cases.
 
-    CASE is a folder with T1, T1ce, T2 and FLAIR as .nii or .nii.gz (any BraTS naming), or one 4-D file in the order
-    of the Medical Segmentation Decathlon. The result has the grid of the input.
+    CASE is a folder with T1, T1ce, T2 and FLAIR as .nii or .nii.gz (any BraTS naming), one 4-D file in the order of
+    the Medical Segmentation Decathlon, or a folder of such case folders. The result has the grid of the input.
+
+    Of several cases one that fails does not stop the others, and one whose result is there already is skipped, so that
+    the same command goes on where it was stopped; a picture that is missing then is not drawn.
+
+    \b
+    Exit code:
+      0    every case is segmented, or was before
+      1    stopped by Ctrl-C, or by a mistake in the program
+      2    a mistake in the command or its case, or every case failed
+      3    some cases failed, the others are segmented
+      143  ended by SIGTERM
     """
+    from lowmem_brats.memory.device import choose_device, open_budget
+    from lowmem_brats.networks import stride_of
+    from lowmem_brats.segment import names_label_map, origin
+    from lowmem_brats.weights import open_set
+
     explicit = {m: path for m in MODALITIES if isinstance(path := settings.pop(m), Path)}
     config = SegmentConfig(**settings)  # type: ignore[arg-type]
-    if len(cases) > 1 and (explicit or (output and output.name.endswith((".nii", ".nii.gz")))):
-        raise InputError("segment", f"{len(cases)} cases", "one case for --t1 … or -o FILE", "Give -o a folder.")
-    if report:
-        check_output(report, overwrite)
-    reports, failures, taken = [], [], [report] if report else []
+    folder = Path(output) if output is not None and not names_label_map(output) else None
+    paths = list(cases) if explicit else case_folders(cases, folder)
+    if len(paths) > 1 and (explicit or (output and not folder)):
+        raise InputError("segment", f"{len(paths)} cases", "one case for --t1 … or -o FILE", "Give -o a folder.")
+    open_budget(config.vram, choose_device(config.device)[0])  # what is wrong here is wrong for every case
+    weights = open_set(config.weights, alone=config.fast)
+    if folder:
+        make_folder(folder)
+    several = len(paths) > 1 or paths != list(cases)
+    cohort = Cohort(several, report, overwrite, quiet)
     find = partial(find_case, explicit=explicit, allow_missing=allow_missing)
-    for path, loading in zip(cases, load_ahead(cases, find, config), strict=True):
-        try:
-            files = find(path)
-            outputs = _outputs(files, output, preview, overwrite, taken)
-            taken += outputs
-            reports.append(segment_one(files, outputs, config, quiet, loading))
-        except LowmemError as error:
-            if len(cases) == 1:
-                raise
-            failures.append(error)
-            console.err.print(f"Error: {error}", style="red")
-    if report:
-        with replace_when_complete(report) as beside:
-            beside.write_text(json.dumps({"cases": reports}, indent=2) + "\n", encoding="utf-8")
-    if failures:
-        names = ", ".join(str(f.where) for f in failures)
-        raise InputError("segment", f"{len(failures)} of {len(cases)} cases failed ({names})", "none", "See above.")
+    made_of = partial(origin, config=config, weights=weights)
+    taken = {report.resolve()} if report else set[Path]()
+    prepare = Preparation(find, output, preview, overwrite, made_of, several, taken)
+    with cohort.counted():
+        for job, loading in load_ahead(_to_do(paths, prepare, cohort), config, stride_of(weights.network)):
+            with cohort.case(job.path):
+                if several and not quiet:
+                    console.err.print(f"case {paths.index(job.path) + 1} of {len(paths)}: {job.path}")
+                cohort.done(job.path, segment_one(job.files, job.outputs, config, quiet, overwrite, loading))
+
+
+def _to_do(paths: Sequence[Path], prepare: Preparation, cohort: Cohort) -> Iterator[Job]:
+    """The cases left to segment, each prepared when it is asked for; the others are told and counted."""
+    for path in paths:
+        with cohort.case(path):
+            job = prepare.job(path)
+            if job.done:
+                cohort.skip(path, job.outputs[0])
+            else:
+                yield job
 
 
 def load_ahead(
-    cases: Sequence[Path], find: Callable[[Path], CaseFiles], config: SegmentConfig
-) -> Iterable[Future[LoadedCase] | None]:
-    """Of each case what `segment_case` takes as `loading`: on a card the next case is read while networks run.
+    jobs: Iterable[Job], config: SegmentConfig, stride: int
+) -> Iterable[tuple[Job, Future[LoadedCase] | None]]:
+    """Each job with what `segment_case` takes as `loading`: on a card the next case is read while networks run.
 
     On the CPU, where reading would take cores from them (1.15 times the time on two), None.
     """
     from lowmem_brats.memory.device import choose_device
-    from lowmem_brats.networks import stride_of
     from lowmem_brats.segment import load_case
-    from lowmem_brats.weights import open_set
-
-    def load(path: Path) -> LoadedCase:
-        return load_case(find(path), stride_of(open_set(config.weights).network))
 
     if choose_device(config.device)[0].type == "cpu":
-        return [None] * len(cases)
-    return read_ahead(partial(load, path) for path in cases)
-
-
-def _outputs(files: CaseFiles, output: Path | None, preview: bool, overwrite: bool, taken: list[Path]) -> list[Path]:
-    """Paths of label map and, if wanted, picture, checked against each other, the inputs and what was `taken`."""
-    from lowmem_brats.segment import check_not_reference, output_path
-
-    target = output_path(files, output)
-    outputs = [target, target.with_name(f"{files.case_id}_preview.png")] if preview else [target]
-    check_apart([*taken, *outputs], [*files.images.values(), *filter(None, [files.stacked])])
-    if output and target.parent == output:
-        output.mkdir(parents=True, exist_ok=True)
-    for path in outputs:
-        check_output(path, overwrite)
-    check_not_reference(files, target)
-    return outputs
+        return ((job, None) for job in jobs)
+    waiting, reading = tee(jobs)
+    return zip(waiting, read_ahead(partial(load_case, job.files, stride) for job in reading), strict=True)
 
 
 def segment_one(
@@ -153,6 +160,7 @@ def segment_one(
     outputs: list[Path],
     config: SegmentConfig,
     quiet: bool,
+    overwrite: bool,
     loading: Future[LoadedCase] | None = None,
 ) -> dict[str, object]:
     """Segment a case, write its label map and, where a second path is given, its picture; show the tables.
@@ -164,23 +172,23 @@ def segment_one(
     target, *pictures = outputs
     with console.progress(quiet) as on_progress:
         show_plan = (lambda plan: None) if quiet else console.show_plan
-        result = segment_case(files, target, config, on_progress, show_plan, loading)
+        result = segment_case(files, target, config, on_progress, show_plan, loading, overwrite)
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
     for picture in pictures:
-        write_preview(result, picture, f"{stem(target)} (lowmem-brats, {result.report.weights})")
+        write_preview(result, picture, f"{stem(target)} (lowmem-brats, {result.report.weights})", overwrite)
     if not quiet:
         console.show_segmentation(result.report)
         console.out.print("wrote        " + "\n             ".join(map(str, outputs)))
     return asdict(result.report)
 
 
-def write_preview(result: Segmentation, path: Path, title: str) -> None:
-    """Draw the result's picture and write it whole or not at all."""
+def write_preview(result: Segmentation, path: Path, title: str, overwrite: bool) -> None:
+    """Draw the result's picture and write it whole or not at all. Raises InputError as `replace_when_complete`."""
     from lowmem_brats.labels import CONVENTIONS
     from lowmem_brats.preview import draw_preview
 
     case, convention = result.case, CONVENTIONS[result.report.labels]
     image = draw_preview(case.images_CXYZ, result.label_XYZ, convention, case.spacing_mm, title)
-    with replace_when_complete(path) as partial:
+    with replace_when_complete(path, overwrite) as partial:
         image.save(partial, format="PNG")

@@ -1,0 +1,131 @@
+"""What became of each case of one `segment` command: counted, told, and written to its report."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lowmem_brats.case_files import stem
+from lowmem_brats.cli import console
+from lowmem_brats.cli.failures import UnforeseenError, explain, full_text
+from lowmem_brats.errors import InputError, LowmemError
+from lowmem_brats.files import check_output, replace_when_complete
+
+SOME_FAILED = 3
+"""Exit code of a command of whose cases some failed and some did not."""
+
+
+class Cohort:
+    """What became of each case: counted, told, and written to the report after each, so that no crash loses more."""
+
+    def __init__(self, several: bool, report: Path | None, overwrite: bool, quiet: bool) -> None:
+        """`several`: a case that fails does not end the command, and a report that is there already is continued.
+
+        Raises InputError where `report` cannot be written, or is another file.
+        """
+        self._several, self._report, self._overwrite, self._quiet = several, report, overwrite, quiet
+        self._status: dict[Path, str] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._content: bytes | None = None
+        """What this command knows to be in the report; None: nothing."""
+        self._unwritten: LowmemError | None = None
+        if report:
+            if stem(report) != report.name:
+                raise InputError(report, "is the name of an image", "a .json file", "Choose another --report.")
+            if several and not overwrite:
+                self._continue(report)
+            check_output(report, overwrite or self._content is not None)
+
+    def _continue(self, report: Path) -> None:
+        """Take over the entries where there is a report of `segment` already."""
+        try:
+            content = report.read_bytes()
+            self._entries = {entry["case"]: entry for entry in json.loads(content)["cases"] if entry["status"]}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return
+        self._content = content
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Around all cases: show the counts at the end, also of an interrupt.
+
+        Raises click's Exit where cases failed, and an InputError where the report could not be written.
+        """
+        try:
+            yield
+        except BaseException:
+            if self._several:
+                console.err.print(f"stopped: {self._counts()}; the same command goes on with the rest")
+            raise
+        failed = [str(path) for path, status in self._status.items() if status == "failed"]
+        if self._several and (failed or not self._quiet):
+            console.err.print(self._counts() + (f": {', '.join(failed)}" if failed else ""))
+        if self._unwritten:
+            raise self._unwritten
+        if failed:
+            raise click.exceptions.Exit(SOME_FAILED if len(failed) < len(self._status) else 2)
+
+    def _counts(self) -> str:
+        counts = Counter(self._status.values())
+        return ", ".join(f"{counts[status]} {status}" for status in ("done", "skipped", "failed"))
+
+    @contextmanager
+    def case(self, path: Path) -> Iterator[None]:
+        """Around the work on one case: what goes wrong there is told and is this case's failure alone.
+
+        Of a command for one case it is raised, as a LowmemError. Interrupts pass through.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # nobody reads the output any more
+                raise
+            told = explain(error, path)
+            facts: dict[str, Any] = {"error": dict(vars(told))}
+            if isinstance(told, UnforeseenError):
+                facts["traceback"] = full_text(error)
+            self._add(path, "failed", facts)
+            if not self._several:
+                raise told from (None if told is error else error)
+            named = "" if str(path) in str(told) else f"{path}: "
+            console.err.print(f"Error: {named}{told}", style="red")
+
+    def done(self, path: Path, facts: dict[str, Any]) -> None:
+        """Count a case as segmented; `facts` go into the report."""
+        self._add(path, "done", facts)
+
+    def skip(self, path: Path, output: Path) -> None:
+        """Count a case as segmented before; what the report says of it already stays."""
+        if not self._quiet:
+            console.err.print(f"{path}: skipped: {output} exists (--overwrite segments it anew)")
+        before = self._entries.get(str(path), {})
+        kept = {key: value for key, value in before.items() if key not in ("case", "status", "error", "traceback")}
+        self._add(path, "skipped", {"output": str(output)} | kept)
+
+    def _add(self, path: Path, status: str, facts: dict[str, Any]) -> None:
+        self._status[path] = status
+        self._entries[str(path)] = {"case": str(path), "status": status} | facts
+        if not self._report:
+            return
+        try:
+            self._write(self._report)
+            self._unwritten = None
+        except (LowmemError, OSError) as error:  # tried again after the next case
+            self._unwritten = explain(error, self._report)
+            console.warn(f"the report is not written: {self._unwritten}")
+
+    def _write(self, report: Path) -> None:
+        if self._content is not None and report.exists() and report.read_bytes() != self._content:
+            found = "was changed by another program while this command ran"
+            raise InputError(report, found, "a report of this command alone", "Choose another --report.")
+        content = (json.dumps({"cases": list(self._entries.values())}, indent=2) + "\n").encode()
+        with replace_when_complete(report, self._overwrite or self._content is not None) as partial:
+            partial.write_bytes(content)
+        self._content = content

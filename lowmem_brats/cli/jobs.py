@@ -1,0 +1,156 @@
+"""Which cases a `segment` command means, and where the results of each go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lowmem_brats.case_files import CaseFiles, kind_of, niftis
+from lowmem_brats.cli import console
+from lowmem_brats.errors import InputError
+from lowmem_brats.files import check_apart, check_output
+
+ELSEWHERE = "Pass --overwrite, or -o elsewhere."
+DEEPEST, MOST_FOLDERS = 4, 1000
+"""How far below a folder without images they are looked for, to name the place."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case to segment."""
+
+    path: Path
+    """As the user names it."""
+    files: CaseFiles
+    outputs: list[Path]
+    """Of the label map and, where wanted, the picture."""
+    done: bool
+    """Whether the very result is there already, to be skipped."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a command says of all its cases; makes their jobs one after the other."""
+
+    find: Callable[[Path], CaseFiles]
+    output: str | None
+    preview: bool
+    overwrite: bool
+    origin: Callable[[CaseFiles], str]
+    """As `segment.origin`, for the command's weights and settings."""
+    skip: bool
+    """Whether a case that is done already needs no job."""
+    taken: set[Path] = field(default_factory=set)
+    """Outputs of the command so far, resolved."""
+
+    def job(self, path: Path) -> Job:
+        """Find a case and where its results go.
+
+        Raises InputError: no case there, outputs that exist, cannot be written or would replace other files.
+        """
+        from lowmem_brats.segment import check_not_reference, output_path
+
+        try:
+            files = self.find(path)
+        except InputError:
+            _check_holds_images(path)
+            raise
+        target = output_path(files, self.output)
+        outputs = [target, target.with_name(f"{files.case_id}_preview.png")] if self.preview else [target]
+        check_apart(outputs, [*files.images.values(), *filter(None, [files.stacked])], self.taken)
+        check_output(target, overwrite=True)
+        if os.path.isfile(target) and not self.overwrite and self._is_result(target, files):
+            return Job(path, files, outputs, done=True)
+        check_not_reference(files, target)
+        if os.path.lexists(target) and not self.overwrite:
+            raise InputError(target, "exists already", "a new file", ELSEWHERE)
+        for each in outputs:
+            check_output(each, self.overwrite)
+        return Job(path, files, outputs, done=False)
+
+    def _is_result(self, target: Path, files: CaseFiles) -> bool:
+        """Whether `target` was made of the same images, with the same weights and settings, and corrected or not.
+
+        Raises InputError where this program made it otherwise. Always False where nothing is to be skipped.
+        """
+        from lowmem_brats.nifti import origin_of
+
+        made_from = None
+        with suppress(InputError):
+            made_from = origin_of(target)
+        if not self.skip or made_from is None:
+            return False
+        if made_from != self.origin(files):
+            found = "exists already, made of other images, with other settings or by another version"
+            raise InputError(target, found, "a new file", ELSEWHERE)
+        return True
+
+
+def case_folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
+    """The cases that the paths mean, each once: a folder without images stands for the folders in it that hold some.
+
+    The `output` folder is no case. Warns of folders that are left out because they hold no images.
+    """
+    return list(dict.fromkeys(case for path in paths for case in _cases_in(path, output) or [path]))
+
+
+def _cases_in(path: Path, output: Path | None) -> list[Path]:
+    """The folders in `path` that hold images; none where it is no folder or itself a case."""
+    if not os.path.isdir(path) or _may_hold_images(path):
+        return []
+    folders = [folder for folder in _subfolders(path) if not (output and folder.resolve() == output.resolve())]
+    cases = [folder for folder in folders if _may_hold_images(folder)]
+    left_out = [folder.name for folder in folders if folder not in cases]
+    if cases and left_out:
+        console.warn(f"{path}: folders left out, because no images lie in them: {', '.join(left_out)}")
+    return cases
+
+
+def _may_hold_images(folder: Path) -> bool:
+    """Whether NIfTI files that are no label maps lie in it; also where it cannot be told, so that reading it tells."""
+    try:
+        return any(kind_of(path) != "seg" for path in niftis(folder))
+    except (InputError, OSError):
+        return True
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """By name, without hidden ones; links that lead nowhere count, so that they are told."""
+    found: list[Path] = []
+    with suppress(OSError):
+        found = sorted(p for p in folder.iterdir() if os.path.isdir(p) or not os.path.exists(p))
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def _check_holds_images(path: Path) -> None:
+    """Raise InputError for a folder without a NIfTI file, and say where the nearest lie."""
+    if not os.path.isdir(path) or niftis(path):
+        return
+    found, advice = "no .nii or .nii.gz file in it", "Check the path."
+    if nearest := _nearest(path):
+        found, advice = f"{found}; the nearest lie in {nearest}", "Pass the folders that hold the images."
+    raise InputError(path, found, "a case folder, or a folder of case folders", advice)
+
+
+def _nearest(path: Path) -> Path | None:
+    """The first folder below that holds NIfTI files."""
+    level = [path]
+    for _ in range(DEEPEST):
+        level = [below for folder in level for below in _subfolders(folder) if os.path.isdir(below)][:MOST_FOLDERS]
+        for folder in level:
+            with suppress(InputError, OSError):
+                if niftis(folder):
+                    return folder
+    return None
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder for the results, before any work. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found, expected = f"cannot be made ({error.strerror})", "a folder, or a .nii or .nii.gz file"
+        raise InputError(folder, found, expected, "Choose another -o.") from error
