@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ def main() -> None:
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         arrived.add(number)
         # A finalizer drops an exception, and a library may turn it into another: it is raised until the command ends.
-        again = threading.Timer(AGAIN_S, signal.raise_signal, [number])
+        again = threading.Timer(AGAIN_S, _send, [number])
         again.daemon = True
         again.start()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
@@ -38,6 +39,14 @@ def main() -> None:
         sys.unraisablehook = sys.__unraisablehook__
         for number, handler in usual.items():
             signal.signal(number, signal.SIG_IGN if number in arrived else handler)
+
+
+def _send(number: int) -> None:
+    """Send this process a signal that interrupts what its main thread waits for; Windows knows no such."""
+    if os.name == "nt":
+        signal.raise_signal(number)
+    else:
+        os.kill(os.getpid(), number)
 
 
 def _show_dropped(dropped: Any) -> None:
