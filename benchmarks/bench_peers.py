@@ -29,6 +29,7 @@ import torch
 from bench_speed import ProcessPeak, segment_counting, slices_gmac
 from peers import PEERS, gmac
 
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import CaseFiles, find_case
 from lowmem_brats.cli import console
 from lowmem_brats.cli.bench import conditions
@@ -38,7 +39,6 @@ from lowmem_brats.memory.budget import MemoryBudget, format_budget
 from lowmem_brats.memory.device import PeakMeter
 from lowmem_brats.memory.planner import plan_inference
 from lowmem_brats.networks import build_network
-from lowmem_brats.nifti import read_case
 from lowmem_brats.segment import SegmentReport, segment_case
 from lowmem_brats.weights import WeightsFile, open_set, save_network, write_index
 

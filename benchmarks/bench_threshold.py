@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.case_list import read_cases
 from lowmem_brats.cli.bench import conditions
@@ -26,7 +27,7 @@ from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.memory.step import predict_batch
 from lowmem_brats.metrics import mask_dice
 from lowmem_brats.networks import SliceNetwork, stride_of
-from lowmem_brats.nifti import read_case, read_label
+from lowmem_brats.nifti import read_label
 from lowmem_brats.predict import place
 from lowmem_brats.slices import SliceStack, cut_label, occupied, prepare
 from lowmem_brats.weights import load_network, open_set

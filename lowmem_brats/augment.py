@@ -1,4 +1,4 @@
-"""Training slices changed at random: the paper's nine warps in one interpolation, intensities, lost modalities.
+"""Change training slices at random: the paper's nine warps in one interpolation, intensities, lost modalities.
 
 Source of the warps: Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor
 Segmentation", Table I: left–right flip, two translations, two scalings, two shears, rotation, elastic transform. Two
@@ -7,8 +7,8 @@ and gain are among the augmentations of Isensee et al. 2021, "nnU-Net: a self-co
 learning-based biomedical image segmentation"; how often and how strongly each acts, the offset and the bias field are
 this project's choice.
 
-Sampling is apart from application, so an augmentation can be replayed. Each slice is computed in the same way whatever
-else is in the batch, so micro-batches give exactly what the batch gives.
+Parameters are sampled first and applied later, so an augmentation can be replayed. A slice gives the same result
+whatever else is in its batch, so micro-batches give exactly what the whole batch gives.
 Shape suffixes: N slices, C modalities, K regions, H W in-plane, h w a coarse grid.
 """
 
@@ -24,17 +24,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-WARP_PROBABILITY = 0.9  # of all nine: the network also sees slices as they are
+WARP_PROBABILITY = 0.9  # of all nine together: the network also sees some slices as they are
 FLIP_PROBABILITY = 0.5
 TRANSLATION = 0.1  # of the slice's size
 SCALE = 0.25  # the paper's 0.1, 0.05 and 15 are for hundreds of patients
 SHEAR = 0.1
 ROTATION_DEGREES = 30.0
 ELASTIC_ALPHA, ELASTIC_SIGMA = 600.0, 30.0  # pixels
-ELASTIC_STEP = 8  # the field is that smooth: one noise value per 8×8 pixels describes it
+ELASTIC_STEP = 8  # pixels; the field is so smooth that one noise value per 8×8 pixels describes it
 
-GAMMA_PROBABILITY, GAMMA = 0.3, 1.5  # from 1 / GAMMA, which brightens, to GAMMA, which darkens, each half the time
-BIAS_PROBABILITY, BIAS = 0.3, 0.2  # of the logarithm of the field at the points of a coarse grid
+GAMMA_PROBABILITY, GAMMA = 0.3, 1.5  # exponents from 1 / GAMMA (brightens) to GAMMA (darkens), each half the time
+BIAS_PROBABILITY, BIAS = 0.3, 0.2  # largest logarithm of the field at the points of a coarse grid
 BIAS_GRID = 4  # points along each side
 BIAS_MEAN = 3.0
 """Mean ÷ standard deviation of the brain's values before z-scoring: 1.9 (T2) to 4.3 (T1) in two BraTS cases.
@@ -43,47 +43,47 @@ A bias field multiplies the scanner's values I, but slices hold z = (I − mean)
 I = deviation · (z + c), so I · field has the z-score (z + c) · field − c.
 """
 CONTRAST_PROBABILITY, GAIN, OFFSET = 0.5, 0.3, 0.3  # offset: of a brain's standard deviation
-BLUR_PROBABILITY, BLUR = 0.2, 2.0  # largest sigma in pixels, of each modality and axis: slices of 5 mm, resampled
+BLUR_PROBABILITY, BLUR = 0.2, 2.0  # largest sigma in pixels, per modality and axis: as slices of 5 mm look, resampled
 BLUR_RADIUS = 5  # pixels to either side
 NOISE_PROBABILITY, NOISE = 0.2, 0.15  # largest sigma, of a brain's standard deviation
 MOST_LOST = 2  # modalities
-EPSILON = 1e-6  # stands in for a divisor of 0, and for a value of 0 inside the brain, which would mean background
+EPSILON = 1e-6  # replaces a divisor of 0, and a value of 0 inside the brain, which would mean background
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw for N slices; where an operation is off, its parameters are neutral."""
+    """The parameters drawn for N slices; those of an operation that is off change nothing."""
 
     matrix_N22: Floats
     """Centred output (x, y) → centred input (x, y), pixels; off: identity."""
     shift_N2: Floats
     """Added to the input (x, y), pixels; off: 0."""
     elastic_N2hw: Floats
-    """Also added, smooth, one value per ELASTIC_STEP pixels; off: 0."""
+    """Also added to the input (x, y), pixels; smooth, one value per ELASTIC_STEP pixels; off: 0."""
     gamma_NC: Floats
     """Exponent on the brain's values between their least and largest; off: 1."""
     bias_NChw: Floats
     """Logarithm of the bias field; off: 0."""
     gain_NC: Floats
     offset_NC: Floats
-    """The brain's values times the gain plus the offset; off: 1 and 0."""
+    """The brain's values are multiplied by the gain, then the offset is added; off: 1 and 0."""
     blur_N2C: Floats
     """Sigma of the Gaussian blur along H and along W, pixels; off: 0."""
     sigma_NC: Floats
     """Standard deviation of the noise; off: 0."""
     seed_N: npt.NDArray[np.int64]
-    """Of the noise."""
+    """Seed of the noise."""
     kept_NC: npt.NDArray[np.bool_]
     """Which modalities are not lost."""
 
     def part(self, start: int, stop: int) -> Augmentation:
-        """The draw of slices start to stop: what it makes of them is exactly what the whole makes of them."""
+        """The parameters of slices `start` to `stop`; applying them gives exactly what applying all of them gives."""
         return Augmentation(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
     def repeated(self, times: int) -> Augmentation:
-        """The same for slices whose neighbours are further channels: what happens to a modality happens in all."""
+        """The parameters for slices with neighbours as further channels: all channels of a modality change alike."""
         repeats = {}
         for field in fields(self):
             axes = field.name.rpartition("_")[2]
@@ -98,10 +98,10 @@ def sample_augmentation(
     modality_dropout: float,
     symmetric_N: npt.NDArray[np.bool_] | bool = True,
 ) -> Augmentation:
-    """Draw for every slice of a batch, each on its own.
+    """Draw an augmentation for a batch, independently for each slice.
 
     `modality_dropout`: share of slices, 0 to 1, that lose one or two modalities, never all; `symmetric_N`: bool, which
-    slices may be flipped.
+    slices may be flipped left to right.
     """
     n, channels, height, width = shape_NCHW
 
@@ -118,7 +118,7 @@ def sample_augmentation(
     warp_N, contrast_N = chosen(WARP_PROBABILITY), chosen(CONTRAST_PROBABILITY)
     noise_N2hw = uniform(1.0, 2, -(-height // ELASTIC_STEP), -(-width // ELASTIC_STEP))
     bias_NChw = uniform(BIAS, channels, BIAS_GRID, BIAS_GRID)
-    bias_NChw -= bias_NChw.mean(axis=(2, 3), keepdims=True)  # z-scoring takes out what is the same everywhere
+    bias_NChw -= bias_NChw.mean(axis=(2, 3), keepdims=True)  # a factor common to all pixels would vanish in z-scoring
     return Augmentation(
         matrix_N22=switched(warp_N, _draw_matrices(rng, n, symmetric_N), np.eye(2)),
         shift_N2=switched(warp_N, uniform(TRANSLATION, 2) * (width, height), 0),
@@ -156,14 +156,14 @@ def _draw_matrices(
 
 
 def _smooth(noise_N2hw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Elastic displacement in pixels of the stated alpha and sigma, from U(−1, 1) on the coarse grid."""
+    """Elastic displacement in pixels, with ELASTIC_ALPHA and ELASTIC_SIGMA, from U(−1, 1) noise on the coarse grid."""
     sigma = ELASTIC_SIGMA / ELASTIC_STEP
 
     def gaussian(length: int) -> npt.NDArray[np.float64]:
         points = np.arange(length) / sigma
         return np.exp(-((points[:, None] - points) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi))
 
-    # The mean of 8×8 fine noise values varies 8 times less than one of them.
+    # One coarse value stands for the mean of 8×8 fine ones, whose standard deviation is 8 times smaller.
     alpha = ELASTIC_ALPHA / ELASTIC_STEP
     return alpha * gaussian(noise_N2hw.shape[2]) @ noise_N2hw @ gaussian(noise_N2hw.shape[3])
 
@@ -176,11 +176,11 @@ def _draw_kept(rng: np.random.Generator, n: int, channels: int, dropout: float) 
 
 
 def apply_augmentation(augmentation: Augmentation, slices_NCHW: Tensor, target_NKHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp slices (bilinear) and targets (nearest) by one set of coordinates, then change the slices' intensities.
+    """Warp slices (bilinear) and targets (nearest) by the same coordinates, then change the slices' intensities.
 
-    `slices_NCHW`: fp32 z-scores, background 0, C as drawn or, with neighbours, a multiple; `target_NKHW`: float 0 or 1;
-    both on one device. Returns new tensors of the same shapes; background and lost modalities are exactly 0, brain is
-    not.
+    `slices_NCHW`: fp32 z-scores, background 0, with the C of the draw, or a multiple of it if neighbours are further
+    channels; `target_NKHW`: float 0 or 1; both on one device. Returns new tensors of the same shapes, in which
+    background and lost modalities are exactly 0 and brain is never 0.
     """
     slices_NCHW, target_NKHW = _warp(augmentation, slices_NCHW, target_NKHW)
     augmentation = augmentation.repeated(slices_NCHW.shape[1] // augmentation.gamma_NC.shape[1])
@@ -188,7 +188,7 @@ def apply_augmentation(augmentation: Augmentation, slices_NCHW: Tensor, target_N
 
 
 def _warp(augmentation: Augmentation, slices_NCHW: Tensor, target_NKHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Slices that do not move are copied: interpolated, brain would leak into background by rounding."""
+    """Warp slices and targets. Slices that do not move are copied: rounding would leak brain into background."""
     height, width = slices_NCHW.shape[2:]
     grid_NHW2 = _grid(augmentation, (height, width), slices_NCHW.device)
     warped_NCHW = functional.grid_sample(slices_NCHW, grid_NHW2, align_corners=False)
@@ -204,7 +204,7 @@ def _warp(augmentation: Augmentation, slices_NCHW: Tensor, target_NKHW: Tensor) 
 
 
 def _grid(augmentation: Augmentation, size_HW: tuple[int, int], device: torch.device) -> Tensor:
-    """Where each output pixel comes from, (x, y) in [−1, 1] from edge to edge, [N, H, W, 2]."""
+    """Where in the input each output pixel comes from: (x, y) from −1 to 1, edge to edge, [N, H, W, 2]."""
     height, width = size_HW
     matrix_N22, shift_N2, elastic_N2hw = (
         torch.from_numpy(values).to(device)
@@ -213,7 +213,7 @@ def _grid(augmentation: Augmentation, size_HW: tuple[int, int], device: torch.de
     x_W = torch.arange(width, device=device) - (width - 1) / 2
     y_H1 = torch.arange(height, device=device)[:, None] - (height - 1) / 2
     pixel_211 = torch.tensor([2 / width, 2 / height], device=device)[:, None, None]
-    # Scaled while small: one value per row, per column and per point of the coarse grid.
+    # Scaled to −1…1 before broadcasting, while there is one value per row, per column and per point of the coarse grid.
     from_x_N21W = (matrix_N22[:, :, :1, None] * x_W + shift_N2[:, :, None, None]) * pixel_211
     from_y_N2H1 = matrix_N22[:, :, 1:, None] * y_H1 * pixel_211
     grid_N2HW = functional.interpolate(elastic_N2hw * pixel_211, size_HW, mode="bilinear", align_corners=False)
@@ -221,7 +221,10 @@ def _grid(augmentation: Augmentation, size_HW: tuple[int, int], device: torch.de
 
 
 def _change_intensities(augmentation: Augmentation, slices_NCHW: Tensor) -> Tensor:
-    """In place. What sums over pixels or draws noise works on one slice at a time, so micro-batches change nothing."""
+    """Change intensities in place.
+
+    Operations that sum over pixels or draw noise take one slice at a time, so that micro-batches change nothing.
+    """
     device = slices_NCHW.device
     gamma_NC11, gain_NC11, offset_NC11, sigma_NC11, kept_NC11 = (
         torch.from_numpy(values_NC).to(device)[:, :, None, None]
@@ -252,7 +255,7 @@ def _change_intensities(augmentation: Augmentation, slices_NCHW: Tensor) -> Tens
 
 
 def _blur(slice_CHW: Tensor, sigma_2C: Tensor) -> Tensor:
-    """Gaussian blur of each modality, along H and along W, as of a scan of lower resolution."""
+    """Blur each modality along H and along W with a Gaussian, as if the scan had a lower resolution."""
     points_k = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=sigma_2C.device)
     kernel_2Ck = torch.exp(-((points_k / sigma_2C[..., None].clamp(min=EPSILON)) ** 2) / 2)
     kernel_2Ck /= kernel_2Ck.sum(dim=-1, keepdim=True)
@@ -262,9 +265,9 @@ def _blur(slice_CHW: Tensor, sigma_2C: Tensor) -> Tensor:
 
 
 def _apply_gamma(slice_CHW: Tensor, brain_CHW: Tensor, gamma_C11: Tensor) -> Tensor:
-    """Raise the brain's values, from their least to their largest, to a power; mean and deviation stay, as z-scored."""
+    """Raise the brain's values, counted from their smallest, to a power, then restore their mean and deviation."""
     low_C11 = slice_CHW.masked_fill(~brain_CHW, torch.inf).amin((1, 2), keepdim=True)
-    # To divide by the range, high − low, would change nothing: a factor goes when the deviation is restored.
+    # Dividing by the range (high − low) is not needed: restoring the deviation removes any factor.
     curved_CHW = (slice_CHW - low_C11).clamp(min=0) ** gamma_C11
     mean_C11, deviation_C11 = _moments(slice_CHW, brain_CHW)
     curved_mean_C11, curved_deviation_C11 = _moments(curved_CHW, brain_CHW)

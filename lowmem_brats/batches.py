@@ -1,7 +1,7 @@
-"""The batches of a training: which slices a step learns from, read ahead, and how each is augmented.
+"""The batches of a training: which slices each step learns from and how they are augmented, read one batch ahead.
 
-Every draw follows from the seed and the step's number, so a training that goes on from a checkpoint draws what it would
-have drawn. Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
+Every draw follows from the seed and the step's number, so a resumed training draws what it would have drawn without
+the interruption. Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from lowmem_brats.transplant import draw_donors, transplant
 
 @dataclass(frozen=True)
 class Batch:
-    """The slices of one step, on the host, not augmented yet."""
+    """The slices and targets of one step, on the host, with the augmentation still to be applied."""
 
     slices_NCHW: Tensor
     target_NKHW: Tensor
     augmentation: Augmentation | None
 
     def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
-        """The batch in parts of at most `size` slices, on the host, each augmented on the device."""
+        """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""
         parts = split_batch(self.slices_NCHW, self.target_NKHW, size)
         if self.augmentation is None:
             return parts
@@ -48,7 +48,7 @@ class Batch:
 
 
 class Batches:
-    """All batches of one network's training; of each, the share of this process."""
+    """All batches of one network's training; with several processes, the share of this one."""
 
     def __init__(self, cases: Sequence[CachedCase], regions: tuple[Region, ...], config: TrainConfig) -> None:
         self._cases, self._regions, self._config = cases, regions, config
@@ -59,17 +59,17 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Steps that see as many slices as there are."""
+        """Steps per epoch: together they draw as many slices as there are."""
         return max(len(self._rows) // self._config.batch, 1)
 
     def read(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 0, from its `first` on, each read while the one before is in use."""
+        """Yield the batches of an epoch (from 0), beginning with number `first`; each is read one batch ahead."""
         order = self._draw(self._rng(0, epoch))
         for batch in read_ahead(partial(self._read, order, epoch, n) for n in range(first, self.per_epoch)):
             yield batch.result()
 
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """As many rows as there are, each as often as its weight says, up to less than once; in any order."""
+        """Draw as many rows as there are, in random order: each as often as its weight says, rounded up or down."""
         points = (np.arange(len(self._rows)) + rng.random()) / len(self._rows)
         return rng.permutation(np.minimum(np.searchsorted(self._until, points), len(self._rows) - 1))
 

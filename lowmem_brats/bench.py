@@ -1,6 +1,7 @@
-"""The peak-memory benchmark: what each plan was predicted to need, what it needed, and how long it took.
+"""The benchmark of plans: the bytes that each was predicted to need, the bytes that it needed, and its time.
 
-Runs the very steps of `segment` and `train` on slices of noise. Shape suffixes: N slices, C modalities, H W in-plane.
+It runs the same steps as `segment` and `train`, on slices of noise.
+Shape suffixes: N slices, C modalities, H W in-plane.
 """
 
 from __future__ import annotations
@@ -37,34 +38,34 @@ OnRow = Callable[["Row"], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One plan, run."""
+    """One plan and what running it took."""
 
     network: str
     """As `networks.title_of` names it."""
     job: str
     budget: str
     plan: InferencePlan | TrainPlan | None
-    """None where nothing fits."""
+    """None if nothing fits the budget."""
     measured_bytes: int = 0
     """Peak of tensors: allocated on CUDA, live on the CPU."""
     reserved_bytes: int = 0
     """Most that CUDA's allocator took from the card; 0 on the CPU."""
     seconds: float = 0.0
-    """Per slice when segmenting, per optimisation step when training; the median."""
+    """Median time per slice when segmenting, per optimisation step when training."""
     tensor_bytes: int | None = None
-    """What the budget left for tensors; None: no limit."""
+    """The part of the budget that was left for tensors; None: no limit."""
     out_of_memory: bool = False
-    """The plan was made, but the device had no room for it."""
+    """Whether the device ran out of memory although a plan was made."""
 
     @property
     def within(self) -> bool:
-        """Whether it stayed inside the budget: live tensors on the CPU; on CUDA all that its allocator took."""
+        """Whether it stayed inside the budget: live tensors on the CPU, all that the allocator took on CUDA."""
         if self.plan is None or self.out_of_memory:
             return False
         if self.tensor_bytes is None:
             return True
         if torch.device(self.plan.device).type == "cuda":
-            # The rest of the reserve is the context, which is there as measured.
+            # Of the reserve only the work space is in the allocator; the rest is the context, which was measured.
             return self.reserved_bytes <= self.tensor_bytes + cuda.WORKSPACE
         return self.measured_bytes <= self.tensor_bytes
 
@@ -78,7 +79,11 @@ def bench_memory(
     precision: str,
     on_row: OnRow = lambda row: None,
 ) -> list[Row]:
-    """Plan and run every network in every budget, segmenting and training; rows in that order."""
+    """Plan and run every network, segmenting and training, in every budget.
+
+    `budgets`: as `--vram` takes them; `size_HW`: of a slice, pixels; `batch`: slices per training step; `on_row` is
+    called with each row when it is done. Returns the rows by network, then job, then budget.
+    """
     rows = []
     for network in networks:
         for job in JOBS:
@@ -108,7 +113,10 @@ def bench_concessions(
     precision: str,
     on_row: OnRow = lambda row: None,
 ) -> list[Row]:
-    """Run a training step under each concession of the planner, to compare its time with the planner's estimate."""
+    """Run a training step under each concession of the planner, to compare its time with the planner's estimate.
+
+    Arguments as `bench_memory`. Raises InputError for slices that the network cannot take.
+    """
     check_slices(network, size_HW, batch)
     rows = []
     for plan in _concessions(network, size_HW, batch, device, precision):
@@ -127,14 +135,14 @@ def _concessions(
 
 
 def _run(network: NetworkConfig, row: Row, plan: InferencePlan | TrainPlan, size_HW: tuple[int, int]) -> Row:
-    """The row with what running its plan took, or that there was no room."""
-    empty_cache()  # what the row before left would count here
+    """Run a row's plan; returns the row with its measurements, or marked as out of memory."""
+    empty_cache()  # memory left by the row before would count here
     try:
         measured, reserved, seconds = run_plan(network, plan, size_HW)
         return replace(row, measured_bytes=measured, reserved_bytes=reserved, seconds=seconds)
     except torch.OutOfMemoryError:
         pass
-    # Only here, outside the except block, has the failed run let go of its tensors.
+    # Outside the except block, because only here has the failed run released its tensors.
     empty_cache()
     return replace(row, out_of_memory=True)
 
@@ -142,7 +150,11 @@ def _run(network: NetworkConfig, row: Row, plan: InferencePlan | TrainPlan, size
 def run_plan(
     config: NetworkConfig, plan: InferencePlan | TrainPlan, size_HW: tuple[int, int], repeats: int = 3
 ) -> tuple[int, int, float]:
-    """Peak bytes of one metered step, bytes that CUDA's allocator took for all, median seconds of `repeats` others."""
+    """Run a plan on noise.
+
+    Returns the peak bytes of one metered step, the bytes that CUDA's allocator took in all (0 on the CPU), and the
+    median seconds of `repeats` further steps, per slice when segmenting.
+    """
     device = torch.device(plan.device)
     generator = torch.Generator().manual_seed(0)
     slices_NCHW = torch.randn(plan.batch, config.channels, *size_HW, generator=generator)
@@ -153,7 +165,7 @@ def run_plan(
     else:
         step, resident = _training(network, plan, slices_NCHW)
         per_call = 1
-    step()  # first calls allocate and choose kernels; in training, Adam makes its state
+    step()  # not measured: the first call allocates and chooses kernels, and in training Adam makes its state
     with PeakMeter(device, *network.parameters(), *network.buffers(), *resident()) as meter:
         step()
     peak = meter.peak_bytes

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lowmem_brats.case_files import CaseFiles
-from lowmem_brats.case_list import patient_of
+from lowmem_brats.case_list import LabelledCase
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import Region
 from lowmem_brats.slice_cache import CachedCase
@@ -25,15 +24,20 @@ from lowmem_brats.slices import centre_in, views_of, with_context
 class Split:
     """Cases by what they are used for; no patient is in two parts."""
 
-    training: tuple[CaseFiles, ...]
-    validation: tuple[CaseFiles, ...]
+    training: tuple[LabelledCase, ...]
+    validation: tuple[LabelledCase, ...]
     """To choose the best epoch."""
-    test: tuple[CaseFiles, ...]
+    test: tuple[LabelledCase, ...]
     """Scored once, at the end."""
+
+    @property
+    def parts(self) -> tuple[tuple[LabelledCase, ...], ...]:
+        """The three, in this order."""
+        return self.training, self.validation, self.test
 
 
 def split_cases(
-    cases: Sequence[CaseFiles], validation: float, test: float, fold: tuple[int, int] | None, seed: int
+    cases: Sequence[LabelledCase], validation: float, test: float, fold: tuple[int, int] | None, seed: int
 ) -> Split:
     """Split by patient, the same for the same seed and names.
 
@@ -41,7 +45,7 @@ def split_cases(
     not all, 0: none; `fold`: (k, n), validate on the k-th of n folds of those not held out instead. Raises InputError
     for too few patients.
     """
-    patients = sorted({patient_of(case.case_id) for case in cases})
+    patients = sorted({case.patient for case in cases})
     order = [patients[i] for i in np.random.default_rng(seed).permutation(len(patients))]
     held_out = round(test * len(order))
     rest = order[held_out:]
@@ -49,12 +53,16 @@ def split_cases(
     if len(rest) < needed:
         found = f"{len(rest)} labelled patient{'' if len(rest) == 1 else 's'}"
         besides = f" besides {held_out} held out for the test" if held_out else ""
-        raise InputError("training data", found + besides, f"at least {needed}", "Add cases.")
+        advice = "Add cases."
+        if len(patients) < len(cases):
+            besides += f", in {len(cases)} cases"
+            advice = "Add patients, or say in the column `patient` of a CSV or JSON list whom each case shows."
+        raise InputError("training data", found + besides, f"at least {needed}", advice)
     chosen = min(max(round(validation * len(order)), 1), len(rest) - 1) if validation else 0
     validated = set(rest[fold[0] - 1 :: fold[1]] if fold else rest[:chosen])
     parts = set(rest) - validated, validated, set(order[:held_out])
     ordered = sorted(cases, key=lambda case: case.case_id)
-    return Split(*(tuple(case for case in ordered if patient_of(case.case_id) in part) for part in parts))
+    return Split(*(tuple(case for case in ordered if case.patient in part) for part in parts))
 
 
 def frame_of(cases: Sequence[CachedCase], views: int) -> tuple[int, int]:

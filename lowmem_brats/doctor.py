@@ -1,4 +1,4 @@
-"""What this machine can do, and what to change where it cannot: for `lowmem-brats doctor`. Works without a GPU."""
+"""Find out what this machine can do and what to change, for `lowmem-brats doctor`. Works without a GPU."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Finding:
     name: str
     value: str
     advice: str = ""
-    """What to do about it; empty where all is well."""
+    """What to do about it; empty if all is well."""
 
 
 def diagnose() -> list[Finding]:
-    """Look at Python, torch, the processor, every card and the shipped weights; never raises for a broken part."""
-    plans = _plans()  # first, because looking at the cards makes the context whose size it measures
+    """Check Python, torch, the processor, every card and the shipped weights; a broken part is a finding, no error."""
+    plans = _plans()  # first: it measures the CUDA context, which looking at the cards would already create
     return [
         Finding("lowmem-brats", __version__),
         Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -73,7 +73,7 @@ def _working_card(index: int) -> Finding:
 
 
 def _first_line(error: RuntimeError) -> str:
-    """CUDA's errors go on for a screen about debugging."""
+    """The first line of an error: CUDA's go on about debugging for a whole screen."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -100,7 +100,7 @@ def _weights() -> Finding:
 
 
 def _plans() -> list[Finding]:
-    """How this machine would segment and train with all the memory that it has."""
+    """How this machine would segment and train if it used all its memory."""
     network = NetworkConfig()
     try:
         device, _ = choose_device("auto")

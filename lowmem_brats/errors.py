@@ -21,3 +21,8 @@ class WeightsError(LowmemError):
 
 class BudgetError(LowmemError):
     """No plan fits the memory budget."""
+
+
+def describe(error: Exception) -> str:
+    """An error in one line: a user's as it is shown, any other with its kind."""
+    return str(error) if isinstance(error, LowmemError) else f"{type(error).__name__}: {error}"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from lowmem_brats.case_files import kind_of, niftis, stem
 from lowmem_brats.errors import InputError
-from lowmem_brats.labels import LabelConvention, Region, split_regions
+from lowmem_brats.geometry import check_same_grid
+from lowmem_brats.labels import LabelConvention, Region, split_regions, warnings_of
 from lowmem_brats.metrics import RegionScore, score_region
-from lowmem_brats.nifti import check_same_grid, read_label
+from lowmem_brats.nifti import read_label
 
 MEASURES = tuple(field.name for field in fields(RegionScore))
 
@@ -28,6 +29,8 @@ class PatientScores:
     """Name of the patient's scan, as `pair_files` finds it."""
     regions: dict[Region, RegionScore]
     """One score per region."""
+    warnings: tuple[str, ...] = ()
+    """What may be wrong with the patient's files."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,15 @@ def evaluate_pairs(
     for case_id, predicted_path, reference_path in pairs:
         predicted, reference = read_label(predicted_path), read_label(reference_path)
         check_same_grid(predicted, predicted_path, reference, reference_path)
-        masks = (
-            split_regions(predicted.data, predicted_convention, predicted_path),
-            split_regions(reference.data, reference_convention, reference_path),
-        )
+        masks, warnings = [], []
+        for label, convention, path in (
+            (predicted, predicted_convention, predicted_path),
+            (reference, reference_convention, reference_path),
+        ):
+            masks.append(split_regions(label.data, convention, path))
+            warnings += [f"{path}: {text}" for text in [*label.warnings, *warnings_of(label.data, convention)]]
         regions = {r: score_region(masks[0][r], masks[1][r], reference.spacing_mm) for r in Region}
-        scores.append(PatientScores(case_id, regions))
+        scores.append(PatientScores(case_id, regions, tuple(warnings)))
         on_progress(len(scores), len(pairs))
     return scores
 
@@ -89,9 +95,12 @@ def to_csv(scores: list[PatientScores], summary: Summary) -> str:
 
 
 def to_json(scores: list[PatientScores], summary: Summary) -> str:
-    """The scores as JSON: `{"patients": [{"case", "regions"}], "summary": {"patients", "mean", "std"}}`."""
+    """The scores as JSON: `{"patients": [{"case", "regions", "warnings"}], "summary": {"patients", "mean", "std"}}`."""
     content = {
-        "patients": [{"case": patient.case_id, "regions": _plain(patient.regions)} for patient in scores],
+        "patients": [
+            {"case": patient.case_id, "regions": _plain(patient.regions), "warnings": patient.warnings}
+            for patient in scores
+        ],
         "summary": {"patients": summary.patients, "mean": _plain(summary.mean), "std": _plain(summary.std)},
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

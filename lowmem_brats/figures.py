@@ -1,4 +1,4 @@
-"""Pictures of a training: curves, and what a network finds on validation slices; and the look of every picture.
+"""Pictures of a training: curves and predictions on validation slices. Also what all pictures of the program share.
 
 Shape suffixes: C modalities, H W in-plane (rows run to posterior, columns to the patient's left), N points of a line.
 """
@@ -33,7 +33,7 @@ ROWS = {"flair": "FLAIR", "t1ce": "T1ce"}
 PLOT_PX = (380, 220)
 PLOT: Colour = (27, 30, 36)
 GRID: Colour = (52, 57, 66)
-# Told apart by colour-blind readers too.
+# Colour-blind readers can tell these apart too.
 LINE_COLOURS: tuple[Colour, ...] = (
     (86, 180, 233),
     (245, 160, 30),
@@ -44,14 +44,14 @@ LINE_COLOURS: tuple[Colour, ...] = (
 )
 _CELL_PX = (PLOT_PX[0] + 116, PLOT_PX[1] + 126)  # a plot with its labels
 _LINE_PX, _DOT_PX, _EDGE_PX = 2.0, 3.5, 5  # a line's width, a dot's radius, room for both around the plot
-_FINER = 4  # lines are drawn so many times larger, then reduced: smooth edges
+_FINER = 4  # lines are drawn this many times larger and then reduced, which smooths their edges
 MOST_POINTS = 190
-"""A longer line is drawn as the means of so many equal runs of its points: noise would hide it."""
+"""A line with more points is drawn as the means of this many equal runs of them; noise would hide it otherwise."""
 
 FRAME_PX = (300, 360)
 MARGIN = 6  # pixels of a slice left free around it, for the letters
 OUTLINES: dict[str, tuple[Colour, int]] = {"reference": ((86, 180, 233), 5), "predicted": ((250, 120, 30), 2)}
-"""Name → colour and width in pixels; the later lies on top of the wider."""
+"""Name → colour and width in pixels; the second, narrower outline is drawn on top of the first."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,17 @@ class Panel:
 
     name: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
-    """Name → (x, y) points from left to right; one that is not finite leaves a gap."""
+    """Name → (x, y) points from left to right; a point that is not finite leaves a gap."""
     marks: Sequence[tuple[float, str]] = ()
     """(x, short text) of vertical dashed lines."""
     x_label: str = "steps"
     y_range: Range | None = None
-    """Lowest and highest value shown; what lies beyond is drawn on the edge. None: from the data."""
+    """Lowest and highest value shown; values beyond are drawn on the edge. None: taken from the data."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A slice of a validation patient, and what the network made of it."""
+    """A slice of a validation patient and the prediction for it."""
 
     case_id: str
     slice_CHW: npt.NDArray[np.float32]
@@ -79,11 +79,11 @@ class Example:
     predicted_HW: Mask
     z: int
     dice: float
-    """Of the patient, not of the slice."""
+    """Dice of the whole patient, not of the slice."""
 
 
 def draw_curves(panels: Sequence[Panel], title: str) -> Image.Image:
-    """Draw line charts in two rows: the first half of the panels above the second. Returns an RGB picture."""
+    """Draw line charts in two rows, the first half of the panels above the second half. Returns an RGB picture."""
     panels = panels or [Panel("", {})]
     columns = (len(panels) + 1) // 2
     rows = -(-len(panels) // columns)
@@ -95,7 +95,7 @@ def draw_curves(panels: Sequence[Panel], title: str) -> Image.Image:
 
 
 def draw_examples(examples: Sequence[Example], title: str) -> Image.Image:
-    """Draw a column per example, FLAIR above T1ce, with the outlines of reference and prediction; an RGB picture."""
+    """Draw one column per example, FLAIR above T1ce, with outlines of reference and prediction. Returns RGB."""
     width, height = FRAME_PX[0] + GAP_PX, FRAME_PX[1] + GAP_PX
     page = new_page(LEFT_PX + max(1, len(examples)) * width, TOP_PX + 30 + 2 * height + FOOT_PX, title)
     draw = ImageDraw.Draw(page)
@@ -112,7 +112,7 @@ def draw_examples(examples: Sequence[Example], title: str) -> Image.Image:
 
 
 def new_page(width: int, height: int, title: str) -> Image.Image:
-    """Return an RGB page with its title above and the footer below."""
+    """Return an empty RGB page of `width` × `height` pixels with a title at the top and the footer at the bottom."""
     page = Image.new("RGB", (width, height), PAGE)
     draw = ImageDraw.Draw(page)
     draw.text((LEFT_PX, 18), title, TEXT, _fitting(draw, title, 24, width - LEFT_PX - GAP_PX))
@@ -121,18 +121,21 @@ def new_page(width: int, height: int, title: str) -> Image.Image:
 
 
 def windowed(image: npt.NDArray[np.float32], brain: Mask) -> Bytes:
-    """Grey values 1–255 between the brain's 1st and 99th percentile, 0 outside; both of one shape."""
+    """Map the brain's values from the 1st to the 99th percentile to grey values 1–255; 0 outside the brain.
+
+    `image`, `brain`: arrays of one shape.
+    """
     low, high = np.percentile(image[brain], (1, 99)) if brain.any() else (0.0, 1.0)
     return np.where(brain, 1 + 254 * np.clip((image - low) / max(high - low, 1e-6), 0, 1), 0).astype(np.uint8)
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font, so that no font need be installed."""
+    """Return Pillow's built-in font in `size` pixels, so that no font has to be installed."""
     return ImageFont.load_default(size)
 
 
 def write_upwards(page: Image.Image, text: str, middle_y: int) -> None:
-    """Write a row's heading along the left edge, centred on `middle_y`."""
+    """Write the heading of a row along the left edge, rotated, centred on `middle_y`."""
     strip = Image.new("RGB", (120, 28), PAGE)
     ImageDraw.Draw(strip).text((60, 14), text, TEXT, font(19), "mm")
     page.paste(strip.rotate(90, expand=True), (12, middle_y - 60))
@@ -141,12 +144,12 @@ def write_upwards(page: Image.Image, text: str, middle_y: int) -> None:
 def _fitting(
     draw: ImageDraw.ImageDraw, text: str, size: int, width: float
 ) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The largest font up to `size` in which the text is not wider than `width`."""
+    """The largest font up to `size` in which the text fits into `width` pixels."""
     return font(max(9, min(size, int(size * width / max(draw.textlength(text, font(size)), 1)))))
 
 
 def _legend(draw: ImageDraw.ImageDraw, colours: Mapping[str, Colour], left: float, top: float, right: float) -> None:
-    """Write names beside squares of their colours, in rows between `left` and `right`."""
+    """Write each name beside a square of its colour, in rows between `left` and `right`."""
     at = left
     for name, colour in colours.items():
         width = 22 + draw.textlength(name, font(15)) + 22
@@ -158,7 +161,7 @@ def _legend(draw: ImageDraw.ImageDraw, colours: Mapping[str, Colour], left: floa
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) between `low` and `high`, at most so many steps."""
+    """Round numbers from `low` to `high`, 1, 2 or 5 times a power of ten apart, in at most `most` steps."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -166,14 +169,14 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _points(line: Sequence[tuple[float, float]]) -> Line:
-    """A line's points [N, 2], thinned to MOST_POINTS means."""
+    """The points of a line, [N, 2]; if there are more than MOST_POINTS, that many means."""
     points_N2 = np.array(line, np.float64).reshape(-1, 2)
     runs = np.array_split(points_N2, MOST_POINTS) if len(points_N2) > MOST_POINTS else ()
     return np.array([run.mean(axis=0) for run in runs]) if runs else points_N2
 
 
 def _range(values: Line, margin: float) -> Range:
-    """The least and greatest finite value, a margin around them; 0 to 1 where there is none."""
+    """The smallest and largest finite value with a margin around them; 0 to 1 if there is none."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 1.0
@@ -183,7 +186,7 @@ def _range(values: Line, margin: float) -> Range:
 
 
 def _draw_panel(page: Image.Image, panel: Panel, left: int, top: int) -> None:
-    """Draw one chart, its plot's corner at (left, top)."""
+    """Draw one chart, with the upper left corner of its plot at (left, top)."""
     draw = ImageDraw.Draw(page)
     width, height = PLOT_PX
     draw.text((left, top - 12), panel.name, TEXT, font(17), "ls")
@@ -214,7 +217,7 @@ def _draw_panel(page: Image.Image, panel: Panel, left: int, top: int) -> None:
         for y in range(top, top + height, 8):
             draw.line((x, y, x, min(y + 4, top + height)), FAINT)
         x, anchor = (x + 3, "la") if x < left + width / 2 else (x - 3, "ra")
-        draw.text((x, top + 3 + 14 * (number % 3)), text, FAINT, font(12), anchor)  # neighbours would overlap
+        draw.text((x, top + 3 + 14 * (number % 3)), text, FAINT, font(12), anchor)  # side by side they would overlap
     colours = dict(zip(lines, LINE_COLOURS * (len(lines) // len(LINE_COLOURS) + 1), strict=False))
     for name, points_N2 in lines.items():
         _draw_line(page, place(points_N2), colours[name], left, top)
@@ -227,7 +230,7 @@ def _draw_panel(page: Image.Image, panel: Panel, left: int, top: int) -> None:
 
 
 def _draw_line(page: Image.Image, points_N2: Line, colour: Colour, left: int, top: int) -> None:
-    """Draw a smooth line over the plot at (left, top); a point that is not finite leaves a gap, a lone one is a dot."""
+    """Draw a smooth line over the plot at (left, top); non-finite points leave gaps, lone points are dots."""
     size = tuple(_FINER * (side + 2 * _EDGE_PX) for side in PLOT_PX)
     mask = Image.new("L", size)  # type: ignore[arg-type]
     draw = ImageDraw.Draw(mask)
@@ -245,7 +248,7 @@ def _draw_line(page: Image.Image, points_N2: Line, colour: Colour, left: int, to
 
 
 def _frame(example: Example, modality: str) -> Image.Image:
-    """One slice with both outlines, as large as FRAME_PX allows, R and L on its sides."""
+    """One slice with both outlines, as large as FRAME_PX allows, with the letters R and L at its sides."""
     grey_HW = example.slice_CHW[MODALITIES.index(modality)]
     brain_HW = (example.slice_CHW != 0).any(axis=0)
     height, width = grey_HW.shape

@@ -1,4 +1,4 @@
-"""Fit one network: steps, epochs, validation by patient, and what a checkpoint of it holds.
+"""Train one network: steps, epochs, validation by patient, and the contents of its checkpoint.
 
 Source: Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation":
 Adam, batches of 10 slices, batch Dice.
@@ -34,43 +34,43 @@ from lowmem_brats.slice_cache import CachedCase
 from lowmem_brats.validate import Validation, best_thresholds, validate
 
 CHECKPOINT_SECONDS = 600.0
-CURVE_STEPS = 10  # to a point of the loss's curve
+CURVE_STEPS = 10  # steps averaged in each point of the loss curve
 _PLAIN = ("curve", "notes", "switches", "peaks", "steps", "_skipped", "_fallback_steps", "_epoch_began", "_losses")
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training slices gave."""
+    """The result of one pass over the training slices."""
 
     network: str
     number: int
     steps: int
-    """Since the training began, as the next three."""
+    """Steps since the training began. The next three figures count from there too."""
     seconds: float
     skipped_steps: int
-    """Left out because the gradient was not finite."""
+    """Steps that changed nothing because the gradient was not finite."""
     fallback_steps: int
-    """Taken in the safer format."""
+    """Steps taken in the safer format."""
     slices_per_second: float
     loss: float
     """Mean over the epoch's steps."""
     validation_dice: dict[str, dict[str, float]]
-    """Region → patient → Dice, on the slices that hold the region's parent in the reference."""
+    """Region → patient → Dice, on the slices where the reference holds the region's parent."""
 
     @property
     def region_dice(self) -> dict[str, float]:
-        """Region → mean over the validation patients; none without them."""
+        """Region → mean Dice over the validation patients; empty without validation patients."""
         return {key: float(np.mean(list(scores.values()))) for key, scores in self.validation_dice.items() if scores}
 
     @property
     def mean_dice(self) -> float:
-        """Mean over regions and validation patients; 0 without them, so that the last epoch is the best."""
+        """Mean Dice over regions and validation patients; 0 without patients, which makes the last epoch the best."""
         return float(np.mean(list(self.region_dice.values()) or [0.0]))
 
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told of what happens."""
+    """Functions to call while a training runs."""
 
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     on_epoch: Callable[[Epoch, Validation], None] = lambda epoch, validation: None
@@ -79,10 +79,11 @@ class Listener:
 
 
 class NetworkTraining:
-    """The training of one network, in place.
+    """Trains one network in place.
 
-    `regions`: what it segments, one or all three; `network`: placed by `memory.step.place`; `plans`: how to take a step
-    in the format to train in, first, and in the safer one to fall back to, if any.
+    `regions`: those that the network segments, one or all three; `network`: placed by `memory.step.place`; `training`,
+    `validation`: prepared cases; `plans`: how to take a step, first in the format to train in, then in the safer format
+    to fall back to, if there is one.
     """
 
     def __init__(
@@ -101,26 +102,30 @@ class NetworkTraining:
         self.controller = PrecisionController(plans[0].precision, plans[-1].precision)
         self.epochs: list[Epoch] = []
         self.curve: list[tuple[int, float]] = []
-        """(step, mean loss of the steps since the last point)."""
+        """(step, mean loss of the steps since the point before)."""
         self.notes: list[str] = []
         self.switches: list[tuple[int, str]] = []
         """(step, why the format changed)."""
         self.peaks: dict[str, int] = {}
-        """Format → most bytes of tensors in a step or in validation; from the second step on."""
+        """Format → peak bytes of tensors in a step or in validation, from the second step on."""
         self.best_state: dict[str, Tensor] = {}
         """Weights of the best epoch, fp32 on the host."""
         self._step = TrainingStep(network, find_loss(config.loss), config.weight_decay, config.clip_norm)
         self._average = WeightAverage(network, config.average)
         self.steps = 0
-        """Taken so far, those included that were left out because the gradient was not finite."""
+        """Steps taken so far, including those that changed nothing because the gradient was not finite."""
         self._skipped = self._fallback_steps = self._epoch_began = 0
         self._losses: list[float] = []
         self._seconds_before, self._began = 0.0, time.monotonic()
 
     def run(self, tell: Listener) -> Epoch:
-        """Train until epochs, time or patience are used up; returns the best epoch by validation Dice."""
+        """Train until epochs, time or patience are used up; returns the epoch with the best validation Dice.
+
+        Raises BudgetError if the device runs out of memory with one slice at a time, InputError if no gradient was
+        finite.
+        """
         self._began = saved = time.monotonic()
-        # A resumed training may have less time than it has used, and its first epoch still to be validated.
+        # A resumed training may be out of time already and still have its first epoch to validate.
         while not self.epochs or (self._progress() < 1 and not stops_early(self.config, self._scores)):
             for batch in self.batches.read(len(self.epochs), self.steps - self._epoch_began):
                 if (progress := self._progress()) >= 1:
@@ -136,9 +141,9 @@ class NetworkTraining:
         return self.best
 
     def finish(self) -> dict[str, tuple[float, float]]:
-        """Load the best weights and take masks where validation Dice is best, by their last bias.
+        """Load the best weights, and shift their last bias so that masks are taken where validation Dice is best.
 
-        Returns region → the logit that is 0 from now on, and the Dice there; nothing without validation patients.
+        Returns region → (the logit that is 0 from now on, the Dice there); empty without validation patients.
         """
         self.network.load_state_dict(self.best_state)
         plan = self.plans[self.controller.fast]
@@ -158,7 +163,7 @@ class NetworkTraining:
 
     @property
     def best(self) -> Epoch:
-        """The epoch with the highest mean validation Dice, the last of equals."""
+        """The epoch with the highest mean validation Dice; of equal ones the last."""
         return max(self.epochs, key=lambda epoch: (epoch.mean_dice, epoch.number))
 
     @property
@@ -170,7 +175,7 @@ class NetworkTraining:
         return self._seconds_before + time.monotonic() - self._began
 
     def _progress(self) -> float:
-        """How much of the training is over, 0 to 1, by steps or by time, whichever is further."""
+        """How much of the training is over, 0 to 1: by steps or by time, whichever is further on."""
         progress = self.steps / (self.batches.per_epoch * self.config.epochs)
         if self.config.max_seconds is not None and self.steps:
             share = self.config.max_seconds * len(self.regions) / len(self.config.regions)
@@ -178,7 +183,7 @@ class NetworkTraining:
         return parallel.furthest(progress)
 
     def _take(self, batch: Batch, progress: float) -> None:
-        """One optimisation step, and what follows from it."""
+        """Take one optimisation step, and note its loss, its gradient and the format of the next step."""
         precision = self.controller.precision
         rate = learning_rate(self.config, self.steps, progress, self._scores)
         outcome = self._optimise(batch, precision, rate)
@@ -193,7 +198,7 @@ class NetworkTraining:
             self.switches.append((self.steps, why))
 
     def _optimise(self, batch: Batch, precision: str, rate: float) -> Outcome:
-        """`TrainingStep.take`, with smaller micro-batches where the card runs out of memory all the same."""
+        """Call `TrainingStep.take`; if the card runs out of memory all the same, halve the micro-batches and retry."""
         while True:
             plan = self.plans[precision]
             try:
@@ -201,10 +206,10 @@ class NetworkTraining:
                 with self._metered(plan):
                     return self._step.take(parts, rate, DTYPES[precision], plan.stages)
             except torch.OutOfMemoryError as error:
-                # Other processes wait for this one's sums: they cannot be sent twice.
+                # With several processes there is no second try: the others wait for the sums of this step.
                 if plan.micro_batch == 1 or not treats_slices_apart(self.config.network) or parallel.size() > 1:
                     raise out_of_memory(plan.device) from error
-            # Only here, outside the except block, has the failed step let go of its tensors.
+            # Outside the except block, because only here has the failed step released its tensors.
             self.network.zero_grad(set_to_none=True)
             empty_cache()
             smaller = plan.micro_batch // 2
@@ -213,7 +218,7 @@ class NetworkTraining:
 
     @contextmanager
     def _metered(self, plan: TrainPlan) -> Iterator[None]:
-        """Measure the peak of a step, once per format, when Adam's state exists: all later ones are alike."""
+        """Measure the peak of a step once per format, when Adam's state exists; all later steps are alike."""
         if not self._step.moments() or plan.precision in self.peaks:
             yield
             return
@@ -222,14 +227,14 @@ class NetworkTraining:
         self.peaks[plan.precision] = meter.peak_bytes
 
     def _end_epoch(self, tell: Listener) -> None:
-        """Validate, keep the best weights, tell."""
-        if not self._losses:  # the time ran out just now
+        """Validate, keep the weights if they are the best so far, and call the listener."""
+        if not self._losses:  # the time ran out before the first step of the epoch
             return
         if self._skipped == self.steps:
             found = f"no gradient of {self.steps} steps was finite"
             advice = "Pass --precision fp32, or a smaller --learning-rate."
             raise InputError(f"training {self.name.upper()}", found, "finite gradients", advice)
-        self.network.zero_grad(set_to_none=True)  # validation needs the room
+        self.network.zero_grad(set_to_none=True)  # validation needs the memory
         state = self._average.state if self.config.average else self.network.state_dict()
         plan = self.plans[self.controller.fast]
         result = parallel.first(
@@ -238,7 +243,7 @@ class NetworkTraining:
             else validate(state, self.config.network, self.validation, self.regions, plan.device, plan.precision)
         )
         if plan.precision in self.peaks:
-            # What a meter of the validation does not see: CUDA's allocator knows all, the count on the CPU nothing.
+            # On the CPU the validation's meter does not see the training's tensors; CUDA's allocator sees them all.
             resident = sum(map(storage_bytes, self._step.resident())) if plan.device == "cpu" else 0
             self.peaks[plan.precision] = max(self.peaks[plan.precision], result.peak_bytes + resident)
         seconds = self._seconds
@@ -262,7 +267,7 @@ class NetworkTraining:
         tell.on_checkpoint()
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that `restore` needs but the best weights: tensors, and what JSON can hold."""
+        """What `restore` needs besides the best weights: tensors by name, and values that JSON can hold."""
         tensors = {f"network {key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"average {key}": value for key, value in self._average.state.items()}
         for name, parameter in self.network.named_parameters():
@@ -274,7 +279,7 @@ class NetworkTraining:
         return tensors, state | {"scaler": self._step.scaler.state_dict()}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
-        """Go on where `checkpoint` was made; `best`: the best weights until then."""
+        """Continue from what `checkpoint` returned; `best`: the best weights until then."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             kind, _, name = key.partition(" ")

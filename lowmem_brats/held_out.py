@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import SegmentConfig, TrainConfig
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import describe
 from lowmem_brats.evaluate import PatientScores, evaluate_pairs, summarise, to_csv
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import CONVENTIONS
@@ -23,26 +23,24 @@ def score_held_out(
 ) -> tuple[list[PatientScores], list[str]]:
     """Segment the cases with the set in `folder`, from NIfTI to NIfTI as a user would, and score the label maps.
 
-    They are written to `folder/test`, with scores.csv. Returns the scores and a note per case that could not be read;
-    where `config.strict`, such a case raises its InputError.
+    They are written to `folder/test`, with scores.csv. Returns the scores, and a note on each case that could not be
+    scored, for whatever reason (the others are), or whose label map may be wrong.
     """
-    results, pairs, notes = folder / "test", [], []
+    results, scores, notes = folder / "test", list[PatientScores](), list[str]()
     results.mkdir(exist_ok=True)
     settings = SegmentConfig(
         weights=str(folder), device=config.device, precision=precision, vram=config.vram, labels=config.labels
     )
+    convention = CONVENTIONS[config.labels]
     for number, case in enumerate(cases, 1):
         path = results / f"{case.case_id}_seg.nii.gz"
         try:
             segment_case(case, path, settings)
-            pairs.append((case.case_id, path, case.labels[0]))
-        except InputError as error:
-            if config.strict:
-                raise
-            notes.append(f"{case.case_id}: not scored: {error}")
+            scores += evaluate_pairs([(case.case_id, path, case.labels[0])], convention, convention)
+        except Exception as error:
+            notes.append(f"{case.case_id}: not scored: {describe(error)}")
         on_progress("test cases", number, len(cases))
-    convention = CONVENTIONS[config.labels]
-    scores = evaluate_pairs(pairs, convention, convention)
+    notes += [f"{patient.case_id}: {text}" for patient in scores for text in patient.warnings]
     if scores:
         with replace_when_complete(results / "scores.csv") as partial:
             partial.write_text(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from lowmem_brats.errors import InputError
 
 Mask = npt.NDArray[np.bool_]
 LabelMap = npt.NDArray[np.uint8]
+WHOLE_TO = 1e-3
+"""How far a label in a file may be from a whole number, as scale factors leave it."""
 
 
 class Region(str, Enum):
@@ -75,6 +78,35 @@ CONVENTIONS = {
 }
 
 
+def as_labels(values: npt.NDArray[Any], where: object) -> LabelMap:
+    """A file's numbers as labels: uint8, of the same shape.
+
+    `values`: of any real type; what is within WHOLE_TO of a whole number, as a scale factor in the file may leave it,
+    is rounded. `where` names their origin in errors. Raises InputError where one is no whole number from 0 to 255.
+    """
+    nearest = np.rint(values) if values.dtype.kind == "f" else values
+    whole = np.abs(values - nearest) <= WHOLE_TO
+    inside = (nearest >= 0) & (nearest <= 255)
+    wrong = values[~(whole & inside)]
+    if wrong.size:
+        examples = [str(value).removesuffix(".0") for value in np.unique(wrong)[:4]]
+        listed = ", ".join(examples[:3]) + (" and others" if len(examples) > 3 else "")
+        found = f"{wrong.size} voxels of value {listed}"
+        advice = "Give these voxels the label of their tissue, or 0 for background."
+        if not np.all(whole):
+            advice = "Turn probabilities into labels; resample label maps to their nearest neighbour."
+        raise InputError(where, found, "whole-number labels from 0 to 255", advice)
+    return nearest.astype(np.uint8)
+
+
+def warnings_of(label: LabelMap, convention: LabelConvention) -> list[str]:
+    """A warning where a label map may be the mask of one region, which would be taken for one tissue."""
+    if label.max(initial=0) != 1:
+        return []
+    (tissue,) = (name for name, value in convention.tissues.items() if value == 1)
+    return [f"its only label is 1, {tissue}: a mask of another region would be taken for that"]
+
+
 def fuse_regions(masks: Mapping[Region, Mask], convention: LabelConvention) -> LabelMap:
     """Fuse three binary masks into one label map, nested: TC counts inside WT only, ET inside TC only.
 
@@ -105,7 +137,11 @@ def split_regions(label: npt.NDArray[np.integer], convention: LabelConvention, w
     unknown = sorted(present - set(convention.values))
     if unknown:
         fitting = [c.name for c in CONVENTIONS.values() if present <= set(c.values)]
-        advice = f"Pass --labels {' or '.join(fitting)} if that is its convention." if fitting else "Relabel the file."
+        advice = "Relabel the file."
+        if fitting:
+            advice = f"Pass --labels {' or '.join(fitting)} if that is its convention."
+        elif len(present) <= 2:
+            advice = "A mask of one region does not tell the tissues apart: give a label map that does."
         raise InputError(
             where,
             f"unknown label{'s' if len(unknown) > 1 else ''} {', '.join(map(str, unknown))}",

@@ -1,7 +1,8 @@
-"""Losses that are exact however a batch is cut into micro-batches or spread over processes.
+"""Losses that stay exact when a batch is cut into micro-batches or spread over processes.
 
-Every loss here is a function of sums over the slices of a batch: its `terms` add up, its `value` is taken of the
-totals. A network that gives several maps of a region in training is judged by sums of some of them. Sources: batch Dice
+Every loss here is a function of sums over the slices of a batch: `terms` computes the sums, which can be added up over
+micro-batches, and `value` computes the loss from their totals. If a network gives several maps of a region in training,
+the loss is taken of sums of these maps. Sources: batch Dice
 and per-slice Dice, Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor
 Segmentation", eq. 2 and 1, smoothing 1e-4; class-balanced weights, Cui et al. 2019, "Class-Balanced Loss Based on
 Effective Number of Samples", eq. 2; focal loss, Lin et al. 2017, eq. 4; several maps, Rahman et al. 2024, "EMCAD",
@@ -25,17 +26,17 @@ from lowmem_brats.errors import InputError
 
 SMOOTH = 1e-4
 BETA = 0.99999
-"""Of the effective number of samples, a sample being a pixel: counts far above 1 / (1 − BETA) no longer differ."""
+"""β of the effective number of samples, where a sample is a pixel: counts far above 1 / (1 − β) no longer differ."""
 GAMMA = 2.0
-"""Of the focal loss: how much less pixels count that are right already."""
+"""γ of the focal loss: the larger, the less do pixels count that are right already."""
 
 
 def _weighted_dice(sums_4K: Tensor) -> Tensor:
     """Mean over regions of Σ w·(1 − Dice) over region and background: [4, ..., K] → [...].
 
-    `sums_4K`: I = Σ p·g, P = Σ p, G = Σ g and the pixels. Of the two channels, p and 1−p as in the paper's U-Net 2C,
-    each weighs 1 − its share of the pixels, so the rarer one counts more (eq. 1a, 2a). Regions count alike: they
-    overlap, so they share no foreground that could be divided among them.
+    `sums_4K`: I = Σ p·g, P = Σ p, G = Σ g and the number of pixels. There are two channels, p and 1−p, as in the
+    paper's U-Net 2C. Each is weighted by 1 − its share of the pixels, so the rarer one counts more (eq. 1a, 2a). All
+    regions count alike: they overlap, so there is no common foreground that could be divided among them.
     """
     intersection, predicted, present, pixels = sums_4K
     missed = pixels - predicted - present + intersection
@@ -58,7 +59,7 @@ def dice_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
 
 
 def dice_value(totals_4K: Tensor) -> Tensor:
-    """Batch Dice loss (eq. 2c): all slices as one volume; 0 is perfect."""
+    """Batch Dice loss (eq. 2c), with all slices taken as one volume; 0 is perfect."""
     return _weighted_dice(totals_4K)
 
 
@@ -69,25 +70,25 @@ def slice_dice_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
 
 
 def cross_entropy_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
-    """Sum over pixels and regions of −log of the right class's probability, and their number: [2]."""
+    """Sum of −log(probability of the right class) over pixels and regions, and the number of terms: [2]."""
     total = functional.binary_cross_entropy_with_logits(logits_NKHW, target_NKHW, reduction="sum")
     return torch.stack([total, total.new_tensor(target_NKHW.numel())])
 
 
 def focal_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
-    """Cross-entropy with each pixel weighted by (1 − its right class's probability)^GAMMA, and the number: [2]."""
+    """Sum of cross-entropy weighted by (1 − probability of the right class)^GAMMA, and the number of terms: [2]."""
     towards_right = torch.where(target_NKHW > 0.5, logits_NKHW, -logits_NKHW)
     total = (torch.sigmoid(-towards_right) ** GAMMA * functional.softplus(-towards_right)).sum()
     return torch.stack([total, total.new_tensor(target_NKHW.numel())])
 
 
 def mean_value(totals_2: Tensor) -> Tensor:
-    """A sum over its number."""
+    """Mean: the sum divided by the number of terms."""
     return totals_2[0] / totals_2[1]
 
 
 def balanced_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
-    """Per region, cross-entropy summed over foreground and over background, and the pixels of each: [4, K]."""
+    """Per region, cross-entropy summed over foreground and over background, and the pixel count of each: [4, K]."""
     background = 1 - target_NKHW
     parts = (
         functional.softplus(-logits_NKHW) * target_NKHW,
@@ -99,7 +100,7 @@ def balanced_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
 
 
 def balanced_value(totals_4K: Tensor) -> Tensor:
-    """Mean cross-entropy of pixels that weigh α = (1−β)/(1−β^n) each, n the pixels of their class in the batch."""
+    """Mean cross-entropy with pixels weighted by α = (1−β)/(1−β^n), n being the pixels of their class in the batch."""
     losses_2K, counts_2K = totals_4K[:2], totals_4K[2:]
     alpha_2K = (1 - BETA) / -torch.expm1(counts_2K.clamp_min(1) * math.log(BETA))
     return ((alpha_2K * losses_2K).sum(dim=0) / (alpha_2K * counts_2K).sum(dim=0)).mean()
@@ -117,9 +118,9 @@ LOSSES: dict[str, tuple[Terms, Value]] = {
 
 
 def supervised_sets(maps: int, regions: int) -> list[tuple[int, ...]]:
-    """Which maps are summed and judged, of M maps of each of K regions; the sum of all is among them.
+    """The sets of maps whose sums the loss is taken of, for M maps of each of K regions.
 
-    Of several regions every non-empty set (MUTATION: 15 of 4 maps); of one region each map and the sum of all.
+    For several regions: every non-empty set (MUTATION: 15 sets of 4 maps). For one region: each map alone, and all.
     """
     sizes = range(1, maps + 1) if regions > 1 else sorted({1, maps})
     return [chosen for size in sizes for chosen in combinations(range(maps), size)]
@@ -127,21 +128,21 @@ def supervised_sets(maps: int, regions: int) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Loss:
-    """A sum of losses of the table, averaged over the sets of maps that are judged."""
+    """A sum of losses from LOSSES, averaged over the sets of maps from `supervised_sets`."""
 
     parts: tuple[tuple[Terms, Value], ...]
 
     def terms(self, logits_NmHW: Tensor, target_NKHW: Tensor) -> list[Tensor]:
-        """What adds up over slices: of every set of maps, one tensor per part.
+        """The sums that add up over slices: for every set of maps, one tensor per part of the loss.
 
-        `logits_NmHW`: m = M·K maps, the first of all regions first, any float format; `target_NKHW`: 0 or 1, on any
-        device. The result is fp32 at least: two 240×240 slices overflow fp16.
+        `logits_NmHW`: m = M·K maps, beginning with the first map of each region, in any float format; `target_NKHW`: 0
+        or 1, on any device. The result is at least fp32, because sums over two 240×240 slices overflow fp16.
         """
         regions = target_NKHW.shape[1]
         if logits_NmHW.shape[1] == regions:
             return self._terms_of_sum(target_NKHW, logits_NmHW)
         maps = torch.split(logits_NmHW, regions, dim=1)
-        # What each set keeps for the backward pass would together outweigh the network's own maps.
+        # Recomputed, because what all sets keep for the backward pass would outweigh the network's own maps.
         again = partial(checkpoint, self._terms_of_sum, target_NKHW, use_reentrant=False, preserve_rng_state=False)
         return [term for chosen in supervised_sets(len(maps), regions) for term in again(*(maps[m] for m in chosen))]
 
@@ -152,7 +153,7 @@ class Loss:
         return [terms(logits_NKHW, target_NKHW) for terms, _ in self.parts]
 
     def value(self, totals: Sequence[Tensor]) -> Tensor:
-        """The loss, a scalar, from the totals of `terms`."""
+        """The loss, a scalar, from the totals of what `terms` returned."""
         values = [value(total) for (_, value), total in zip(cycle(self.parts), totals, strict=False)]
         return torch.stack(values).sum() * (len(self.parts) / len(values))
 
@@ -162,7 +163,7 @@ class Loss:
 
 
 def find_loss(name: str) -> Loss:
-    """The loss of keys of LOSSES joined by `+`, such as `dice+ce`. Raises InputError for an unknown one."""
+    """The loss called `name`: keys of LOSSES joined by `+`, such as `dice+ce`. Raises InputError for an unknown key."""
     unknown = [key for key in name.split("+") if key not in LOSSES]
     if unknown:
         expected = f"{', '.join(LOSSES)}, or several joined by +"
@@ -177,16 +178,17 @@ def backward_loss(
     scale: Callable[[Tensor], Tensor] = lambda value: value,
     add_up: Callable[[Tensor], object] = lambda total: None,
 ) -> Tensor:
-    """The loss of all micro-batches taken as one batch; adds its exact gradient to the parameters.
+    """Compute the loss of all micro-batches as one batch, and add its exact gradient to the parameters' `grad`.
 
     `logits_of`: a network, slices_NCHW → logits_NKHW; `micro_batches`: pairs of slices_NCHW and target_NKHW; `scale`:
-    what the loss is multiplied by before the gradient is taken (`GradScaler.scale`); `add_up`: adds the totals of other
-    processes in place, whose gradients are then to be added up as well. Returns the loss, detached.
+    multiplies the loss before the gradient is taken (`GradScaler.scale`); `add_up`: adds the totals of other processes
+    in place (the caller then has to add up the gradients too). Returns the loss, detached.
 
     Dice does not add up over micro-batches, but it is a function of sums that do. So the sums are added up first,
-    without gradients; the slope of the loss at the totals is then the same for every micro-batch, and each one
-    back-propagates it through its own sums. That costs one more forward pass, at the memory of one micro-batch; none if
-    there is only one. It is exact for networks that treat slices apart and draw nothing at random: not with batch norm.
+    without gradients. The derivative of the loss by these totals is the same for every micro-batch, and each
+    micro-batch propagates it back through its own sums. This costs a second forward pass (none if there is only one
+    micro-batch) and the memory of one micro-batch. It is exact for networks without randomness in which slices do not
+    influence each other, so not with batch norm.
     """
     alone = len(micro_batches) == 1
     terms, totals = list[Tensor](), list[Tensor]()

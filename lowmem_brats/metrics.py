@@ -14,16 +14,16 @@ HD95_ONE_EMPTY_MM = 373.13
 
 @dataclass(frozen=True)
 class RegionScore:
-    """The four BraTS measures of one region, of one patient or averaged over patients; every one is finite."""
+    """The four BraTS measures of one region, for one patient or averaged over patients; all are finite."""
 
     dice: float
     """Overlap, 0 to 1."""
     hd95_mm: float
     """95th percentile of the surface distances in mm; 0 is perfect."""
     sensitivity: float
-    """Fraction of the reference's voxels that were found."""
+    """Share of the reference's voxels that were found."""
     specificity: float
-    """Fraction of the voxels outside the reference that were left alone."""
+    """Share of the voxels outside the reference that were left as background."""
 
 
 def dice(tp: float, fp: float, fn: float) -> float:
@@ -39,7 +39,7 @@ def dice(tp: float, fp: float, fn: float) -> float:
 
 
 def mask_dice(predicted: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]) -> float:
-    """Dice of two boolean masks of one shape, as `dice` of their voxels."""
+    """Dice of two boolean masks of one shape, 0 to 1; 1 if both are empty."""
     tp = int(np.count_nonzero(predicted & reference))
     return dice(tp, int(np.count_nonzero(predicted)) - tp, int(np.count_nonzero(reference)) - tp)
 
@@ -52,16 +52,16 @@ def score_region(
     """Score one region of one patient.
 
     `predicted_XYZ`, `reference_XYZ`: boolean, of one shape; `spacing_mm`: voxel edge along X, Y, Z.
-    Both masks empty: Dice 1, HD95 0, sensitivity 1. Exactly one empty: Dice 0, HD95 HD95_ONE_EMPTY_MM, sensitivity 0,
-    also where the reference is the empty one and TP / (TP + FN) is undefined. Specificity of a reference that fills
-    the volume: 1.
-    Source: the conventions for missing regions are those of the BraTS evaluation.
+    If both masks are empty: Dice 1, HD95 0, sensitivity 1. If exactly one is empty: Dice 0, HD95 HD95_ONE_EMPTY_MM,
+    sensitivity 0 (also if it is the reference, for which TP / (TP + FN) is undefined). If the reference fills the
+    volume: specificity 1.
+    Source: the rules for empty regions are those of the BraTS evaluation.
     """
     tp = int(np.count_nonzero(predicted_XYZ & reference_XYZ))
     fp = int(np.count_nonzero(predicted_XYZ)) - tp
     fn = int(np.count_nonzero(reference_XYZ)) - tp
     tn = reference_XYZ.size - tp - fp - fn
-    # Without a reference the ratio is undefined; anything predicted is then wrong.
+    # With an empty reference the ratio is undefined, and anything predicted is wrong.
     sensitivity = tp / (tp + fn) if tp + fn else float(fp == 0)
     return RegionScore(
         dice=dice(tp, fp, fn),
@@ -76,12 +76,12 @@ def _hd95_mm(a_XYZ: npt.NDArray[np.bool_], b_XYZ: npt.NDArray[np.bool_], spacing
 
     Arguments and empty masks as in `score_region`. Returns mm.
     Source: the definition of `hd95` in MedPy (`medpy.metric.binary`). Tools that take the percentile of each direction
-    and then the larger of the two give values at least as large.
+    and then the larger of both give values that are at least as large.
     """
     if not (a_XYZ.any() and b_XYZ.any()):
         return HD95_ONE_EMPTY_MM if a_XYZ.any() or b_XYZ.any() else 0.0
-    # Exact and many times faster: outside the box of both masks all is background, and so is the outside of the crop
-    # for the erosion below, so surfaces and distances do not change.
+    # Cropped to the box of both masks, which is many times faster and exact: everything outside is background, and the
+    # erosion below takes the outside of the crop for background too, so surfaces and distances do not change.
     (box,) = ndimage.find_objects((a_XYZ | b_XYZ).view(np.uint8))
     a_surface, b_surface = _surface(a_XYZ[box]), _surface(b_XYZ[box])
     a_to_b = ndimage.distance_transform_edt(~b_surface, sampling=spacing_mm)[a_surface]

@@ -1,4 +1,4 @@
-"""Read a case from NIfTI and write its label map back into the same grid; the only module that knows nibabel.
+"""Read images and label maps from NIfTI, and write label maps back into an image's grid; the only door to nibabel.
 
 In memory every volume has axes X Y Z in LPS order (X rises to the patient's left, Y to posterior, Z to superior), which
 is how BraTS stores its cases and how the networks were trained; C are the modalities. On disk it may have any order.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,18 @@ from nibabel import orientations
 from nibabel.arrayproxy import ArrayProxy
 
 from lowmem_brats import __version__
-from lowmem_brats.case_files import CaseFiles
-from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
+from lowmem_brats.geometry import Volume, place_voxels
+from lowmem_brats.labels import LabelMap, as_labels
 
-Float32 = npt.NDArray[np.float32]
-AFFINE_TOLERANCE_MM = 0.1
-"""How far apart two files of a case may place the same corner voxel."""
-LEAST_BACKGROUND = 0.25
-"""A skull-stripped volume has at least this share of zero voxels (BraTS: 0.8 to 0.9)."""
 MOST_COMPRESSION = 1032
 """No file compressed by deflate expands more."""
-MSD_ORDER = ("flair", "t1", "t1ce", "t2")
-NUMBERED = (
-    "_0000 to _0003 are taken for T1, T1ce, T2, FLAIR, as in nnU-Net's Dataset 137; where they are in another order, "
-    "name the files with --t1, --t1ce, --t2, --flair"
-)
+MOST_VOXELS = 512 * 512 * 256
+"""Of one volume: eight times BraTS's 240 × 240 × 155, and 1 GiB for four modalities in float32. A file of 0.3 MiB can
+claim as many and more; images this fine have to be resampled to 1 mm anyway."""
+MOST_TRAILING = 2**20
+"""Bytes that are read behind the last voxel on the way to a compressed file's checksum."""
 _PROGRAM = "lowmem-brats"
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, zlib.error)
 _NOT_NIFTI = (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, *_UNREADABLE)
@@ -45,200 +41,148 @@ _GRID_FIELDS = (*_QFORM, "sform_code", "srow_x", "srow_y", "srow_z", "pixdim", "
 """Header fields that place voxels in space."""
 
 
-@dataclass
-class Volume:
-    """One image as stored, and what is needed to write another into its grid."""
+@dataclass(frozen=True)
+class _Kind:
+    """What a file is read as."""
 
-    data: npt.NDArray[Any]
-    """In LPS order."""
-    affine: npt.NDArray[np.float64]
-    """Of `data`: voxel (LPS order) → mm."""
-    header: Any
-    """As on disk."""
-    to_disk: npt.NDArray[np.float64]
-    """Orientation transform from LPS order to the file's own."""
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along X, Y, Z."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-        return float(x), float(y), float(z)
+    dimensions: int
+    values: str
+    advice: Mapping[int, str]
+    """Number of axes found → what to do."""
 
 
-@dataclass
-class Case:
-    """One patient in memory."""
+_ONE_PER_CLASS = (
+    "It looks like one map per class: make one map of them, 0 for background and for each tissue its label, with "
+    "numpy.argmax along the classes."
+)
+_IMAGE = _Kind(3, "intensities", {2: "Stack the slices into a volume.", 4: "Pass a 4-D file as the case itself."})
+_STACK = _Kind(4, "intensities", {3: "Pass the case's folder."})
+_LABEL = _Kind(3, "labels", {2: "Stack the slices into a volume.", 4: _ONE_PER_CLASS, 5: _ONE_PER_CLASS})
 
-    case_id: str
-    images_CXYZ: Float32
-    """Modalities in the order of `config.MODALITIES`; a missing one is all zero."""
-    reference: Volume
-    """The first modality; label maps are written into its grid."""
-    missing: list[str]
-    warnings: list[str] = field(default_factory=list)
 
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along X, Y, Z."""
-        return self.reference.spacing_mm
+def read_volume(path: Path) -> Volume:
+    """Read one NIfTI file and bring its three axes to LPS order.
+
+    Trailing axes of length 1 are dropped. Data as stored after scaling: float32, or the stored integers when unscaled.
+    Raises InputError: not NIfTI, truncated, not 3-D, too large, not finite, a header that contradicts itself.
+    """
+    return _read(path, _IMAGE)
+
+
+def read_stack(path: Path) -> Volume:
+    """Read one NIfTI file of several volumes, [X, Y, Z, volumes]; otherwise as `read_volume`."""
+    return _read(path, _STACK)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what no float32 can hold becomes infinite and is refused here
-def read_volume(path: Path, dimensions: int = 3) -> Volume:
-    """Read one NIfTI file and bring its first three axes to LPS order.
-
-    Trailing axes of length 1 are dropped. Data as stored after scaling: float32, or the stored integers when unscaled.
-    Raises InputError: not NIfTI, truncated, other than `dimensions` axes, not finite.
-    """
-    image = _load(path)
-    shape = tuple(image.shape)
-    while len(shape) > dimensions and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != dimensions or min(shape) < 1:
-        wanted = {3: "Pass a 4-D file as the case itself.", 4: "Pass the case's folder."}
-        advice = wanted[dimensions] if {len(shape), dimensions} == {3, 4} else "Check the file."
-        raise InputError(path, f"{len(shape)}-D array of shape {shape}", f"a {dimensions}-D volume", advice)
-    _check_voxels(path, image)
+def _read(path: Path, kind: _Kind) -> Volume:
+    image, stored = _load(path)
+    shape = _shape(path, image, kind)
+    _check_voxels(path, image, stored)
+    affine_mm, warnings = place_voxels(path, image, stored)
     try:
-        raw = _read_voxels(image).reshape(shape)
+        raw = _read_voxels(path, image).reshape(shape)
         data = raw if raw.dtype.kind in "iu" else raw.astype(np.float32)
     except _UNREADABLE as error:
         raise InputError(path, f"truncated or damaged ({error})", "a complete NIfTI file", "Copy it again.") from error
     if data.dtype.kind == "f" and not np.isfinite(data).all():
-        count = int(data.size - np.isfinite(data).sum())
-        raise InputError(path, f"{count} voxels are NaN or infinite", "finite intensities", "Repair the file first.")
-    return _to_lps(path, data, image)
+        found = f"{data.size - np.isfinite(data).sum()} voxels are NaN or infinite"
+        raise InputError(path, found, f"finite {kind.values}", "Repair the file first.")
+    on_disk = orientations.io_orientation(affine_mm)
+    to_lps = orientations.ornt_transform(on_disk, orientations.axcodes2ornt("LPS"))
+    to_disk = orientations.ornt_transform(orientations.axcodes2ornt("LPS"), on_disk)
+    lps_affine = affine_mm @ orientations.inv_ornt_aff(to_lps, shape[:3])
+    return Volume(orientations.apply_orientation(data, to_lps), lps_affine, stored, to_disk, warnings)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> tuple[Any, Any]:
+    """nibabel's image without its voxels, and its header as it stands in the file."""
     expected = "a NIfTI file (.nii or .nii.gz)"
     if not path.is_file():
         raise InputError(path, "does not exist", expected, "Check the path.")
+    log = nibabel.imageglobals.logger
+    silent, log.disabled = log.disabled, True  # it tells what it repairs without the file; place_voxels tells it with
     try:
         image = nibabel.load(path)
+        if not isinstance(image, nibabel.nifti1.Nifti1Pair):
+            raise InputError(path, f"a {type(image).__name__}", expected, "Convert it to NIfTI first.")
+        with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as stream:
+            stored = type(image.header).from_fileobj(stream, check=False)
     except _NOT_NIFTI as error:
         raise InputError(path, f"not a NIfTI file ({error})", expected, "Convert or copy it again.") from error
-    if not isinstance(image, nibabel.nifti1.Nifti1Pair):
-        raise InputError(path, f"a {type(image).__name__}", expected, "Convert it to NIfTI first.")
-    return image
+    finally:
+        log.disabled = silent
+    return image, stored
 
 
-def _check_voxels(path: Path, image: Any) -> None:
-    """Refuse voxels that are no numbers, and more of them than the file can hold before memory is taken for them."""
+def _shape(path: Path, image: Any, kind: _Kind) -> tuple[int, ...]:
+    """The array's shape without trailing axes of length 1. Raises InputError for another than is read."""
+    shape = tuple(image.shape)
+    while len(shape) > kind.dimensions and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != kind.dimensions or min(shape) < 1:
+        advice = kind.advice.get(len(shape), "Check the file.")
+        raise InputError(path, f"{len(shape)}-D array of shape {shape}", f"a {kind.dimensions}-D volume", advice)
+    return shape
+
+
+def _check_voxels(path: Path, image: Any, stored: Any) -> None:
+    """Refuse voxels that are no numbers, and more of them than the file can hold or anyone needs, before memory is
+    taken for them."""
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
-        raise InputError(path, f"voxels of type {dtype}", "one real number per voxel", "Convert it to float32 first.")
-    stored = Path(image.get_filename())
-    announced = math.prod(image.shape) * dtype.itemsize
-    if announced > stored.stat().st_size * (MOST_COMPRESSION if stored.suffix.lower() == ".gz" else 1):
-        found = f"truncated or damaged (a header for {announced / 2**20:.1f} MiB of voxels)"
+        found = "colours (RGB)" if dtype.names else f"voxels of type {dtype}"
+        advice = "Save labels or grey values as whole numbers." if dtype.names else "Convert it to float32 first."
+        raise InputError(path, found, "one real number per voxel", advice)
+    first = image.header.single_vox_offset if isinstance(image, nibabel.nifti1.Nifti1Image) else 0
+    if stored["vox_offset"] < first:
+        found = f"voxels from byte {stored['vox_offset']:g}, inside the header"
+        raise InputError(path, found, f"a vox_offset of {first} or more", "Convert or copy it again.")
+    if np.isinf(stored["scl_slope"]):
+        raise InputError(path, "an infinite scl_slope", "a finite scale of intensities", "Convert or copy it again.")
+    file = Path(image.get_filename())
+    size, announced = file.stat().st_size, math.prod(image.shape) * dtype.itemsize
+    if announced > size * (MOST_COMPRESSION if file.suffix.lower() == ".gz" else 1):
+        found = f"truncated or damaged (a header for {announced} bytes of voxels in a file of {size} bytes)"
         raise InputError(path, found, "a complete NIfTI file", "Copy it again.")
+    if (voxels := math.prod(image.shape[:3])) > MOST_VOXELS:
+        advice = "Resample the images to 1 mm first."
+        raise InputError(path, f"a volume of {voxels} voxels", f"at most {MOST_VOXELS}", advice)
 
 
-def _read_voxels(image: Any) -> npt.NDArray[Any]:
+def _read_voxels(path: Path, image: Any) -> npt.NDArray[Any]:
     """Read the scaled voxels, and a compressed file to its very end: its checksum stands there, and nibabel alone stops
     at the last voxel, so that nine of ten single-bit errors would pass for intensities."""
-    stored = image.dataobj
+    stored, trailing = image.dataobj, 0
     with image.file_map["image"].get_prepare_fileobj("rb") as stream:
         spec = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
-        voxels = np.asanyarray(ArrayProxy(stream.fobj, spec))
-        while stream.read(2**20):
-            pass
+        voxels = np.asanyarray(ArrayProxy(stream.fobj, spec, mmap=False))
+        while more := len(stream.read(2**16)):
+            trailing += more
+            if trailing > MOST_TRAILING:
+                found = f"more than {MOST_TRAILING} bytes after the last voxel"
+                raise InputError(path, found, f"{math.prod(stored.shape)} voxels, as the header says", "Copy it again.")
     return voxels
 
 
-def _to_lps(path: Path, data: npt.NDArray[Any], image: Any) -> Volume:
-    affine = np.asarray(image.affine, np.float64)
-    on_disk = orientations.io_orientation(affine) if np.isfinite(affine).all() else np.array(np.nan)
-    if np.isnan(on_disk).any():
-        raise InputError(path, "an affine that is not invertible", "a valid sform or qform", "Repair the header first.")
-    to_lps = orientations.ornt_transform(on_disk, orientations.axcodes2ornt("LPS"))
-    to_disk = orientations.ornt_transform(orientations.axcodes2ornt("LPS"), on_disk)
-    lps_affine = affine @ orientations.inv_ornt_aff(to_lps, data.shape[:3])
-    return Volume(orientations.apply_orientation(data, to_lps), lps_affine, image.header, to_disk)
-
-
-def read_case(files: CaseFiles) -> Case:
-    """Read and check the modalities of a case.
-
-    Missing modalities become zeros with a warning. Raises InputError: unreadable file, constant image, shapes or
-    affines that differ between the modalities (more than AFFINE_TOLERANCE_MM at a corner).
-    """
-    volumes = _read_stacked(files.stacked) if files.stacked else {m: read_volume(p) for m, p in files.images.items()}
-    paths = {m: files.stacked or files.images[m] for m in volumes}
-    first = next(iter(volumes))
-    reference = volumes[first]
-    for modality, volume in volumes.items():
-        check_same_grid(volume, paths[modality], reference, paths[first])
-        if volume.data.min() == volume.data.max():
-            found = f"every voxel is {volume.data.flat[0]}"
-            raise InputError(paths[modality], found, f"a {modality} image", "Leave the file out if it has no content.")
-    images_CXYZ = np.zeros((len(MODALITIES), *reference.data.shape), np.float32)
-    for channel, modality in enumerate(MODALITIES):
-        if modality in volumes:
-            images_CXYZ[channel] = volumes[modality].data
-    case = Case(files.case_id, images_CXYZ, reference, files.missing)
-    case.warnings = _warnings(case, files)
-    return case
-
-
-def _read_stacked(path: Path) -> dict[str, Volume]:
-    volume = read_volume(path, dimensions=4)
-    if volume.data.shape[3] != len(MSD_ORDER):
-        found = f"{volume.data.shape[3]} volumes"
-        raise InputError(
-            path, found, "4 volumes in the order FLAIR, T1w, T1gd, T2w", "Pass --t1, --t1ce, --t2, --flair."
-        )
-    return {
-        modality: Volume(volume.data[..., i], volume.affine, volume.header, volume.to_disk)
-        for i, modality in enumerate(MSD_ORDER)
-    }
-
-
-def check_same_grid(volume: Volume, path: Path, reference: Volume, reference_path: Path) -> None:
-    """Raise InputError unless two volumes have one shape and place their corner voxels alike."""
-    expected = f"the grid of {reference_path.name}"
-    advice = "Co-register and resample the images first."
-    if volume.data.shape != reference.data.shape:
-        raise InputError(path, f"shape {volume.data.shape}", f"{expected}, {reference.data.shape}", advice)
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.data.shape], [1])).reshape(4, -1)
-    apart = float(np.abs((volume.affine - reference.affine) @ corners).max())
-    if apart > AFFINE_TOLERANCE_MM:
-        raise InputError(path, f"its affine places a corner {apart:.2f} mm away", f"{expected} to 0.1 mm", advice)
-
-
-def _warnings(case: Case, files: CaseFiles) -> list[str]:
-    warnings = [NUMBERED] if files.numbered else []
-    warnings += [f"{m} is missing: zeros are used in its place and the result may suffer" for m in case.missing]
-    background = float((case.images_CXYZ == 0).all(axis=0).mean())
-    if background < LEAST_BACKGROUND:
-        warnings.append(
-            f"only {background:.0%} of the voxels are zero: the images do not look skull-stripped, and the result may "
-            "suffer; remove the skull first (HD-BET, SynthStrip)"
-        )
-    if any(abs(s - 1) > 0.1 for s in case.spacing_mm):
-        spacing = " × ".join(f"{s:.2f}" for s in case.spacing_mm)
-        warnings.append(f"spacing is {spacing} mm; the networks were trained on 1 mm, and the result may suffer")
-    header = case.reference.header
-    if not header["sform_code"] and not header["qform_code"]:
-        warnings.append("the header holds no orientation (sform and qform codes are 0): left/right cannot be trusted")
-    return warnings
-
-
-@np.errstate(invalid="ignore")  # negative values are found by comparison
 def read_label(path: Path) -> Volume:
-    """Read a label map; `data` is uint8 in LPS order. Raises InputError, also when a value is no integer in 0–255."""
-    volume = read_volume(path)
-    labels = volume.data.astype(np.uint8)
-    if not np.array_equal(labels, volume.data):
-        low, high = volume.data.min(), volume.data.max()
-        raise InputError(path, f"values from {low} to {high}", "whole-number labels", "Check that it is a label map.")
-    volume.data = labels
-    return volume
+    """Read a label map; `data` is uint8 in LPS order. Raises InputError as `read_volume`, and as `labels.as_labels`."""
+    volume = _read(path, _LABEL)
+    return replace(volume, data=as_labels(volume.data, path))
+
+
+def count_voxels(path: Path) -> int:
+    """How many voxels a volume has by its header, which alone is read; 0 for a file that is none."""
+    try:
+        image: Any = nibabel.load(path)
+        announced = int(math.prod(image.shape[:3]))
+        return min(announced, path.stat().st_size * MOST_COMPRESSION)  # a damaged header may announce any number
+    except (AttributeError, *_NOT_NIFTI):  # a file of another kind, such as a surface, has no shape
+        return 0
 
 
 def write_label_map(
-    label_XYZ: npt.NDArray[np.uint8], reference: Volume, path: Path, origin: str = "", overwrite: bool = True
+    label_XYZ: LabelMap, reference: Volume, path: Path, origin: str = "", overwrite: bool = True
 ) -> None:
     """Write a label map (uint8, LPS order) into the reference's own grid on disk: axis order, affine, form codes.
 
@@ -276,7 +220,7 @@ def origin_of(path: Path) -> str | None:
 
     Raises InputError for a file that cannot be read.
     """
-    description = _load(path).header["descrip"].item().decode("latin-1")
+    description = _load(path)[1]["descrip"].item().decode("latin-1")
     match = re.match(rf"{_PROGRAM} \S+, of (\w+), ", description)
     return match[1] if match else None
 
@@ -286,12 +230,12 @@ def is_own_result(path: Path) -> bool:
 
     Editors keep the description, so the voxels decide. Raises InputError for a file that cannot be read.
     """
-    description: bytes = _load(path).header["descrip"].item()
+    description: bytes = _load(path)[1]["descrip"].item()
     if not description.startswith(_PROGRAM.encode()):
         return False
     return description.endswith(f"voxels {_checksum(read_label(path).data)}".encode())
 
 
-def _checksum(label_XYZ: npt.NDArray[np.uint8]) -> str:
+def _checksum(label_XYZ: LabelMap) -> str:
     """Of the labels in LPS order."""
     return f"{zlib.crc32(label_XYZ.tobytes()):08x}"

@@ -1,6 +1,6 @@
-"""How the weights follow the gradients: learning rate, early stopping, moving average.
+"""Learning rate, early stopping, and the moving average of the weights.
 
-All but the average follow from the steps and scores so far, so nothing of it has to be kept in a checkpoint.
+Learning rate and early stopping are computed from the steps and scores so far, so a checkpoint need not keep them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from lowmem_brats.config import TrainConfig
 
-PLATEAU_EPOCHS = 5  # without a better score, until the learning rate is halved
-AVERAGE_EVERY = 10  # steps; the average lies on the host, and bringing it the weights takes time
+PLATEAU_EPOCHS = 5  # after so many epochs without a better score the learning rate is halved
+AVERAGE_EVERY = 10  # steps; the average lies on the host, and copying the weights there takes time
 
 
 def learning_rate(config: TrainConfig, steps: int, progress: float, scores: Sequence[float]) -> float:
     """The learning rate of the next step.
 
-    `steps`: taken so far; `progress`: how much of the training is over, 0 to 1; `scores`: per epoch, higher is better.
+    `steps`: steps taken so far; `progress`: share of the training that is over, 0 to 1; `scores`: one per epoch, higher
+    is better.
     """
     rate = config.learning_rate * min(1.0, (steps + 1) / max(config.warmup, 1))
     if config.schedule == "cosine":
@@ -35,16 +36,17 @@ def learning_rate(config: TrainConfig, steps: int, progress: float, scores: Sequ
 
 
 def stops_early(config: TrainConfig, scores: Sequence[float]) -> bool:
-    """Whether as many epochs as the configured patience have passed since the best score."""
+    """Whether `config.patience` epochs have passed since the best score; never if it is None."""
     if config.patience is None or not scores:
         return False
     return len(scores) - 1 - scores.index(max(scores)) >= config.patience
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights, fp32, on the host: no memory of the device is needed.
+    """Exponential moving average of a network's weights in fp32, kept on the host to spare the device's memory.
 
-    Source: Polyak and Juditsky 1992; early on it forgets faster, so that the first weights do not linger.
+    Source: Polyak and Juditsky 1992. Over the first steps the decay is smaller, so that the initial weights are
+    forgotten soon.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -52,7 +54,7 @@ class WeightAverage:
         self.state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
 
     def follow(self, network: nn.Module, steps: int) -> None:
-        """Move towards the network's weights if `steps`, those taken so far, is a multiple of AVERAGE_EVERY."""
+        """Move the average towards the network's weights if `steps` (taken so far) is a multiple of AVERAGE_EVERY."""
         if steps % AVERAGE_EVERY:
             return
         self.updates += 1
@@ -65,5 +67,5 @@ class WeightAverage:
                     self.state[key].copy_(value)
 
     def load(self, state: dict[str, Tensor], updates: int) -> None:
-        """Go on from what `state` and `updates` were."""
+        """Continue from an earlier `state` after so many `updates`."""
         self.state, self.updates = state, updates

@@ -1,4 +1,4 @@
-"""Clean what was predicted: components that are doubtful, or too small to be believed.
+"""Remove components of a prediction that are doubtful or too small.
 
 Shape suffixes: Z slices of a case, H W in-plane; X Y Z a volume.
 """
@@ -20,12 +20,14 @@ TOUCHING = np.ones((3, 3, 3), np.bool_)
 def drop_doubtful(
     logit_ZHW: Mapping[Region, npt.NDArray[np.float32]], least: float
 ) -> tuple[dict[Region, Mask], dict[Region, int]]:
-    """The masks of the three regions, without what the networks are far less sure of than of the main tumour.
+    """Make masks of the three regions, without findings that are much more doubtful than the main tumour.
 
-    `logit_ZHW`: of each region, positive where it was found, all in one unit (sums over as many views will do);
-    `least`: share of the mean logit of the largest WT component. Other components of WT below it go, and ET as a whole
-    where its mean logit, inside TC and WT, is below it: it becomes core. 0 keeps everything.
-    Returns new masks, and of WT and ET how many voxels went. The rule is this project's own.
+    The measure is the mean logit. A finding is doubtful if its mean logit is below `least` times that of the main
+    tumour, the largest component of WT. Doubtful components of WT are removed. ET is removed as a whole if it is
+    doubtful inside TC and WT; after fusion it then counts as core.
+    `logit_ZHW`: region → logits, positive where the region was found, on one scale for all regions (such as sums over
+    the same number of views); `least`: 0 to 1, 0 keeps everything.
+    Returns new masks, and the number of voxels removed from WT and from ET. The rule is this project's own.
     """
     masks = {region: logit_ZHW[region] > 0 for region in Region}
     gone = {Region.WT: 0, Region.ET: 0}
@@ -47,9 +49,9 @@ def drop_doubtful(
 def drop_small_components(
     label_XYZ: npt.NDArray[np.uint8], smallest_mm3: float, voxel_mm3: float
 ) -> npt.NDArray[np.uint8]:
-    """Set to background every connected component of the whole tumour that is smaller than a given volume.
+    """Set connected components of the whole tumour to background if they are smaller than a given volume.
 
-    `label_XYZ`: labels, 0 is background; all other labels together form the components, so that a tumour is kept or
+    `label_XYZ`: label map, 0 is background; all other labels together form the components, so a tumour is kept or
     dropped as a whole. `smallest_mm3`: smallest volume to keep, 0 keeps everything; `voxel_mm3`: volume of one voxel.
     Returns a new array of the same shape and dtype.
     """
@@ -62,7 +64,7 @@ def drop_small_components(
 
 
 def _components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Of each voxel of the mask the number of its component, from 1; of each number, how many voxels it has."""
-    # Counting over the mask only: a copy of the whole volume in 64-bit integers would be 70 MB.
+    """For each voxel of the mask, the number of its component (from 1); for each number, its count of voxels."""
+    # Counted over the mask only, because a copy of the whole volume in 64-bit integers would take 70 MB.
     component: npt.NDArray[np.int32] = ndimage.label(mask, TOUCHING)[0][mask]
     return component, np.bincount(component)

@@ -1,4 +1,4 @@
-"""Which floating-point format a network runs in, and when training leaves it for a safer one."""
+"""Choose the floating-point format of a network, and decide when training changes to a safer one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_precision(requested: str, device: torch.device) -> str:
-    """Pick `fp32`, `fp16` or `bf16`; `auto` takes the format that the device computes fastest in.
+    """Return `fp32`, `fp16` or `bf16` for a `requested` one of PRECISIONS.
 
-    `auto`: on CUDA bf16 from Ampere on, else fp16 (a memory lever on older cards); on the CPU bf16 where the processor
-    has instructions for it, else fp32. Raises InputError for an unknown name, or bf16 on a card that only emulates it.
+    `auto` on CUDA: bf16 from Ampere on, else fp16 (which on older cards saves memory rather than time). `auto` on the
+    CPU: bf16 if the processor has instructions for it, else fp32. Raises InputError for an unknown name, and for bf16
+    on a card that only emulates it.
     """
     if requested not in PRECISIONS:
         raise InputError("--precision", repr(requested), f"one of {', '.join(PRECISIONS)}", "Use auto.")
     if device.type == "cuda":
-        # torch.cuda.is_bf16_supported() also answers yes where bf16 is only emulated.
+        # Not torch.cuda.is_bf16_supported(), which also says yes if bf16 is only emulated.
         native_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
         if requested == "bf16" and not native_bf16:
             raise InputError("--precision bf16", "a card without bf16", "compute capability 8.0 or more", "Use fp16.")
@@ -35,32 +36,32 @@ def choose_precision(requested: str, device: torch.device) -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 in hardware (AVX512-BF16, AMX), as torch reports it; False if unknown."""
+    """Whether torch reports that this processor computes bf16 in hardware (AVX512-BF16, AMX); False if unknown."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
-WINDOW = 50  # steps from which the usual gradient and the usual bend of the loss are known
-OVERFLOWS = 3  # gradients in a row that are not finite; one or two are how fp16's loss scale finds its level
-OUTLIER, OUTLIERS = 10.0, 2  # times the usual gradient, and how many in a row; one alone is an odd batch
-LAG, BEND = 15, 6.0  # the loss bends when its second difference over LAG steps is so many times the usual one
-SMOOTHING = 0.9  # of the loss, an exponential mean over about ten steps
-HOLD = 100  # steps in the safer format; as many again after each further fallback
+WINDOW = 50  # steps whose median is the usual gradient, and the usual bend of the loss
+OVERFLOWS = 3  # gradients in a row that are not finite; one or two are normal while fp16's loss scale finds its level
+OUTLIER, OUTLIERS = 10.0, 2  # gradients so many times longer than usual, so many in a row; one alone is an odd batch
+LAG, BEND = 15, 6.0  # the loss bends if its second difference over LAG steps is BEND times the usual one
+SMOOTHING = 0.9  # decay of the loss's exponential mean, which is over about ten steps
+HOLD = 100  # steps in the safer format after the first fallback; 100 more after each further one
 
 
 class PrecisionController:
-    """Assorted precision: the fast format while training is smooth, the safer one for a while when it is not.
+    """Assorted precision: uses the fast format while training is smooth, and the safer one for a while when it is not.
 
-    Training is unstable when gradients are not finite, when they are far longer than usual, or when the smoothed loss
-    bends upwards far more than usual (curvature, as its second difference). Source: Pandya et al. 2026, "Enhanced 3D
-    Brain Tumor Segmentation Using Assorted Precision Training", which names the three signs; the rules are this
-    project's. `safer`: None to stay in `fast` whatever happens.
+    Training counts as unstable if gradients are not finite, if they are far longer than usual, or if the smoothed loss
+    bends upwards far more than usual (its curvature, measured as its second difference). Source: Pandya et al. 2026,
+    "Enhanced 3D Brain Tumor Segmentation Using Assorted Precision Training", which names the three signs; the rules are
+    this project's. `fast`, `safer`: names of formats; with None for `safer` it stays in `fast` whatever happens.
     """
 
     def __init__(self, fast: str, safer: str | None) -> None:
         self.fast, self.safer = fast, safer if safer != fast else None
         self.held = 0
-        """Steps still to take in the safer format; 0: in the fast one."""
+        """Steps still to take in the safer format; 0 while in the fast one."""
         self.fallbacks = self.overflows = self.outliers = 0
         self.norms, self.smoothed, self.bends = list[float](), list[float](), list[float]()
 
@@ -70,7 +71,7 @@ class PrecisionController:
         return self.safer if self.held and self.safer else self.fast
 
     def observe(self, loss: float, norm: float) -> str | None:
-        """Take note of a step's loss and gradient norm; the reason, if the next step is in another format."""
+        """Note the loss and gradient norm of a step; returns the reason if the next step changes format, else None."""
         trouble = self._trouble(loss, norm)
         if self.safer is None:
             return None
@@ -105,9 +106,9 @@ class PrecisionController:
         return trouble
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: plain numbers."""
+        """What a checkpoint has to keep: plain numbers and lists of them."""
         return {key: value for key, value in vars(self).items() if key not in ("fast", "safer")}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`; in another `fast` format too."""
+        """Continue from a `state`, which may come from a training with another `fast` format."""
         vars(self).update(state)

@@ -1,9 +1,10 @@
-"""Which slices to run a network on, where most hold nothing of what it looks for.
+"""Choose the slices that a network runs on, since most slices hold no tumour.
 
-Axial slices come first, every second one; those between only where a neighbour was found to hold something; coronal and
-sagittal ones only where they cross what the axial ones found. Nothing is found where not all of them looked. Unlike the
-skipping of nested regions this is not exact: what lies on a single axial slice, or what only the other sides show, is
-missed. How much that changes is in docs/architecture.md. Shape suffix: N slices of a view.
+First every second axial slice is run, then the axial slices next to one where something was found, then the coronal and
+sagittal slices that cross what the axial ones found. A voxel that not all three views have looked at stays background.
+Unlike the skipping of nested regions this is not exact: a finding on a single axial slice between two others, or one
+that only the other views show, is missed. How much this changes is in docs/segmenting.md.
+Shape suffix: N slices of a view.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Slices = npt.NDArray[np.bool_]
 
 
 def every_second(active_N: Slices) -> Slices:
-    """Of each run of active slices the first, third, fifth, …: every active slice is in it or beside one that is."""
+    """The first, third, fifth, … slice of each run of active slices, so all other active ones are next to one."""
     numbers = np.arange(len(active_N))
     before_run_N = np.maximum.accumulate(np.where(active_N, -1, numbers))
     even: Slices = active_N & ((numbers - before_run_N) % 2 == 1)
@@ -23,7 +24,7 @@ def every_second(active_N: Slices) -> Slices:
 
 
 def beside(active_N: Slices, found_N: Slices) -> Slices:
-    """Of the active slices those that have a found one before or after them."""
+    """Active slices next to a slice where something was found."""
     neighbour_N = np.zeros_like(found_N)
     neighbour_N[1:] |= found_N[:-1]
     neighbour_N[:-1] |= found_N[1:]

@@ -12,73 +12,31 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from lowmem_brats.checkpoint import load_checkpoint, save_checkpoint
-from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.errors import InputError, WeightsError
-from lowmem_brats.figures import Panel, draw_curves, draw_examples
+from lowmem_brats.figures import draw_curves, draw_examples
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.fit import Epoch, NetworkTraining
 from lowmem_brats.labels import Region
-from lowmem_brats.memory.planner import TrainPlan
-from lowmem_brats.slice_cache import digest
+from lowmem_brats.train_report import TrainReport, metrics_csv, panels_of
 from lowmem_brats.validate import Validation
 from lowmem_brats.weights import INDEX, read_header, write_index
 
+RUNS = Path("runs")
+"""Where run folders go that nobody named."""
 EXAMPLES_EVERY = 10  # epochs
-MAY_CHANGE = ("regions", "device", "precision", "vram", "epochs", "max_seconds", "patience", "strict")
-"""What a resumed training may do otherwise; all else would make it another training."""
-
-
-@dataclass
-class NetworkReport:
-    """How one network's training went."""
-
-    epochs: list[Epoch]
-    curve: list[tuple[int, float]]
-    """(step, mean loss of the ten steps until then)."""
-    switches: list[tuple[int, str]]
-    """(step, why the format changed)."""
-    peak_bytes: dict[str, int]
-    """Format → most bytes of tensors on the device, to compare with its plan's `predicted_bytes`."""
-    thresholds: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Region → the logit at which validation Dice was best, to which the weights were moved, and that Dice."""
-
-
-@dataclass
-class TrainReport:
-    """What a training did; written to `run.json` after every epoch."""
-
-    config: TrainConfig
-    versions: dict[str, str]
-    device: str
-    training_cases: list[str]
-    validation_cases: list[str]
-    test_cases: list[str]
-    plans: list[TrainPlan] = field(default_factory=list)
-    """How a step is taken, per format: the one to train in, then the one to fall back to."""
-    networks: dict[str, NetworkReport] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    test: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Region → measure → mean over the test patients; empty until the end."""
-    cuda_peak: dict[str, int] | None = None
-    """On a card: most bytes reserved, and used as the driver sees it."""
-
-    @property
-    def held_out(self) -> str:
-        """Tells whether networks were trained without the same patients; no patient's name goes into the weights."""
-        return digest("\n".join(sorted(self.test_cases)).encode())
 
 
 class RunFolder:
@@ -96,6 +54,11 @@ class RunFolder:
             for kind in ("", "-last", "-best"):
                 (self.path / "checkpoints" / f"{name}{kind}.safetensors").unlink(missing_ok=True)
 
+    def missing(self, trained: Collection[Region], report: TrainReport) -> list[str]:
+        """The regions that a set will lack: neither trained now nor before, without the same patients."""
+        absent = [region for region in Region if region not in trained]
+        return [r.name for r in absent if not _fits(self.path / f"{r.value}.safetensors", r, report)]
+
     def install(self, trained: Mapping[Region, Path], report: TrainReport) -> list[str]:
         """Move weights here and index them, with those of regions trained before without the same patients.
 
@@ -103,22 +66,25 @@ class RunFolder:
         """
         for path in set(trained.values()):
             os.replace(path, self.path / path.name)
-        paths = {r: self.path / trained.get(r, Path(f"{r.value}.safetensors")).name for r in Region}
-        missing = [r.name for r, path in paths.items() if r not in trained and not _fits(path, report)]
+        missing = self.missing(trained, report)
         if missing:
             (self.path / INDEX).unlink(missing_ok=True)
         else:
+            paths = {r: self.path / trained.get(r, Path(f"{r.value}.safetensors")).name for r in Region}
             write_index(self.path, self.path.resolve().name, paths)
         return missing
 
     def write_report(self, report: TrainReport) -> None:
-        """Write run.json, metrics.csv and curves.png."""
+        """Write run.json."""
         with replace_when_complete(self.path / "run.json") as partial:
             partial.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+
+    def draw_report(self, report: TrainReport) -> None:
+        """Write metrics.csv and curves.png, from the first epoch on."""
         if any(network.epochs for network in report.networks.values()):
             with replace_when_complete(self.path / "metrics.csv") as partial:
-                partial.write_text(_metrics(report), encoding="utf-8", newline="")
-            self._draw("curves.png", draw_curves(_panels(report), f"{self.path.resolve().name}: training"))
+                partial.write_text(metrics_csv(report), encoding="utf-8", newline="")
+            self._draw("curves.png", draw_curves(panels_of(report), f"{self.path.resolve().name}: training"))
 
     def add_epoch(self, epoch: Epoch, validation: Validation) -> None:
         """Draw the first and every tenth epoch's examples and pass the numbers to TensorBoard."""
@@ -161,74 +127,36 @@ class RunFolder:
             picture.save(partial, format="PNG")
 
 
-def read_run(folder: Path) -> tuple[TrainConfig, list[list[str]]]:
-    """Recipe and split (training, validation and test case ids) of a training that can be resumed.
+def fresh_runs(runs: Path = RUNS) -> Iterator[Path]:
+    """Folders in `runs` for a training that begins today, DATE-1, DATE-2 and so on, without those that hold one."""
+    folders = (runs / f"{date.today()}-{number}" for number in count(1))
+    return (folder for folder in folders if not (folder / "run.json").exists())
 
-    Raises InputError where there is none.
-    """
-    path = folder / "run.json"
+
+def newest_run(runs: Path = RUNS) -> Path:
+    """The training in `runs` that was last at work. Raises InputError where there is none."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        stored = run["config"]
-        fold = stored["fold"] and tuple(stored["fold"])
-        plain = {"network": NetworkConfig(**stored["network"]), "regions": tuple(stored["regions"]), "fold": fold}
-        split = [[str(case) for case in run[f"{part}_cases"]] for part in ("training", "validation", "test")]
-        return TrainConfig(**stored | plain), split
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"cannot be read ({type(error).__name__}: {error})"
-        raise InputError(path, found, "the run.json of a training", "Leave out --resume to start anew.") from error
+        found = [(path.stat().st_mtime_ns, _in_order(path.parent.name), path) for path in runs.glob("*/run.json")]
+    except OSError as error:
+        raise InputError(runs, f"cannot be read ({error.strerror})", "run folders", "Name one with -o.") from error
+    if not found:
+        raise InputError(runs.resolve(), "no training to go on with", "run folders", "Name one with -o.")
+    return max(found)[2].parent
 
 
-def check_resumable(config: TrainConfig, stored: TrainConfig, folder: Path) -> None:
-    """Refuse to go on with another recipe than the stored one. Raises InputError."""
-    differ = [key for key, value in vars(stored).items() if key not in MAY_CHANGE and getattr(config, key) != value]
-    if differ:
-        found = "; ".join(f"{key} {getattr(config, key)!r}" for key in differ)
-        expected = "; ".join(f"{key} {getattr(stored, key)!r}" for key in differ)
-        raise InputError(f"resuming {folder}", found, f"as it began: {expected}", "Leave these options out.")
+def _in_order(name: str) -> list[str]:
+    """Sorts numbers in names by their value."""
+    return [part.zfill(9) for part in re.split(r"(\d+)", name)]
 
 
-def _fits(path: Path, report: TrainReport) -> bool:
-    """Whether weights that lie there already may be of one set with the report's."""
+def _fits(path: Path, region: Region, report: TrainReport) -> bool:
+    """Whether weights of a region that lie there already may be of one set with the report's."""
     try:
         file = read_header(path)
     except WeightsError:
         return False
-    return file.network == report.config.network and file.training.get("held_out") == report.held_out
-
-
-def revision() -> str:
-    """The commit of the checkout that this package runs from; empty for an installed one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _metrics(report: TrainReport) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    counts = ("network", "number", "steps", "seconds", "skipped_steps", "fallback_steps", "slices_per_second", "loss")
-    writer.writerow((*counts, "validation_dice"))
-    for network in report.networks.values():
-        for epoch in network.epochs:
-            writer.writerow((*(getattr(epoch, key) for key in counts), epoch.mean_dice if epoch.region_dice else ""))
-    return text.getvalue()
-
-
-def _panels(report: TrainReport) -> list[Panel]:
-    """Losses above, validation Dice below, a column per network."""
-    losses, scores = [], []
-    for name, network in report.networks.items():
-        marks = [(float(step), why.split(":")[0].removeprefix("back to ")) for step, why in network.switches]
-        losses.append(Panel(name.upper(), {"loss": network.curve}, marks, x_label="steps", y_range=None))
-        lines = {"mean": [(float(epoch.steps), epoch.mean_dice) for epoch in network.epochs if epoch.region_dice]}
-        for epoch in network.epochs if " " in name else ():
-            for region, mean in epoch.region_dice.items():
-                lines.setdefault(region.upper(), []).append((float(epoch.steps), mean))
-        scores.append(Panel(f"{name.upper()} validation Dice", lines, (), x_label="steps", y_range=(0.0, 1.0)))
-    return [*losses, *scores]
+    alike = file.network == report.config.network and file.training.get("held_out") == report.held_out
+    return alike and file.regions == (region,)
 
 
 def _open_events(folder: Path) -> Any:

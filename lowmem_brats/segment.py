@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowmem_brats import __version__
+from lowmem_brats.case import Case, read_case
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.errors import InputError
@@ -35,11 +36,11 @@ from lowmem_brats.memory.device import choose_device, open_budget
 from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
 from lowmem_brats.networks import SliceNetwork, stride_of
-from lowmem_brats.nifti import Case, is_own_result, read_case, write_label_map
+from lowmem_brats.nifti import is_own_result, write_label_map
 from lowmem_brats.postprocess import drop_doubtful, drop_small_components
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
-from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, views_of
+from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, to_voxels, views_of
 from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, load_networks, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
@@ -151,7 +152,7 @@ def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet) -> str:
 def load_case(files: CaseFiles, stride: int) -> LoadedCase:
     """Read a case and cut it into slices; `stride`: as `prepare`. Raises InputError."""
     case = read_case(files)
-    return LoadedCase(case, prepare(case.images_CXYZ, stride))
+    return LoadedCase(case, prepare(case.images_CXYZ, stride, case.spacing_mm))
 
 
 def segment_case(
@@ -189,9 +190,10 @@ def segment_case(
     report = SegmentReport(
         files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
     )
-    report.warnings = warnings + notes + case.warnings
-    logit_ZHW = _predict_regions(weights, stack, config, report, on_progress)
+    report.warnings = warnings + notes + case.warnings + stack.notes
+    found = _predict_regions(weights, stack, config, report, on_progress)
     with _timed(seconds, "fuse"):
+        logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
         masks, gone = drop_doubtful(logit_ZHW, config.min_confidence)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
         voxel_mm3 = float(np.prod(case.spacing_mm))
@@ -200,8 +202,8 @@ def segment_case(
         write_label_map(label_XYZ, case.reference, output, origin(files, config, weights), overwrite)
     report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
     if gone[Region.ET]:
-        found = f"{report.doubtful_millilitres['et']:.1f} mL of enhancing tumour"
-        report.warnings.append(f"{found} are doubtful and counted as core (--min-confidence 0 keeps them)")
+        doubtful = f"{report.doubtful_millilitres['et']:.1f} mL of enhancing tumour"
+        report.warnings.append(f"{doubtful} are doubtful and counted as core (--min-confidence 0 keeps them)")
     _count(report, label_XYZ, convention, voxel_mm3)
     return Segmentation(case, label_XYZ, report)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,15 +20,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import PREPROCESSING
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import add_to_checksum, replace_when_complete
-from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_regions
-from lowmem_brats.nifti import check_same_grid, is_own_result, read_case, read_label
+from lowmem_brats.geometry import check_same_grid
+from lowmem_brats.labels import LabelConvention, Region, nesting_depth, split_regions, warnings_of
+from lowmem_brats.nifti import count_voxels, is_own_result, read_label
 from lowmem_brats.slices import cut_label, is_flat, occupied, prepare, views_of
 
-FORMAT = 3  # of an entry; one of another format is not found
+FORMAT = 4  # of an entry; one of another format is not found
 ARRAYS = ("slices", "depth")
 
 
@@ -44,6 +47,11 @@ class CachedCase:
     depth_VN: tuple[tuple[int, ...], ...]
     """Per usable view, the deepest region in each of its slices, 0 to 3."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def checksum(self) -> str:
+        """Of the files that it was prepared from, and of how."""
+        return self.path.stem.rpartition("-")[2]
 
     @property
     def flat(self) -> bool:
@@ -87,22 +95,24 @@ def build_cache(
     convention: LabelConvention,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     strict: bool = False,
+    shared: bool = False,
 ) -> tuple[list[CachedCase], list[str]]:
     """The cases prepared, in order, and notes on those left out or built anew because their entry was damaged.
 
     Entries in `folder` whose checksum fits are used as they are. A case that cannot be read, or whose label map does
     not fit its images or is an uncorrected result, is left out; where `strict`, its InputError is raised, as it always
-    is when the disk is full.
+    is when the disk is full, or will be by what the first case to be prepared needs. `shared`: other trainings may use
+    the folder, so that entries of other files of the same name stay.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(folder, f"cannot be made ({error.strerror})", "a folder", "Choose another.") from error
-    cached, notes = [], []
+    cached, notes, room_checked = [], [], False
     for done, files in enumerate(cases, 1):
         try:
             path = folder / f"{files.case_id}-s{stride}-{_checksum(files, stride, convention)}.json"
-            case = _find(path, files.case_id)
+            there, case = path.exists(), _find(path, files.case_id)
             arrays = None if case else _prepare(files, stride, convention)
         except InputError as error:
             if strict:
@@ -110,10 +120,19 @@ def build_cache(
             notes.append(f"{files.case_id}: left out: {error}")
         else:
             if arrays:
-                if path.exists():
+                if there:
                     notes.append(f"{files.case_id}: its cache was damaged: built anew")
-                case = store_case(path, files.case_id, *arrays)
-                _remove_older(path, f"{files.case_id}-s{stride}")
+                if not room_checked:
+                    _check_room(folder, cases[done - 1 :], stride, sum(array.nbytes for array in arrays[:2]))
+                room_checked = True
+                try:
+                    case = store_case(path, files.case_id, *arrays)
+                except InputError:
+                    case = _find(path, files.case_id)  # of a training that builds the same cache at this time
+                    if case is None:
+                        raise
+                if not shared:
+                    _remove_older(path, f"{files.case_id}-s{stride}")
             cached += [case] if case else []
         on_progress(done, len(cases))
     return cached, notes
@@ -182,6 +201,21 @@ def _find(path: Path, case_id: str) -> CachedCase | None:
     return None
 
 
+def _check_room(folder: Path, cases: Sequence[CaseFiles], stride: int, first_bytes: int) -> None:
+    """Raise InputError where the disk is too small for the cases, the first of which needs so many bytes.
+
+    The others are judged by their voxels. What the folder holds of them, it may hold still.
+    """
+    there = {re.sub(r"-[0-9a-f]{16}\.json$", "", path.name) for path in folder.glob("*.json")}
+    missing = [case for case in cases[1:] if f"{case.case_id}-s{stride}" not in there]
+    voxels = [count_voxels(case.stacked or next(iter(case.images.values()))) for case in (cases[0], *missing)]
+    needed, free = first_bytes * sum(voxels) / max(voxels[0], 1), shutil.disk_usage(folder).free
+    if needed > free:
+        found = f"{free / 2**20:,.0f} MiB free"
+        expected = f"about {needed / 2**20:,.0f} MiB for the slices of {len(voxels)} cases"
+        raise InputError(folder, found, expected, "Free some, or name a folder on another disk with --cache.")
+
+
 def _remove_older(path: Path, name: str) -> None:
     """Remove the case's other entries of this stride, which were made of other files or in another way.
 
@@ -213,6 +247,7 @@ def _prepare(
         raise InputError(label_path, found, "a label map by a person", "Correct it, or leave the case out.")
     case, label = read_case(files), read_label(label_path)
     check_same_grid(label, label_path, case.reference, files.stacked or next(iter(files.images.values())))
-    stack = prepare(case.images_CXYZ, stride)
+    stack = prepare(case.images_CXYZ, stride, case.spacing_mm)
     depth_XYZ = nesting_depth(split_regions(label.data, convention, label_path))
-    return stack.slices_ZCHW, cut_label(depth_XYZ, stack), case.warnings
+    warnings = [f"{label_path.name}: {text}" for text in [*label.warnings, *warnings_of(label.data, convention)]]
+    return stack.slices_ZCHW, cut_label(depth_XYZ, stack), case.warnings + stack.notes + warnings

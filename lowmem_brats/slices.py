@@ -15,6 +15,9 @@ import numpy.typing as npt
 FLATTEST = 2.0
 """Times that a brain may be longer than high, in voxels; it is 1.3 times in mm, so slices may be 1.5 mm apart."""
 
+THICK = 1.5
+"""Times that slices along X or Y may be thicker than the finest axis before they are interpolated."""
+
 SYMMETRIC_VIEWS = 2
 """Axial and coronal slices have left and right along their last axis, sagittal ones foot and head."""
 
@@ -33,6 +36,14 @@ class SliceStack:
     """Volume index (z, y, x) of the first slice's first pixel; y and x may be negative where padding was needed."""
     shape_XYZ: tuple[int, int, int]
     """Shape of the volume."""
+    stretch_HW: tuple[int, int] = (1, 1)
+    """How many pixels along H and W stand for one voxel: more than 1 where sagittal or coronal slices are thick."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What was done that a user should know."""
+        thick = [(name, k) for name, k in zip(("coronal", "sagittal"), self.stretch_HW, strict=True) if k > 1]
+        return [f"thick {name} slices are interpolated to {k} times as many for the networks" for name, k in thick]
 
 
 def zscore_brain(images_CXYZ: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -47,12 +58,15 @@ def zscore_brain(images_CXYZ: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
     return scored_CXYZ
 
 
-def prepare(images_CXYZ: npt.NDArray[np.float32], stride: int) -> SliceStack:
+def prepare(
+    images_CXYZ: npt.NDArray[np.float32], stride: int, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> SliceStack:
     """Z-score a case, crop it to the brain, and cut it into axial slices, which `views_of` shows from other sides.
 
     `images_CXYZ`: float32, background 0, at least one voxel not 0; `stride`: H and W become multiples of it, and Z
-    unless the brain `is_flat`.
-    The crop grows around the brain's bounding box, beyond the volume's edge with zeros where it must.
+    unless the brain `is_flat`; `spacing_mm`: voxel size along X, Y, Z. The crop grows around the brain's bounding box,
+    beyond the volume's edge with zeros where it must. Where voxels are long along X or Y (sagittal or coronal slices),
+    they are interpolated, since from every other side the brain would look squashed.
     """
     brain_XYZ = (images_CXYZ != 0).any(axis=0)
     x_first, x_last = _extent(brain_XYZ.any(axis=(1, 2)))
@@ -70,8 +84,48 @@ def prepare(images_CXYZ: npt.NDArray[np.float32], stride: int) -> SliceStack:
     slices_ZCHW[z_first - z : z_last + 1 - z, :, rows, columns] = scored_CXYZ.transpose(3, 0, 2, 1)
     brain_ZHW = np.zeros((depth, height, width), np.bool_)
     brain_ZHW[z_first - z : z_last + 1 - z, rows, columns] = brain_XYZ[box[1:]].transpose(2, 1, 0)
+    stretch_HW = _times_thicker(spacing_mm[1], spacing_mm), _times_thicker(spacing_mm[0], spacing_mm)
+    for axis, factor in zip((-2, -1), stretch_HW, strict=True):
+        if factor > 1:
+            slices_ZCHW, brain_ZHW = _interpolate(slices_ZCHW, brain_ZHW, axis, factor)
     shape_X, shape_Y, shape_Z = brain_XYZ.shape
-    return SliceStack(slices_ZCHW, brain_ZHW, flat, (z, y, x), (shape_X, shape_Y, shape_Z))
+    return SliceStack(slices_ZCHW, brain_ZHW, flat, (z, y, x), (shape_X, shape_Y, shape_Z), stretch_HW)
+
+
+def _times_thicker(size_mm: float, spacing_mm: tuple[float, float, float]) -> int:
+    ratio = size_mm / min(spacing_mm)
+    return round(ratio) if ratio >= THICK else 1
+
+
+def _interpolate(
+    slices_ZCHW: npt.NDArray[np.float16], brain_ZHW: npt.NDArray[np.bool_], axis: int, factor: int
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
+    """Make `factor` pixels of each along an axis, linearly between the centres, of brain alone; brain: nearer to it."""
+    place = (np.arange(brain_ZHW.shape[axis] * factor) + 0.5) / factor - 0.5
+    before = np.floor(place).astype(int)
+    shape = np.ones(3, int)
+    shape[axis] = -1
+    share = (place - before).reshape(shape).astype(np.float32)
+    first, second = (np.clip(index, 0, brain_ZHW.shape[axis] - 1) for index in (before, before + 1))
+    weights = (1 - share) * brain_ZHW.take(first, axis), share * brain_ZHW.take(second, axis)
+    fine_ZHW = weights[0] + weights[1]
+    fine_ZCHW = (
+        slices_ZCHW.take(first, axis) * weights[0][:, None] + slices_ZCHW.take(second, axis) * weights[1][:, None]
+    )
+    inside_ZHW = fine_ZHW >= 0.5
+    fine_ZCHW /= np.maximum(fine_ZHW, 0.5)[:, None]
+    return np.where(inside_ZHW[:, None], fine_ZCHW, 0).astype(np.float16), inside_ZHW
+
+
+def to_voxels(sum_KZHW: npt.NDArray[np.float32], stack: SliceStack) -> npt.NDArray[np.float32]:
+    """Average logits over the pixels that stand for one voxel: undoes the interpolation of thick slices."""
+    k, z, height, width = sum_KZHW.shape
+    rows, columns = stack.stretch_HW
+    if rows == columns == 1:
+        return sum_KZHW
+    blocks = sum_KZHW.reshape(k, z, height // rows, rows, width // columns, columns)
+    mean_KZHW: npt.NDArray[np.float32] = blocks.mean(axis=(3, 5))
+    return mean_KZHW
 
 
 def views_of(stack: npt.NDArray[Any], views: int, axis: int = 0) -> list[npt.NDArray[Any]]:
@@ -113,7 +167,10 @@ def is_flat(brain_ZHW: npt.NDArray[np.bool_]) -> bool:
 
 
 def to_volume(label_ZHW: npt.NDArray[np.uint8], stack: SliceStack) -> npt.NDArray[np.uint8]:
-    """Put a stack of label slices back into the full volume: [Z, H, W] → [X, Y, Z], uint8; 0 outside the stack."""
+    """Put label slices back into the full volume: [Z, H, W] → [X, Y, Z], uint8; 0 outside the stack.
+
+    H and W in voxels, as after `to_voxels`.
+    """
     label_XYZ = np.zeros(stack.shape_XYZ, np.uint8)
     inside_ZHW, inside_ZYX = [], []
     for start, size, full in zip(stack.origin_ZHW, label_ZHW.shape, reversed(stack.shape_XYZ), strict=True):
@@ -125,13 +182,15 @@ def to_volume(label_ZHW: npt.NDArray[np.uint8], stack: SliceStack) -> npt.NDArra
 
 
 def cut_label(label_XYZ: npt.NDArray[np.uint8], stack: SliceStack) -> npt.NDArray[np.uint8]:
-    """Cut a label volume as its images were cut: [X, Y, Z] → [Z, H, W], uint8; the inverse of `to_volume`."""
+    """Cut a label volume as its images were cut: [X, Y, Z] → [Z, H, W], uint8, each voxel as often as they hold it."""
     z, y, x = stack.origin_ZHW
-    depth, _, height, width = stack.slices_ZCHW.shape
+    rows, columns = stack.stretch_HW
+    depth, height, width = len(stack.slices_ZCHW), stack.brain_ZHW.shape[1] // rows, stack.brain_ZHW.shape[2] // columns
     margin = ((max(-z, 0), depth), (max(-y, 0), height), (max(-x, 0), width))
     padded_ZYX = np.pad(label_XYZ.transpose(2, 1, 0), margin)
     z, y, x = max(z, 0), max(y, 0), max(x, 0)
-    return padded_ZYX[z : z + depth, y : y + height, x : x + width]
+    cut_ZHW = padded_ZYX[z : z + depth, y : y + height, x : x + width]
+    return cut_ZHW.repeat(rows, axis=1).repeat(columns, axis=2)
 
 
 def centre_in(frame_HW: tuple[int, int], array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -1,10 +1,10 @@
-"""Lesions of other patients in training slices, for who has few patients.
+"""Put lesions of other patients into training slices, for trainings with few patients.
 
 Source: Zhang et al. 2021, "CarveMix: A Simple Data Augmentation Method for Brain Lesion Segmentation" (arXiv
-2108.06883): a lesion and what surrounds it replace the same place of another patient, in image and label. Deviations:
-slices in place of volumes; the surroundings have one width; the edge is a ramp, and the lesion is shifted to the
-brightness of its new surroundings, so that the network cannot learn to see seams. Patients must be in one space, as
-BraTS cases are.
+2108.06883): a lesion and its surroundings replace the same place in another patient, in image and label. Deviations:
+it works on slices instead of volumes; the surroundings have a fixed width; the edge is a ramp, and the lesion is
+shifted to the brightness of its new surroundings, so that the network cannot learn to recognise seams. All patients
+must be in one space, as BraTS cases are.
 Shape suffixes: N slices, C channels, K regions, H W in-plane.
 """
 
@@ -21,7 +21,7 @@ from torch.nn import functional
 from lowmem_brats.slice_cache import CachedCase
 
 MARGIN = 6
-"""Pixels around a lesion that move with it: healthy tissue, to compare brightness by."""
+"""Pixels of healthy tissue around a lesion that are moved with it; their brightness is compared."""
 RAMP = 3
 """Pixels on either side of the margin's edge over which one patient becomes the other."""
 
@@ -29,9 +29,11 @@ RAMP = 3
 def draw_donors(
     rng: np.random.Generator, cases: Sequence[CachedCase], rows: npt.NDArray[np.int64], share: float
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """Which of the `rows` [n, 3] (case, view, slice) get a lesion, about `share` of them, and from which rows.
+    """Choose about `share` of the `rows` to get a lesion, and a donor row for each.
 
-    A donor is the volume of another case that has a lesion as far along the view's axis.
+    `rows`: int64 [n, 3] of case, view and slice; `share`: 0 to 1. A donor is a slice of another case that is no flat
+    stack, at the same relative position along the view's axis, with a lesion.
+    Returns the indices of the chosen rows, and their donors, int64 [chosen, 3].
     """
     taken, donors = [], []
     for n in np.flatnonzero(rng.random(len(rows)) < share):
@@ -42,8 +44,8 @@ def draw_donors(
 
 
 def _candidates(cases: Sequence[CachedCase], i: int, view: int, number: int) -> list[tuple[int, int, int]]:
-    """The rows that a slice of case `i` can get its lesion from."""
-    if cases[i].flat:  # where along the axis a single slice lies is not known
+    """The rows from which a slice of case `i` can get its lesion."""
+    if cases[i].flat:  # the position of a single slice along the axis is not known
         return []
     own = len(cases[i].depth_VN[view])
     others = [(j, case.depth_VN[view]) for j, case in enumerate(cases) if j != i and not case.flat]
@@ -54,10 +56,10 @@ def _candidates(cases: Sequence[CachedCase], i: int, view: int, number: int) -> 
 def transplant(
     slices_NCHW: Tensor, depth_N1HW: Tensor, donor_NCHW: Tensor, donor_N1HW: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Slices and nesting depths with the donors' lesions in them, as new tensors.
+    """Put the donors' lesions into slices and nesting depths; returns both as new tensors.
 
-    `slices_NCHW`, `donor_NCHW`: fp32 z-scores, background 0; `depth_N1HW`, `donor_N1HW`: float, how many of the nested
-    regions hold a pixel. Background stays background.
+    `slices_NCHW`, `donor_NCHW`: fp32 z-scores, background 0; `depth_N1HW`, `donor_N1HW`: float, the number of nested
+    regions that hold each pixel. Background stays background.
     """
     lesion_N1HW = (donor_N1HW > 0).float()
     carved_N1HW = functional.max_pool2d(lesion_N1HW, 2 * MARGIN + 1, stride=1, padding=MARGIN)

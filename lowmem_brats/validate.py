@@ -1,4 +1,4 @@
-"""Score weights on the validation patients while training goes on.
+"""Score the weights of a running training on the validation patients.
 
 Shape suffixes: Z slices of a case, K regions, H W in-plane.
 """
@@ -25,19 +25,19 @@ from lowmem_brats.slice_cache import CachedCase
 
 EXAMPLES = 4
 THRESHOLDS = (0.0, -0.5, 0.5, -1.0, 1.0, -1.5, -2.0)
-"""Mean logits that a mask could be taken at; of equally good ones the first."""
+"""Mean logits above which a pixel could count as tumour; of equally good ones the first is taken."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What the weights reached."""
+    """The scores of some weights on the validation patients."""
 
     dice: dict[str, dict[str, float]]
-    """Region → patient → Dice (TP, FP, FN summed over slices), on slices where the reference holds its parent."""
+    """Region → patient → Dice (TP, FP, FN summed over slices), on slices where the reference holds the parent."""
     examples: list[Example]
-    """Of the first patients, the slice with most of the region; of three regions, the first."""
+    """For each of the first patients, the slice with most of the network's region (of three regions, the first)."""
     peak_bytes: int
-    """Of prediction alone."""
+    """Peak bytes of the prediction alone."""
 
 
 def validate(
@@ -48,7 +48,10 @@ def validate(
     device: str,
     precision: str,
 ) -> Validation:
-    """Segment the cases with weights given as a state dict, in a copy of the stated format, as `segment` will run."""
+    """Segment the cases with a copy of the weights in the format that `segment` will use, and score the masks.
+
+    `state`: a state dict; `regions`: in the order of the network's outputs; `precision`: a key of `precision.DTYPES`.
+    """
     scores: dict[str, dict[str, float]] = {region.value: {} for region in regions}
     examples, peak_bytes = list[Example](), 0
     for case, found in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1)):
@@ -72,16 +75,16 @@ def best_thresholds(
     device: str,
     precision: str,
 ) -> dict[str, tuple[float, float]]:
-    """Region → the mean logit of THRESHOLDS at which masks have the best mean Dice, and that Dice; as `validate`.
+    """Region → (the one of THRESHOLDS at which masks have the best mean Dice, that Dice); arguments as `validate`.
 
-    Networks trained on few patients are too sure of what they do not know and find too little: 0 is seldom best.
+    Networks that were trained on few patients find too little tumour, so 0 is seldom best.
     """
     scores = np.zeros((len(regions), len(THRESHOLDS)))
     for case, found in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1)):
         depth_ZHW, views = case.depth_ZHW, case.usable(config.views)
         for region, sum_ZHW, row in zip(regions, found.sum_KZHW, scores, strict=True):
             for i, threshold in enumerate(THRESHOLDS):
-                # All views hold every voxel of the parent; outside the brain the sum is 0.
+                # The sum is over all views, as each has seen every voxel of the parent; outside the brain it is 0.
                 mask_ZHW = (sum_ZHW > threshold * views) & (sum_ZHW != 0)
                 row[i] += _dice(case, region, mask_ZHW, depth_ZHW) / len(cases)
     best = scores.argmax(axis=1)
@@ -98,7 +101,7 @@ def _predict(
     regions: Sequence[Region],
     plan: InferencePlan,
 ) -> Iterator[tuple[CachedCase, Prediction]]:
-    """Every case with what a copy of the weights finds on the slices that the network has to segment."""
+    """Yield each case with the prediction for the slices that the network has to segment there."""
     with torch.device("meta"):
         network = build_network(config)
     copies = {key: value.to(plan.device, _format(value, plan.precision), copy=True) for key, value in state.items()}

@@ -1,8 +1,8 @@
-"""Weights files: safetensors in fp16, one per network, each with a header that says what it is.
+"""Weights files: safetensors in fp16, one per network, each with a header that describes it.
 
-A set is three networks of a region each, or one network of all three, and an `index.json` with checksums. Several sets
-of one kind can be opened as one: they share the views, or are averaged. Weights are untrusted input: checked, never
-unpickled, never fetched from a network.
+A set is three networks of one region each, or one network of all three, and an `index.json` with checksums. Several
+sets of one kind can be opened together: they share the views, or are averaged. Weights are untrusted input: they are
+checked, never unpickled, and never downloaded.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ SHIPPED = next((p for p in (_PACKAGE / "_weights", _PACKAGE.parent / "weights") 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """One network's weights: where they lie and what the header says."""
+    """The weights of one network: their file and what its header says."""
 
     path: Path
     regions: tuple[Region, ...]
-    """What the network segments, in the order of its outputs: one region, or WT, TC and ET."""
+    """The regions that the network segments, in the order of its outputs: one region, or WT, TC and ET."""
     network: NetworkConfig
     training: Mapping[str, Any]
     """How it was trained: data, steps, versions."""
     metrics: Mapping[str, Any]
-    """What it reached on its validation cases."""
+    """The scores that it reached on its validation cases."""
 
     @property
     def name(self) -> str:
@@ -58,29 +58,29 @@ class WeightsSet:
 
     name: str
     files: tuple[WeightsFile, ...]
-    """Three files of a region each, WT first, or one of all three; then those of the next set."""
+    """The files of the first set (three of one region each, WT first, or one of all three), then of the next."""
 
     @property
     def network(self) -> NetworkConfig:
-        """The architecture of all of them."""
+        """The architecture, which all networks share."""
         return self.files[0].network
 
     def by_view(self, views: int) -> list[list[tuple[WeightsFile, ...]]]:
-        """Region or regions, WT first → view → the networks that look from there.
+        """For each region (WT first), or once for all three: view → the networks that look from there.
 
-        Sets take turns: the first looks at the first view, the second at the next. What goes beyond the views is
-        averaged, as where three sets look axially only.
+        The sets take turns: the first looks at the first view, the second at the next. If there are more sets than
+        views, several look at one view and are averaged, for example all sets if a case is seen axially only.
         """
         groups = [[f for f in self.files if f.regions == each] for each in dict.fromkeys(f.regions for f in self.files)]
         return [[tuple(group[view::views]) or (group[view % len(group)],) for view in range(views)] for group in groups]
 
 
 def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet:
-    """Open a set by the name of a shipped one or by its folder, verify checksums, read the headers only.
+    """Open sets of weights: verify checksums and read the headers, but no tensors yet.
 
-    `names`: one, or several to open as one; none: the shipped default, which is several where the index says so;
-    `alone`: only the first of several. Raises WeightsError: no such set, damaged files, headers that this version
-    cannot use (all listed at once), or sets of different networks.
+    `names`: names of shipped sets or folders, one or several to open together; none: the shipped default, which may be
+    several; `alone`: open only the first of several. Raises WeightsError if there is no such set, if files are damaged
+    or have headers that this version cannot use (all listed at once), or if the sets are of different networks.
     """
     places = [_find(name) for name in ([names] if isinstance(names, str) else names)] or [_find_in(SHIPPED)]
     found = [each for place in places for each in place]
@@ -92,7 +92,7 @@ def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet
 
 
 def _find(name: str) -> list[tuple[Path, str]]:
-    """Folder and name of every set that is meant by one word."""
+    """The folder and name of every set that one name stands for."""
     return _find_in(Path(name)) if name and Path(name).is_dir() else [(SHIPPED, name)]
 
 
@@ -134,7 +134,7 @@ def _open_one(folder: Path, chosen: str) -> WeightsSet:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    """The sets by name, and the names of the default ones, which share the views."""
+    """The sets by name, and the names of the default sets, which share the views."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         entries = [entry for rows in index["sets"].values() for entry in rows.values()]
@@ -161,7 +161,7 @@ def _open_file(path: Path, sha256: str) -> WeightsFile:
 
 
 def read_header(path: Path) -> WeightsFile:
-    """Read what a weights file says of itself. Raises WeightsError listing everything that this version cannot use."""
+    """Read the header of a weights file. Raises WeightsError listing everything that this version cannot use."""
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
@@ -188,7 +188,7 @@ def read_header(path: Path) -> WeightsFile:
 
 
 def load_networks(files: Sequence[WeightsFile]) -> SliceNetwork:
-    """Build the network of a file, or of several their average; as `load_network`."""
+    """Build the network of one file, or the average of the networks of several; errors as `load_network`."""
     first, *others = (load_network(file) for file in files)
     return Ensemble([first, *others]).eval() if others else first
 
@@ -198,7 +198,7 @@ def load_network(file: WeightsFile) -> SliceNetwork:
 
     Raises WeightsError listing every tensor that is missing, unexpected, of another shape or not finite.
     """
-    with torch.device("meta"):  # the header is untrusted: nothing is allocated before the file proves to hold as much
+    with torch.device("meta"):  # no memory yet: the header is untrusted, and the file must hold as much as it says
         network = build_network(file.network)
     wanted = network.state_dict()
     with safe_open(file.path, framework="pt") as stored:
@@ -227,7 +227,7 @@ def save_network(network: SliceNetwork, file: WeightsFile) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What computed: for reports and headers."""
+    """The versions of this program, torch and Python, for reports and headers."""
     return {"lowmem-brats": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 

@@ -15,9 +15,11 @@ import lowmem_brats
 PACKAGE = Path(lowmem_brats.__file__).parent
 FLOORS = (
     ("errors",),
-    ("config", "labels", "files", "metrics", "parallel", "read_ahead", "routing"),
+    ("config", "geometry", "labels", "files", "metrics", "parallel", "patients", "read_ahead", "routing", "run_lock"),
     (
+        "brain",
         "case_files",
+        "nifti",
         "slices",
         "augment",
         "loss",
@@ -29,13 +31,14 @@ FLOORS = (
         "checkpoint",
         "figures",
     ),
-    ("nifti", "memory", "case_list"),
+    ("case", "memory", "case_list"),
     ("weights", "slice_cache"),
     ("predict", "dataset", "transplant"),
     ("batches", "validate"),
     ("fit",),
-    ("segment", "evaluate", "preview", "bench", "doctor", "run_folder"),
-    ("held_out",),
+    ("segment", "evaluate", "preview", "bench", "doctor", "train_report"),
+    ("held_out", "run_folder", "training_data"),
+    ("train_networks",),
     ("train",),
     ("cli",),
     ("__main__",),
@@ -47,7 +50,7 @@ DOORS = {
     "rich": {"cli"},
     "PIL": {"preview", "figures", "run_folder"},
     "safetensors": {"weights", "checkpoint"},
-    "scipy": {"metrics", "postprocess", "phantom", "preview", "figures"},
+    "scipy": {"brain", "metrics", "postprocess", "phantom", "preview", "figures"},
 }
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 8
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -19,10 +19,12 @@ from conftest import LPS_AFFINE, SHAPE_XYZ, SaveNifti, WriteCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import CaseFiles, find_case
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
-from lowmem_brats.nifti import Volume, read_case, read_label, read_volume, write_label_map
+from lowmem_brats.geometry import Volume
+from lowmem_brats.nifti import read_label, read_volume, write_label_map
 
 DATA_XYZ = np.random.default_rng(0).integers(0, 900, SHAPE_XYZ).astype(np.int16)
 HEADER_BYTES = 352
@@ -142,6 +144,64 @@ def test_a_header_with_absurd_dimensions_takes_no_memory(
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(("depth", "taken"), [(256, True), (257, False)])
+def test_more_voxels_than_anyone_needs_take_no_memory(
+    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch, depth: int, taken: bool
+) -> None:
+    content = bytearray(good.read_bytes()[:HEADER_BYTES])
+    struct.pack_into("<4h", content, 40, 3, 512, 512, depth)
+    path = tmp_path / "large.nii"
+    with path.open("wb") as file:
+        file.write(content)
+        file.truncate(HEADER_BYTES + 2 * 512 * 512 * depth)
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("read")
+
+    monkeypatch.setattr("lowmem_brats.nifti._read_voxels", stop)
+    if taken:
+        with pytest.raises(RuntimeError, match="read"):
+            read_volume(path)
+    else:
+        refused(path, "a volume of 67371008 voxels; expected at most 67108864")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("more", "fits"), [(2**20, True), (2**20 + 1, False)])
+def test_bytes_behind_the_last_voxel(tmp_path: Path, good: Path, suffix: str, more: int, fits: bool) -> None:
+    path, content = tmp_path / f"long{suffix}", good.read_bytes() + bytes(more)
+    path.write_bytes(gzip.compress(content) if suffix == ".nii.gz" else content)
+    if fits:
+        np.testing.assert_array_equal(read_volume(path).data, DATA_XYZ)
+    else:
+        refused(path, "more than 1048576 bytes after the last voxel; expected 1680 voxels, as the header says")
+
+
+def test_bytes_behind_the_last_voxel_are_not_all_read(tmp_path: Path, good: Path) -> None:
+    path = tmp_path / "bomb.nii.gz"
+    path.write_bytes(gzip.compress(good.read_bytes() + bytes(2**26)))
+    damaged = bytearray(path.read_bytes())
+    damaged[-8] ^= 1  # the checksum, which reading to the end would find wrong
+    path.write_bytes(damaged)
+    refused(path, "more than 1048576 bytes after the last voxel")
+
+
+@pytest.mark.parametrize("offset", [0, 1, 348])
+def test_voxels_inside_the_header(tmp_path: Path, good: Path, offset: int) -> None:
+    content = bytearray(good.read_bytes())
+    struct.pack_into("<f", content, 108, offset)
+    (tmp_path / "x.nii").write_bytes(content)
+    refused(tmp_path / "x.nii", "inside the header|not a NIfTI file")
+
+
+@pytest.mark.parametrize("slope", [np.inf, -np.inf])
+def test_an_infinite_scale(tmp_path: Path, good: Path, slope: float) -> None:
+    content = bytearray(good.read_bytes())
+    struct.pack_into("<f", content, 112, slope)
+    (tmp_path / "x.nii").write_bytes(content)
+    refused(tmp_path / "x.nii", "an infinite scl_slope")
+
+
 def test_an_honest_file_of_zeros_is_not_taken_for_absurd(tmp_path: Path, save_nifti: SaveNifti) -> None:
     # The best compression there is: 2 MB of zeros in about 2 KB.
     data = np.zeros((128, 128, 128), np.uint8)
@@ -233,8 +293,8 @@ def test_differing_shapes(tmp_path: Path, write_case: WriteCase, save_nifti: Sav
 @pytest.mark.parametrize(
     ("row", "column", "below", "above"),
     [
-        (0, 3, 0.099, 0.101),  # a shift
-        (2, 3, -0.099, -0.101),
+        (0, 3, 0.1003, 0.101),  # a shift
+        (2, 3, -0.1003, -0.101),
         (1, 1, 0.099 / 13, 0.101 / 13),  # a spacing: shows at the far corner, 13 voxels away
         (0, 2, 0.099 / 9, 0.101 / 9),  # a shear
     ],
@@ -254,7 +314,7 @@ def test_differing_affines(
         if fits:
             read_case(find_case(folder))
         else:
-            case_error(folder, "flair", r"a corner 0\.10 mm away; expected the grid of case_t1\.nii\.gz to 0\.1 mm")
+            case_error(folder, "flair", r"a corner 0\.101 mm away; expected the grid of case_t1\.nii\.gz to 0\.1 mm")
 
 
 def test_a_mirrored_modality(tmp_path: Path, write_case: WriteCase, save_nifti: SaveNifti) -> None:
@@ -309,25 +369,28 @@ def test_a_constant_volume_in_a_stack(tmp_path: Path, save_nifti: SaveNifti) -> 
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype"),
+    ("value", "dtype", "shown"),
     [
-        (1.5, np.float32),
-        (0.999, np.float64),
-        (-1, np.int16),
-        (-1, np.float32),
-        (256, np.int16),
-        (257, np.uint16),
-        (300, np.float32),
-        (1e20, np.float32),
-        (65536, np.int32),
+        (1.5, np.float32, "1.5"),
+        (0.998, np.float64, "0.998"),
+        (1.0011, np.float32, "1.0011"),
+        (-1, np.int16, "-1"),
+        (-1, np.float32, "-1"),
+        (256, np.int16, "256"),
+        (257, np.uint16, "257"),
+        (300, np.float32, "300"),
+        (1e20, np.float32, "1e+20"),
+        (65536, np.int32, "65536"),
     ],
 )
 def test_a_label_map_with_other_than_labels(
-    tmp_path: Path, save_nifti: SaveNifti, value: float, dtype: npt.DTypeLike
+    tmp_path: Path, save_nifti: SaveNifti, value: float, dtype: npt.DTypeLike, shown: str
 ) -> None:
     label_XYZ = np.ones(SHAPE_XYZ, dtype)
     label_XYZ[3, 4, 5] = value
-    refused(save_nifti(tmp_path / "seg.nii", label_XYZ), "expected whole-number labels", read_label)
+    path = save_nifti(tmp_path / "seg.nii", label_XYZ)
+    error = refused(path, "expected whole-number labels from 0 to 255", read_label)
+    assert error.found == f"1 voxels of value {shown}"
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16, np.int32, np.float32, np.float64])
@@ -336,6 +399,31 @@ def test_a_label_map_of_any_type_with_labels_only(tmp_path: Path, save_nifti: Sa
     label = read_label(save_nifti(tmp_path / "seg.nii", label_XYZ.astype(dtype)))
     assert label.data.dtype == np.uint8
     np.testing.assert_array_equal(label.data, label_XYZ)
+
+
+def test_nan_in_a_label_map(tmp_path: Path, save_nifti: SaveNifti) -> None:
+    label_XYZ = np.ones(SHAPE_XYZ, np.float32)
+    label_XYZ[3, 4, 5] = np.nan
+    refused(
+        save_nifti(tmp_path / "seg.nii", label_XYZ), "1 voxels are NaN or infinite; expected finite labels", read_label
+    )
+
+
+@pytest.mark.parametrize("shape", [(*SHAPE_XYZ, 3), (*SHAPE_XYZ, 1, 4), (4, *SHAPE_XYZ)])
+def test_a_label_map_of_one_map_per_class(tmp_path: Path, save_nifti: SaveNifti, shape: tuple[int, ...]) -> None:
+    path = save_nifti(tmp_path / "seg.nii", np.zeros(shape, np.float32))
+    error = refused(path, f"{len(shape)}-D array .*; expected a 3-D volume", read_label)
+    assert error.advice.startswith("It looks like one map per class: make one map of them")
+
+
+def test_a_label_map_in_colours(tmp_path: Path, save_nifti: SaveNifti) -> None:
+    path = save_nifti(tmp_path / "seg.nii", np.zeros(SHAPE_XYZ, [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    error = refused(path, r"colours \(RGB\); expected one real number per voxel", read_label)
+    assert error.advice == "Save labels or grey values as whole numbers."
+
+
+def test_slices_are_no_volume(tmp_path: Path, save_nifti: SaveNifti) -> None:
+    assert "Stack the slices" in refused(save_nifti(tmp_path / "x.nii", DATA_XYZ[0]), "2-D array").advice
 
 
 # --- writing ---

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowmem_brats.case_list import KEYS, patient_of, read_cases
+from lowmem_brats.case_list import KEYS, read_cases
 from lowmem_brats.errors import InputError
 
 
@@ -209,7 +210,7 @@ def test_what_is_no_json_list(tmp_path: Path, content: str) -> None:
         ("list.json", '["\\ud800"]', "cannot be read ('utf-8' codec can't encode"),
         ("list.json", "[]", "0 cases, none"),
         ("list.csv", "", "0 cases, none"),
-        ("list.csv", "case,note\nC1,\n", "unknown or repeated column note; expected of case, case_id, t1, t1ce"),
+        ("list.csv", "case,note\nC1,\n", "unknown or repeated column note; expected of case, case_id, patient, t1"),
         ("list.csv", "case;case_id\nC1;a\n", "unknown or repeated column case;case_id"),
         ("list.csv", "t1,t1,t2,seg\na,b,c,d\n", "unknown or repeated column t1;"),
         ("list.csv", "case\nC1,1\n", "{'case': 'C1', None: ['1']}"),
@@ -251,19 +252,114 @@ def test_any_content_is_an_input_error(tmp_path: Path, name: str, content: bytes
 # Patients
 
 
-@pytest.mark.parametrize(
-    ("case_id", "patient"),
-    [
-        ("BraTS-GLI-00005-100", "BraTS-GLI-00005"),
-        ("BraTS-GLI-00005-101", "BraTS-GLI-00005"),
-        ("BraTS-MEN-00005-000", "BraTS-MEN-00005"),
-        ("BraTS2021_00006", "BraTS2021_00006"),
-        ("BraTS20_Training_001", "BraTS20_Training_001"),
-        ("Brats18_CBICA_APY_1", "Brats18_CBICA_APY_1"),
-        ("BraTS-GLI-00005", "BraTS-GLI-00005"),
-        ("BraTS-GLI-00005-10", "BraTS-GLI-00005-10"),
-        ("BraTS-GLI-00005-100-x", "BraTS-GLI-00005-100-x"),
-    ],
-)
-def test_whom_a_case_shows(case_id: str, patient: str) -> None:
-    assert patient_of(case_id) == patient
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_patient_is_told_by_the_name_unless_a_list_says_it(tmp_path: Path, kind: str) -> None:
+    rows = [("sub-01_ses-1", ""), ("sub-01_ses-2", ""), ("P01-1", "Ö. N."), ("P01-2", " Ö. N. "), ("sub-01_ses-3", "2")]
+    for name, _ in rows:
+        case(tmp_path / name)
+    text = "\n".join(["case,patient", *(f"{name},{patient}" for name, patient in rows)])
+    if kind == "json":
+        text = json.dumps([{"case": name, "patient": patient} for name, patient in rows])
+    (tmp_path / f"list.{kind}").write_text(text, encoding="utf-8")
+    cases, notes = read_cases(tmp_path / f"list.{kind}")
+    assert [each.patient for each in cases] == ["sub-01", "sub-01", "Ö. N.", "Ö. N.", "2"]
+    assert notes == []
+
+
+def test_names_that_may_be_of_one_patient_are_told_until_a_list_says_whom_they_show(tmp_path: Path) -> None:
+    rows = [f"P{number:02}-{scan}" for number in range(7) for scan in (1, 2)] + ["case_001", "case_002"]
+    for name in rows:
+        case(tmp_path / name)
+    cases, (note,) = read_cases(tmp_path)
+    assert len({each.patient for each in cases}) == len(rows)
+    assert note.startswith(
+        "P00-1, P00-2; P01-1, P01-2; P02-1, P02-2; P03-1, P03-2; P04-1, P04-2 and others: their names"
+    )
+    assert "`patient`" in note
+    said = [{"case": name, "patient": name} for name in rows[:14]]
+    (tmp_path / "list.json").write_text(json.dumps([*said, *rows[14:]]))
+    assert read_cases(tmp_path / "list.json")[1] == [], "also where they are patients of their own"
+
+
+# Names that no file or screen can hold
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "two\nlines", "bell\x07", "x" * 151, "ö" * 76])
+def test_a_name_that_the_run_folder_cannot_hold(tmp_path: Path, name: str) -> None:
+    case(tmp_path / "C1")
+    touch(tmp_path / name, "t1.nii", "t2.nii", "seg.nii")
+    cases, (note,) = read_cases(tmp_path)
+    assert [each.case_id for each in cases] == ["C1"]
+    assert "expected a name in UTF-8 of at most 150 bytes, without control characters" in note
+    note.encode()
+    with pytest.raises(InputError, match="Rename it"):
+        read_cases(tmp_path, strict=True)
+
+
+# Folders that are not what was meant
+
+
+def test_what_lies_beside_the_cases_is_no_case(tmp_path: Path) -> None:
+    for name in ("C1", "C2", ".trash"):
+        case(tmp_path / name)
+    touch(tmp_path / "results", "C1_seg.nii.gz", "C2_seg.nii.gz", "C1_preview.png")
+    touch(tmp_path / "runs" / "2026-01-01-1" / "test", "C1_seg.nii.gz")
+    touch(tmp_path / "runs" / "2026-01-01-1" / "cache", "C1-s16-0123456789abcdef.json")
+    touch(tmp_path / "run" / "test", "C1_seg.nii.gz", "scores.csv")
+    touch(tmp_path / "cache", "C1-s16-0123456789abcdef.json")
+    assert names(tmp_path) == ["C1", "C2"]
+
+
+def test_a_label_map_without_images_is_told(tmp_path: Path) -> None:
+    case(tmp_path / "C1")
+    touch(tmp_path / "C2", "C2_seg.nii")
+    cases, (note,) = read_cases(tmp_path)
+    assert [each.case_id for each in cases] == ["C1"]
+    assert "C2: no t1, t1ce, t2, flair" in note
+
+
+def test_a_folder_of_case_folders_beside_the_cases_is_told(tmp_path: Path) -> None:
+    case(tmp_path / "C1")
+    case(tmp_path / "more" / "C2")
+    cases, notes = read_cases(tmp_path)
+    assert [each.case_id for each in cases] == ["C1"]
+    assert notes == [f"not looked into: {tmp_path / 'more'}, which holds case folders"]
+
+
+def test_a_case_is_no_folder_of_cases(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"C1: holds images itself; .*Pass the folder above it"):
+        read_cases(case(tmp_path / "C1"))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_cases_that_lie_deeper_are_found_for_the_advice(tmp_path: Path, depth: int) -> None:
+    """HGG and LGG folders; or sub-01/ses-1/anat."""
+    folder = tmp_path.joinpath(*["deep"] * depth)
+    case(folder / "C1")
+    with pytest.raises(InputError, match="holds no case folder, but") as error:
+        read_cases(tmp_path)
+    assert f"{folder / 'C1'} is one" in error.value.found
+    assert f"such as {folder}," in error.value.advice
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "readme.txt")
+    touch(tmp_path / "runs" / "1" / "test", "C1_seg.nii")
+    with pytest.raises(InputError, match=r"holds no case folder; expected a folder that holds a folder for each case"):
+        read_cases(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case(tmp_path / "C1")
+    (tmp_path / "lost+found").mkdir()
+    look = Path.iterdir
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        if folder.name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return look(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    cases, (note,) = read_cases(tmp_path)
+    assert [each.case_id for each in cases] == ["C1"]
+    assert "lost+found: cannot be read (Permission denied)" in note

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import click
@@ -199,7 +200,7 @@ BAD_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         "not a NIfTI file",
     ),
     "another shape": (_edit(lambda data: data[:-1]), "shape (47, 56, 40); expected the grid of phantom_000_t1.nii.gz"),
-    "another affine": (_edit(lambda data: data, np.diag([-1.0, -1.0, 1.0, 1.0])), "places a corner 55.00 mm away"),
+    "another affine": (_edit(lambda data: data, np.diag([-1.0, -1.0, 1.0, 1.0])), "places a corner 55 mm away"),
     "4-D": (_edit(lambda data: np.stack([data, data], axis=-1)), "4-D array"),
     "NaN": (_edit(_nan), "1 voxels are NaN or infinite"),
     "infinite": (_edit(lambda data: np.where(data > 600, np.inf, data)), "NaN or infinite"),
@@ -291,6 +292,19 @@ def test_evaluate_refuses_unknown_labels_and_names_the_convention(pristine: Path
     assert run("evaluate", pristine / "phantom_000_seg.nii.gz", tmp_path / "x_seg.nii.gz", *arguments).exit_code == 0
 
 
+def test_evaluate_tells_what_may_be_wrong_with_a_label_map(pristine: Path, tmp_path: Path) -> None:
+    image = nibabel.load(pristine / "phantom_000_seg.nii.gz")
+    mask = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), tmp_path / "mask.nii.gz")
+    result = run("evaluate", tmp_path / "mask.nii.gz", pristine / "phantom_000_seg.nii.gz", "-q")
+    assert result.exit_code == 0, result.output
+    assert "warning: " + str(tmp_path / "mask.nii.gz") + ": its only label is 1" in result.stderr
+    nibabel.save(nibabel.Nifti1Image(mask * 255, image.affine), tmp_path / "mask.nii.gz")
+    output = fails("evaluate", tmp_path / "mask.nii.gz", pristine / "phantom_000_seg.nii.gz")
+    assert "unknown label 255" in output
+    assert "A mask of one region" in output
+
+
 def test_phantom_writes_cases_that_segment_reads(tmp_path: Path) -> None:
     shape = [str(n) for n in SMALL_SHAPE]
     assert run("phantom", tmp_path / "out", "-n", 2, "--seed", 5, "--shape", *shape).exit_code == 0
@@ -357,7 +371,45 @@ def test_a_file_where_a_folder_is_due_is_no_traceback(command: str, tmp_path: Pa
 
 
 def test_train_needs_labelled_cases(tmp_path: Path) -> None:
-    assert "none with images and a label map" in fails("train", tmp_path, "-o", tmp_path / "set")
+    assert "holds no case folder" in fails("train", tmp_path, "-o", tmp_path / "set")
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_where_the_cases_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of the README, without a path: train, go on, segment."""
+    assert run("phantom", tmp_path / "cases", "-n", 2, "--shape", *SMALL_SHAPE).exit_code == 0
+    monkeypatch.chdir(tmp_path / "cases" / "phantom_000")
+    assert "holds images itself" in fails("train", "--vram", "2G")
+    monkeypatch.chdir(tmp_path)
+    assert "but cases/phantom_000 is one" in fails("train", "--vram", "2G")
+    assert "no training to go on with" in fails("train", "--resume")
+    monkeypatch.chdir(tmp_path / "cases")
+    quick = ("--vram", "2G", "--width", 8, "--epochs", 1, "--batch", 32, "--mode", "one-network")
+    first, second = (f"runs/{date.today()}-{number}" for number in (1, 2))
+    result = run("train", *quick)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"run folder   {first}\n")
+    assert "cases        2 of 2 patients: 1 to train on, 1 to validate, 0 for the test" in result.output
+    assert f"wrote        {first}: metrics.csv, curves.png; segment with --weights {first}" in result.output
+    assert f"run folder   {second}" in run("train", *quick, "-q").output, "no other line says where it is"
+    assert "holds a training already" in fails("train", "-o", first, *quick)
+    result = run("train", "--resume", "--epochs", 2)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"going on in  {second}\n")
+    assert "WT TC ET epoch   2" in result.output
+    assert run("segment", "phantom_000", "--weights", second, "-o", tmp_path, "--no-preview").exit_code == 0
+
+
+def test_a_training_goes_on_with_the_cases_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("phantom", tmp_path / "cases", "-n", 2, "--shape", *SMALL_SHAPE).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    options = ("--width", 8, "--epochs", 1, "--batch", 32, "--mode", "one-network", "--cache", "slices")
+    assert run("train", "cases", *options).exit_code == 0
+    result = run("train", "--resume")
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not (folder / "cache").exists()
+    assert json.loads((folder / "run.json").read_text())["data"] == "cases"
 
 
 @pytest.mark.parametrize(

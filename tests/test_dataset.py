@@ -12,19 +12,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lowmem_brats.case_files import CaseFiles
-from lowmem_brats.case_list import patient_of
+from lowmem_brats.case_list import LabelledCase
 from lowmem_brats.dataset import Split, frame_of, gather, row_weights, split_cases, targets_of, training_rows
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import Region
+from lowmem_brats.patients import patient_of
 from lowmem_brats.slice_cache import CachedCase, store_case
 
 Cached = Callable[..., CachedCase]
 
 
-def named(*names: str) -> list[CaseFiles]:
-    """Return cases that are only names."""
-    return [CaseFiles(name, Path(name), {}) for name in names]
+def named(*names: str) -> list[LabelledCase]:
+    """Return cases that are only names, each of the patient that it tells."""
+    return [LabelledCase(name, Path(name), {}, patient=patient_of(name)) for name in names]
 
 
 def parts_of(split: Split) -> list[list[str]]:
@@ -106,6 +106,15 @@ def test_folds_partition_what_is_not_held_out(names: list[str], folds: int, test
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_a_declared_patient_is_not_divided() -> None:
+    cases = [LabelledCase(name, Path(name), {}, patient=str(i // 3)) for i, name in enumerate("abcdefghijkl")]
+    for seed in range(5):
+        parts = parts_of(split_cases(cases, 0.3, 0.3, None, seed))
+        assert [len(part) for part in parts] == [6, 3, 3]
+        for patient in ("abc", "def", "ghi", "jkl"):
+            assert any(set(patient) <= set(part) for part in parts)
+
+
 def test_the_seed_decides() -> None:
     cases = named(*"abcdefghij")
     assert len({str(parts_of(split_cases(cases, 0.3, 0.2, None, seed))) for seed in range(10)}) == 10
@@ -126,7 +135,12 @@ def test_without_validation_all_but_the_test_are_trained_on() -> None:
     [
         ([], 0, None, "0 labelled patients; expected at least 2"),
         (["a"], 0, None, "1 labelled patient; expected at least 2"),
-        (["BraTS-GLI-00005-100", "BraTS-GLI-00005-101"], 0, None, "1 labelled patient; expected at least 2"),
+        (
+            ["BraTS-GLI-00005-100", "BraTS-GLI-00005-101"],
+            0,
+            None,
+            "1 labelled patient, in 2 cases; .* column `patient`",
+        ),
         (["a", "b"], 0.5, None, "1 labelled patient besides 1 held out for the test; expected at least 2"),
         (["a", "b", "c"], 0, (1, 4), "3 labelled patients; expected at least 4"),
         (["a", "b", "c", "d"], 0.3, (2, 4), "3 labelled patients besides 1 held out for the test; expected at least 4"),

@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -196,10 +197,43 @@ def test_pairs_are_scored_in_mm_and_progress_is_reported(tmp_path: Path) -> None
     assert scores[1].regions[Region.TC] == RegionScore(1.0, 0.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize(("units", "per_mm"), [("meter", 0.001), ("micron", 1000.0)])
+def test_hd95_is_in_mm_whatever_the_files_unit(tmp_path: Path, units: str, per_mm: float) -> None:
+    paths = []
+    for name, labels, scale, unit in (("p.nii", (2, 0, 0, 0), per_mm, units), ("r.nii", (0, 0, 0, 2), 1.0, "mm")):
+        image = nibabel.Nifti1Image(row(*labels), np.diag([2 * scale, scale, scale, 1]))
+        image.header.set_xyzt_units(unit)
+        nibabel.save(image, tmp_path / name)
+        paths.append(tmp_path / name)
+    assert score(paths[0], paths[1]).regions[Region.WT].hd95_mm == pytest.approx(6)
+    assert score(paths[1], paths[0]).regions[Region.WT].hd95_mm == pytest.approx(6, rel=1e-6)
+
+
+@pytest.mark.parametrize("at_fault", ["p.nii", "r.nii"])
+def test_contradictory_voxel_sizes_are_refused(tmp_path: Path, at_fault: str) -> None:
+    for name in ("p.nii", "r.nii"):
+        image = nibabel.Nifti1Image(row(0, 2), np.diag([1.0, 1, 1, 1]))
+        image.header["pixdim"][3] = 5 if name == at_fault else 1
+        nibabel.save(image, tmp_path / name)
+    with pytest.raises(InputError, match=r"1 × 1 × 1 mm by the sform, but 1 × 1 × 5 mm by pixdim") as caught:
+        score(tmp_path / "p.nii", tmp_path / "r.nii")
+    assert Path(caught.value.where).name == at_fault
+
+
+def test_what_may_be_wrong_with_a_label_map_is_told(tmp_path: Path) -> None:
+    mask, reference = write(tmp_path / "p.nii", 0, 1, 1), write(tmp_path / "r.nii", 0, 1, 2)
+    scores = score(mask, reference)
+    text = f"{mask}: its only label is 1, necrotic core: a mask of another region would be taken for that"
+    assert scores.warnings == (text,)
+    (patient,) = json.loads(to_json([scores], summarise([scores])))["patients"]
+    assert patient["warnings"] == [text]
+    assert score(reference, reference).warnings == ()
+
+
 def test_grids_must_agree_but_for_rounding(tmp_path: Path) -> None:
     reference = write(tmp_path / "r.nii", 0, 1, 2)
     assert score(write(tmp_path / "p.nii", 0, 1, 2, spacing_mm=(1.01, 1.0, 1.0)), reference)
-    with pytest.raises(InputError, match=r"places a corner 1\.00 mm away"):
+    with pytest.raises(InputError, match=r"places a corner 1 mm away"):
         score(write(tmp_path / "q.nii", 0, 1, 2, spacing_mm=(1.5, 1.0, 1.0)), reference)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
+import nibabel
+import numpy as np
 import pytest
 from easy_cases import EASY, write_easy_case
 from tiny_weights import write_tiny_set
 
+from lowmem_brats import held_out
 from lowmem_brats.case_files import find_case
-from lowmem_brats.errors import InputError
 from lowmem_brats.evaluate import evaluate_pairs
 from lowmem_brats.held_out import score_held_out
 from lowmem_brats.labels import CONVENTIONS
@@ -30,17 +32,41 @@ def test_scores_are_those_of_the_written_label_maps(tmp_path: Path) -> None:
     assert (folder / "test" / "scores.csv").read_text().count("\n") == 1 + 2 * 3 + 2 * 3
 
 
-def test_a_case_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_label_map_that_may_be_a_mask_is_told(tmp_path: Path) -> None:
     folder = write_tiny_set(tmp_path / "run")
-    good, bad = (find_case(write_easy_case(tmp_path / name)) for name in ("a", "b"))
-    path = bad.images["t1"]
-    path.write_bytes(path.read_bytes()[:50])
+    case = find_case(write_easy_case(tmp_path / "a"))
+    image = nibabel.load(case.labels[0])
+    mask = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), case.labels[0])
+    _, notes = score_held_out(folder, [case], EASY, "fp32")
+    assert any(note.startswith(f"a: {case.labels[0]}: its only label is 1") for note in notes)
+
+
+@pytest.mark.parametrize("damage", ["image", "label", "convention", "grid"])
+def test_a_case_that_cannot_be_scored_is_told_and_the_others_are(tmp_path: Path, damage: str) -> None:
+    """Not even an error of this program's own keeps the others from being scored."""
+    folder = write_tiny_set(tmp_path / "run")
+    bad, good = (find_case(write_easy_case(tmp_path / name)) for name in ("a", "b"))
+    path = bad.images["t1"] if damage == "image" else bad.labels[0]
+    if damage in ("image", "label"):
+        path.write_bytes(path.read_bytes()[:50])
+    else:
+        image = nibabel.load(path)
+        data = np.asanyarray(image.dataobj)
+        data = np.where(data == 4, 3, data) if damage == "convention" else data[:-1]
+        nibabel.save(nibabel.Nifti1Image(data, image.affine), path)
     scores, (note,) = score_held_out(folder, [bad, good], EASY, "fp32")
-    assert [score.case_id for score in scores] == ["a"]
-    assert note.startswith("b: not scored: ")
-    assert "b_t1.nii.gz" in note
-    with pytest.raises(InputError, match=r"b_t1\.nii\.gz"):
-        score_held_out(folder, [bad, good], replace(EASY, strict=True), "fp32")
+    assert [score.case_id for score in scores] == ["b"]
+    assert note.startswith("a: not scored: ")
+    assert path.name in note
+    assert (folder / "test" / "scores.csv").read_text().count("\n") == 1 + 3 + 2 * 3
+
+
+def test_an_error_that_nobody_foresaw_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_tiny_set(tmp_path / "run")
+    monkeypatch.setattr(held_out, "segment_case", Mock(side_effect=ZeroDivisionError("division by zero")))
+    cases = [find_case(write_easy_case(tmp_path / "a"))]
+    assert score_held_out(folder, cases, EASY, "fp32") == ([], ["a: not scored: ZeroDivisionError: division by zero"])
 
 
 def test_nobody_to_score(tmp_path: Path) -> None:

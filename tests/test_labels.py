@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_brats.errors import InputError
-from lowmem_brats.labels import CONVENTIONS, Region, fuse_regions, nesting_depth, split_regions
+from lowmem_brats.labels import (
+    CONVENTIONS,
+    Region,
+    as_labels,
+    fuse_regions,
+    nesting_depth,
+    split_regions,
+    warnings_of,
+)
 
 # WT, TC, ET → brats2020, brats2023, msd
 TRUTH_TABLE = {
@@ -86,6 +94,57 @@ def test_all_unknown_labels_are_listed() -> None:
         split_regions(np.array([9, 0, 7, 9, 1]), CONVENTIONS["msd"], "seg.nii")
     assert caught.value.found == "unknown labels 7, 9"
     assert caught.value.advice == "Relabel the file."
+
+
+def test_a_mask_of_one_region_is_called_that() -> None:
+    with pytest.raises(InputError, match=r"unknown label 255; expected only 0, 1, 2, 4 \(brats2020\)") as caught:
+        split_regions(np.array([0, 255]), CONVENTIONS["brats2020"], "seg.nii")
+    assert caught.value.advice.startswith("A mask of one region does not tell the tissues apart")
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "tissue"),
+    [
+        ([0, 1], "brats2020", "necrotic core"),
+        ([1, 1], "brats2023", "necrotic core"),
+        ([0, 1], "msd", "oedema"),
+        ([0, 0], "brats2020", None),
+        ([0, 1, 2], "brats2020", None),
+        ([0, 2], "brats2020", None),
+        ([], "brats2020", None),
+    ],
+)
+def test_a_label_map_of_ones_may_be_a_mask(values: list[int], name: str, tissue: str | None) -> None:
+    expected = f"its only label is 1, {tissue}: a mask of another region would be taken for that"
+    assert warnings_of(np.array(values, np.uint8), CONVENTIONS[name]) == ([expected] if tissue else [])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int64, np.uint64, np.float32, np.float64])
+def test_whole_numbers_are_labels(dtype: type[np.generic]) -> None:
+    values = np.array([[0, 4], [255, 1]], dtype)
+    label = as_labels(values, "seg.nii")
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, values)
+
+
+def test_labels_are_rounded_within_a_thousandth_only() -> None:
+    near = np.array([-0.0009, 0.9991, 3.9999, 4.0009])
+    assert as_labels(near, "seg.nii").tolist() == [0, 1, 4, 4]
+    for value in (-0.0011, 0.9989, 3.5, 254.99):
+        with pytest.raises(InputError) as caught:
+            as_labels(np.append(near, value), "seg.nii")
+        assert caught.value.found == f"1 voxels of value {value}"
+        assert "resample label maps to their nearest neighbour" in caught.value.advice
+
+
+def test_numbers_that_are_no_labels_are_counted_and_some_are_listed() -> None:
+    with pytest.raises(InputError) as caught:
+        as_labels(np.array([0, 300, -1, 4, -1], np.int16), "seg.nii")
+    assert caught.value.found == "3 voxels of value -1, 300"
+    assert caught.value.advice == "Give these voxels the label of their tissue, or 0 for background."
+    with pytest.raises(InputError) as caught:
+        as_labels(np.array([0, 0.2, 0.4, 0.6, 0.8, 1]), "seg.nii")
+    assert caught.value.found == "4 voxels of value 0.2, 0.4, 0.6 and others"
 
 
 @pytest.mark.parametrize("name", CONVENTION_NAMES)

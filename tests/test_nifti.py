@@ -13,19 +13,12 @@ import numpy.typing as npt
 import pytest
 from conftest import LPS_AFFINE, NAMES, SHAPE_XYZ, SaveNifti, WriteCase
 
+from lowmem_brats.case import NUMBERED, read_case
 from lowmem_brats.case_files import find_case
 from lowmem_brats.config import MODALITIES
-from lowmem_brats.nifti import (
-    NUMBERED,
-    Volume,
-    check_same_grid,
-    is_own_result,
-    read_case,
-    read_label,
-    read_volume,
-    write_label_map,
-    write_volume,
-)
+from lowmem_brats.errors import InputError
+from lowmem_brats.geometry import Volume, check_same_grid
+from lowmem_brats.nifti import is_own_result, read_label, read_volume, write_label_map, write_volume
 
 Affine = npt.NDArray[np.float64]
 SPACED_AFFINE = np.array([[-0.8, 0, 0, 31.5], [0, -1.1, 0, -7.25], [0, 0, 2.5, 12.0], [0, 0, 0, 1]])
@@ -117,18 +110,18 @@ def test_an_oblique_grid_keeps_its_angle(
 def test_differing_sform_and_qform_are_both_kept(tmp_path: Path) -> None:
     # ITK-SNAP and FSLeyes do not agree which of the two counts, so the result needs both of its input.
     image = nibabel.Nifti1Image(numbered(6, 7, 5), SPACED_AFFINE)
-    sheared = SPACED_AFFINE.copy()
-    sheared[0, 1] = 0.2
-    image.set_sform(sheared, 2)
+    moved = SPACED_AFFINE.copy()
+    moved[0, 3] += 5
+    image.set_sform(moved, 2)
     image.set_qform(np.diag([-1.0, -1.0, 1.0, 1.0]) @ SPACED_AFFINE, 1)
     nibabel.save(image, tmp_path / "in.nii")
     volume = read_volume(tmp_path / "in.nii")
-    np.testing.assert_allclose(volume.affine, sheared, atol=1e-5)  # the sform counts, as in nibabel
+    np.testing.assert_allclose(volume.affine, moved, atol=1e-5)  # the sform counts, as in nibabel
     write_label_map(numbered(6, 7, 5), volume, tmp_path / "out.nii")
     assert_same_grid(tmp_path / "out.nii", tmp_path / "in.nii")
 
 
-@pytest.mark.parametrize("units", [0, 2, 1 + 8, 7])
+@pytest.mark.parametrize("units", [0, 2, 2 + 8, 7])
 def test_units_are_kept_even_if_unknown(tmp_path: Path, save_nifti: SaveNifti, units: int) -> None:
     source = save_nifti(tmp_path / "in.nii", numbered(6, 7, 5))
     patch(source, 123, "<B", units)
@@ -190,7 +183,8 @@ def patch(path: Path, offset: int, layout: str, *values: float) -> None:
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize(
-    "dtype", ["int8", "uint8", "<i2", ">i2", "<u2", ">u2", "int32", "uint32", "<f4", ">f4", "<f8", ">f8"]
+    "dtype",
+    ["int8", "uint8", "<i2", ">i2", "<u2", ">u2", "int32", "uint32", "int64", "uint64", "<f4", ">f4", "<f8", ">f8"],
 )
 def test_every_number_type_keeps_its_values(tmp_path: Path, dtype: str, suffix: str) -> None:
     kind = np.dtype(dtype)
@@ -223,6 +217,24 @@ def test_a_scaled_label_map_is_read_as_labels(tmp_path: Path, save_nifti: SaveNi
     label = read_label(source)
     assert label.data.dtype == np.uint8
     np.testing.assert_array_equal(label.data.ravel(), np.arange(210) % 5)
+
+
+def test_labels_that_a_scale_factor_left_beside_whole_numbers(tmp_path: Path, save_nifti: SaveNifti) -> None:
+    stored_XYZ = (np.arange(210, dtype=np.int16) % 5).reshape(6, 7, 5) * 255
+    source = save_nifti(tmp_path / "in.nii", stored_XYZ)
+    patch(source, 112, "<ff", 0.00392, 0.0004)
+    assert read_volume(source).data.max() == pytest.approx(3.9988)
+    with pytest.raises(InputError, match="resample"):
+        read_label(source)
+    patch(source, 112, "<ff", 0.0039214, 0.0004)  # up to 0.0003 above and 0.0007 below
+    np.testing.assert_array_equal(read_label(source).data.ravel(), np.arange(210) % 5)
+
+
+@pytest.mark.parametrize("slope", [0.0, np.nan])
+def test_no_scale_is_no_scaling(tmp_path: Path, save_nifti: SaveNifti, slope: float) -> None:
+    source = save_nifti(tmp_path / "in.nii", numbered(6, 7, 5))
+    patch(source, 112, "<ff", slope, 7.0)
+    np.testing.assert_array_equal(read_volume(source).data, numbered(6, 7, 5))
 
 
 @pytest.mark.parametrize("trailing", [(1,), (1, 1), (1, 1, 1, 1)])
@@ -326,7 +338,7 @@ def test_an_image_with_its_skull_is_a_warning(
     save_nifti(folder / "case_t1.nii.gz", image_XYZ)
     save_nifti(folder / "case_flair.nii.gz", image_XYZ)
     warnings = [w for w in read_case(find_case(folder)).warnings if "missing" not in w]
-    assert ["skull-stripped" in w for w in warnings] == [True] * warned
+    assert sum("skull-stripped" in w for w in warnings) == warned
 
 
 def test_no_orientation_code_is_a_warning(tmp_path: Path, write_case: WriteCase, save_nifti: SaveNifti) -> None:
@@ -336,7 +348,7 @@ def test_no_orientation_code_is_a_warning(tmp_path: Path, write_case: WriteCase,
         data[2:4, 2:4, 2:4] = numbered(2, 2, 2) + 1
         save_nifti(folder / f"case_{modality}.nii", data, SPACED_AFFINE, sform=0, qform=0)
     case = read_case(find_case(folder))
-    assert any("no orientation" in warning for warning in case.warnings)
+    assert sum("no orientation" in warning for warning in case.warnings) == 1
     write_label_map(numbered(6, 7, 5), case.reference, tmp_path / "out.nii")
     assert_same_grid(tmp_path / "out.nii", folder / "case_t1.nii")
 
@@ -368,7 +380,8 @@ def test_real_cases_come_in_and_go_out(tmp_path: Path, real_cases: Path, case_id
     assert (case.case_id, case.missing, case.warnings, case.spacing_mm) == (case_id, [], [], (1, 1, 1))
     for image_XYZ, modality in zip(case.images_CXYZ, MODALITIES, strict=True):
         stored = nibabel.load(real_cases / case_id / f"{case_id}_{modality}.nii.gz")
-        assert np.array_equal(image_XYZ, np.asarray(stored.dataobj))  # stored as LPS
+        changed = np.count_nonzero(image_XYZ != np.asarray(stored.dataobj))  # stored as LPS
+        assert changed < 100, "more than a few specks in the air and clipped extremes"
     label = read_label(files.labels[0])
     result = tmp_path / "out.nii.gz"
     write_label_map(label.data, case.reference, result)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from dataclasses import replace
+from datetime import date
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -12,13 +14,16 @@ import numpy as np
 import pytest
 from easy_cases import EASY, TINY
 
-from lowmem_brats import run_folder
-from lowmem_brats.config import TrainConfig
+from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.figures import Example
 from lowmem_brats.fit import Epoch
-from lowmem_brats.run_folder import MAY_CHANGE, NetworkReport, RunFolder, TrainReport, check_resumable, read_run
+from lowmem_brats.labels import Region
+from lowmem_brats.networks import build_network
+from lowmem_brats.run_folder import RunFolder, fresh_runs, newest_run
+from lowmem_brats.train_report import NetworkReport, TrainReport, panels_of
 from lowmem_brats.validate import Validation
+from lowmem_brats.weights import WeightsFile, open_set, save_network
 
 
 def epoch(number: int, network: str = "wt", dice: float = 0.5) -> Epoch:
@@ -34,52 +39,8 @@ def report(config: TrainConfig = EASY, **networks: list[Epoch]) -> TrainReport:
     return found
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    config = replace(EASY, fold=(2, 5), regions=("wt", "et"), max_seconds=60.0)
-    RunFolder(tmp_path).write_report(report(config))
-    assert read_run(tmp_path) == (config, [["a"], ["b"], ["c"]])
-    assert not (tmp_path / "metrics.csv").exists(), "no epoch yet"
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": {}}', '{"config": null}'])
-def test_what_is_no_run(tmp_path: Path, content: str) -> None:
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(InputError, match=r"run\.json: cannot be read"):
-        read_run(tmp_path)
-
-
-def test_an_option_of_another_version_is_told(tmp_path: Path) -> None:
-    RunFolder(tmp_path).write_report(report())
-    run = json.loads((tmp_path / "run.json").read_text())
-    run["config"]["colour"] = "red"
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    with pytest.raises(InputError, match="colour"):
-        read_run(tmp_path)
-
-
-def test_only_what_leaves_the_training_the_same_may_change(tmp_path: Path) -> None:
-    other = {
-        "network": replace(TINY, width=16),
-        "regions": ("wt",),
-        "precision": "bf16",
-        "device": "cuda",
-        "vram": "2G",
-        "epochs": 99,
-        "max_seconds": 1.0,
-        "patience": 3,
-        "strict": True,
-    }
-    for key in vars(EASY):
-        changed = {key: other[key]} if key in other else {}
-        if key in MAY_CHANGE:
-            check_resumable(replace(EASY, **changed), EASY, tmp_path)
-    for changed in ({"network": other["network"]}, {"seed": 1}, {"loss": "ce"}, {"validation": 0.3}, {"average": 0.9}):
-        with pytest.raises(InputError, match=f"resuming .*{next(iter(changed))}"):
-            check_resumable(replace(EASY, **changed), EASY, tmp_path)
-
-
 def test_metrics_have_a_row_per_epoch(tmp_path: Path) -> None:
-    RunFolder(tmp_path).write_report(report(wt=[epoch(1), epoch(2)], tc=[epoch(1, "tc", 0.8)]))
+    RunFolder(tmp_path).draw_report(report(wt=[epoch(1), epoch(2)], tc=[epoch(1, "tc", 0.8)]))
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
         "network,number,steps,seconds,skipped_steps,fallback_steps,slices_per_second,loss,validation_dice",
         "wt,1,10,10.0,0,0,1.0,0.4,0.375",
@@ -91,10 +52,10 @@ def test_metrics_have_a_row_per_epoch(tmp_path: Path) -> None:
 
 def test_without_validation_none_is_claimed(tmp_path: Path) -> None:
     folder, unvalidated = RunFolder(tmp_path), replace(epoch(1), validation_dice={"wt": {}})
-    folder.write_report(report(wt=[unvalidated]))
+    folder.draw_report(report(wt=[unvalidated]))
     folder.add_epoch(unvalidated, Validation({"wt": {}}, [], 0))
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "wt,1,10,10.0,0,0,1.0,0.4,"
-    assert [panel.lines for panel in run_folder._panels(report(wt=[unvalidated]))[1:]] == [{"mean": []}]
+    assert [panel.lines for panel in panels_of(report(wt=[unvalidated]))[1:]] == [{"mean": []}]
     assert not list((tmp_path / "examples").iterdir())
 
 
@@ -141,3 +102,56 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     RunFolder(tmp_path, tensorboard=True).add_epoch(epoch(2), Validation({}, [], 0))
     assert seen == [("loss/wt", 0.4, 20), ("validation Dice/wt", 0.375, 20)]
+
+
+def weights(folder: Path, name: str, regions: tuple[Region, ...], held_out: str, network: NetworkConfig = TINY) -> Path:
+    """Write untrained weights of some regions to `folder/name`."""
+    network = replace(network, outputs=len(regions))
+    save_network(build_network(network), WeightsFile(folder / name, regions, network, {"held_out": held_out}, {}))
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("there", "fits"),
+    [
+        ({"held_out": ""}, False),
+        ({"network": replace(TINY, width=16)}, False),
+        ({"regions": (Region.WT,)}, False),  # somebody renamed a file
+        ({}, True),
+    ],
+)
+def test_a_set_is_of_networks_that_belong_together(tmp_path: Path, there: dict[str, object], fits: bool) -> None:
+    told, folder = report(), RunFolder(tmp_path)
+    alike = {"held_out": told.held_out}
+    weights(tmp_path, "wt.safetensors", (Region.WT,), **alike)
+    trained = {Region.TC: weights(tmp_path / "checkpoints", "tc.safetensors", (Region.TC,), **alike)}
+    assert folder.missing(trained, told) == ["ET"]
+    weights(tmp_path, "et.safetensors", **{"regions": (Region.ET,), **alike, **there})  # type: ignore[arg-type]
+    expected = [] if fits else ["ET"]
+    assert folder.missing(trained, told) == expected, "known before the training"
+    assert folder.install(trained, told) == expected
+    assert (tmp_path / "tc.safetensors").exists()
+    assert (tmp_path / "index.json").exists() == fits
+    if fits:
+        assert [file.regions for file in open_set(str(tmp_path)).files] == [(region,) for region in Region]
+
+
+def test_fresh_runs_hold_no_training(tmp_path: Path) -> None:
+    runs, today = tmp_path / "runs", date.today()
+    for name in (f"{today}-1", f"{today}-2", "2020-01-01-1"):
+        (runs / name).mkdir(parents=True)
+    (runs / f"{today}-1" / "run.json").touch()
+    assert [path.name for path in islice(fresh_runs(runs), 2)] == [f"{today}-2", f"{today}-3"]
+    assert next(iter(fresh_runs(tmp_path / "none"))) == tmp_path / "none" / f"{today}-1"
+
+
+def test_the_newest_run_was_last_at_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no training to go on with"):
+        newest_run(tmp_path / "runs")
+    for seconds, name in ((1, "2026-01-02-1"), (3, "2026-01-01-9"), (3, "2026-01-01-10"), (2, "mine"), (0, "none")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        if seconds:
+            (folder / "run.json").touch()
+            os.utime(folder / "run.json", (seconds, seconds))
+    assert newest_run(tmp_path / "runs").name == "2026-01-01-10"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowmem_brats import slice_cache
+from lowmem_brats.case import read_case
 from lowmem_brats.case_files import CaseFiles, find_case
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import CONVENTIONS, Region
-from lowmem_brats.nifti import read_case, read_label, write_label_map
+from lowmem_brats.nifti import read_label, write_label_map
 from lowmem_brats.slice_cache import CachedCase, build_cache, store_case
 from lowmem_brats.slices import prepare, to_volume
 
@@ -187,6 +190,55 @@ def test_other_preparations_have_entries_of_their_own(
     assert reads == ["a"] * 5, "the first one was found again, the two of other constants were not"
 
 
+def test_the_checksum_of_a_case_is_that_of_its_files(tmp_path: Path, cases: list[CaseFiles]) -> None:
+    (before, other, _), _ = build(cases, tmp_path / "cache")
+    assert len(before.checksum) == 16
+    assert before.checksum == other.checksum, "their files are the same"
+    path = cases[0].labels[0]
+    path.write_bytes(path.read_bytes() + b"\0")
+    (after, *_), _ = build(cases, tmp_path / "cache")
+    assert after.checksum != before.checksum
+
+
+def test_in_a_shared_folder_another_trainings_entries_stay(tmp_path: Path, cases: list[CaseFiles]) -> None:
+    (under_way,), _ = build(cases[:1], tmp_path / "cache", shared=True)
+    path = cases[0].labels[0]
+    path.write_bytes(path.read_bytes() + b"\0")
+    (other,), _ = build(cases[:1], tmp_path / "cache", shared=True)
+    assert other.path != under_way.path
+    assert under_way.slices_ZCHW.any()
+    path.write_bytes(path.read_bytes() + b"\0")
+    build(cases[:1], tmp_path / "cache")
+    with pytest.raises(InputError, match="cannot be opened"):
+        _ = under_way.slices_ZCHW
+
+
+def test_two_trainings_build_one_cache_at_a_time(tmp_path: Path, write_case: WriteCase) -> None:
+    cases = [find_case(write_case(tmp_path / f"case{n}", shape=(24, 28, 20))) for n in range(8)]
+    build(cases, tmp_path / "alone")
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:
+        started = [pool.submit(build, order, tmp_path / "cache", shared=True) for order in (cases, cases, cases[::-1])]
+        found = [each.result() for each in started]
+    assert [notes for _, notes in found] == [[], [], []]
+    assert found[0][0] == found[1][0] == found[2][0][::-1]
+    assert entries(tmp_path / "cache") == entries(tmp_path / "alone"), "nothing torn, nothing half-written"
+
+
+def test_what_another_training_has_stored_meanwhile_is_used(
+    tmp_path: Path, cases: list[CaseFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows a file cannot be replaced while another process reads it."""
+    store = slice_cache.store_case
+
+    def store_twice(path: Path, *arguments: object) -> CachedCase:
+        store(path, *arguments)  # type: ignore[arg-type]
+        raise InputError(path, "cannot be written (Access is denied)", "a complete write", "")
+
+    monkeypatch.setattr(slice_cache, "store_case", store_twice)
+    found, notes = build(cases[:1], tmp_path / "cache")
+    assert (found[0].case_id, notes) == ("a", [])
+
+
 def test_networks_of_several_strides_share_a_folder(tmp_path: Path, cases: list[CaseFiles], reads: list[str]) -> None:
     """A training under way keeps its slices when one of another network begins."""
     (under_way, *_), _ = build_cache(cases, tmp_path / "cache", 4, BRATS)
@@ -343,6 +395,30 @@ def test_a_changed_case_keeps_its_old_entry_until_the_new_one_is_whole(
     assert entries(tmp_path / "cache") == before
 
 
+def test_a_cache_that_the_disk_cannot_hold_is_refused_before_it_is_written(
+    tmp_path: Path, write_case: WriteCase, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first case's slices tell what the others need, by their voxels; those that are there need nothing."""
+    large, small = (48, 56, 40), (24, 28, 20)
+    cases = [find_case(write_case(tmp_path / f"c{n}", shape=shape)) for n, shape in enumerate((large, *[small] * 16))]
+    build(cases[-8:], tmp_path / "cache")
+    (case,), _ = build(cases[:1], tmp_path / "other")
+    needed = 2 * (case.slices_ZCHW.nbytes + case.depth_ZHW.nbytes)  # eight small ones are as much as the large one
+    before, free = entries(tmp_path / "cache"), needed - 1
+    monkeypatch.setattr(slice_cache.shutil, "disk_usage", lambda folder: Mock(free=free))
+    reads.clear()
+    with pytest.raises(
+        InputError, match=r"cache: \d MiB free; expected about \d MiB for the slices of 9 cases.*--cache"
+    ):
+        build(cases, tmp_path / "cache")
+    assert reads == ["c0"]
+    assert entries(tmp_path / "cache") == before
+    free = needed
+    assert len(build(cases, tmp_path / "cache")[0]) == len(cases)
+    free = 0
+    assert len(build(cases, tmp_path / "cache")[0]) == len(cases), "nothing is to be written"
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path, cases: list[CaseFiles]) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
@@ -382,6 +458,18 @@ def test_an_uncorrected_result_is_no_label(tmp_path: Path, cases: list[CaseFiles
     corrected[0, 0, 0] = 2
     nibabel.save(nibabel.Nifti1Image(corrected, None, image.header), label_path)
     assert [case.case_id for case in build(cases, tmp_path / "cache")[0]] == ["a", "b", "a-2"]
+
+
+def test_a_label_map_that_may_be_a_mask_is_told(tmp_path: Path, cases: list[CaseFiles]) -> None:
+    label_path = cases[0].labels[0]
+    image = nibabel.load(label_path)
+    mask = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, None, image.header), label_path)
+    (first, *others), notes = build(cases, tmp_path / "cache")
+    assert notes == []
+    (warning,) = first.warnings
+    assert warning.startswith(f"{label_path.name}: its only label is 1, necrotic core")
+    assert [case.warnings for case in others] == [(), ()]
 
 
 def test_a_label_of_another_convention(tmp_path: Path, cases: list[CaseFiles]) -> None:

@@ -15,6 +15,7 @@ from lowmem_brats.slices import (
     is_flat,
     prepare,
     to_volume,
+    to_voxels,
     views_of,
     with_context,
     zscore_brain,
@@ -276,3 +277,66 @@ def test_content_lies_in_the_middle_of_the_frame(frame: tuple[int, int], expecte
 def test_content_larger_than_the_frame_is_an_error() -> None:
     with pytest.raises(ValueError, match="negative"):
         centre_in((2, 2), np.zeros((3, 2)))
+
+
+# --- thick sagittal or coronal slices ---
+
+
+def test_thick_slices_are_interpolated_between_their_centres_over_brain_alone() -> None:
+    images_CXYZ = np.zeros((1, 6, 4, 4), np.float32)
+    images_CXYZ[0, 1:5, :, :] = np.array([1, 2, 3, 6], np.float32)[:, None, None]  # four slices along X, 0 beside them
+    stack = prepare(images_CXYZ, 1, (3.0, 1.0, 1.0))
+    assert stack.stretch_HW == (1, 3)
+    assert stack.notes == ["thick sagittal slices are interpolated to 3 times as many for the networks"]
+    mean, deviation = 3.0, 3.5**0.5
+    expected_W = np.array([1, 1, 4 / 3, 5 / 3, 2, 7 / 3, 8 / 3, 3, 4, 5, 6, 6])
+    np.testing.assert_allclose(stack.slices_ZCHW[0, 0, 0], (expected_W - mean) / deviation, atol=1e-3)
+    assert stack.brain_ZHW.all()
+
+
+def test_interpolation_ends_halfway_between_brain_and_background() -> None:
+    images_CXYZ = np.zeros((1, 8, 8, 8), np.float32)
+    images_CXYZ[0, 2:6, 2:6, 2:6] = 5
+    images_CXYZ[0, 3, 2:6, 2:6] = 7
+    stack = prepare(images_CXYZ, 8, (1.0, 2.0, 1.0))
+    assert stack.stretch_HW == (2, 1)
+    assert stack.brain_ZHW.any(axis=(0, 2)).tolist() == [False] * 4 + [True] * 8 + [False] * 4
+    seen = stack.slices_ZCHW[:, 0][stack.brain_ZHW].astype(np.float64)
+    assert sorted(set(seen.round(2))) == [-0.58, 1.73], "values of brain, not dimmed by the background beside it"
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "stretch_HW"),
+    [
+        ((1, 1, 1), (1, 1)),
+        ((0.5, 0.5, 0.5), (1, 1)),
+        ((0.9, 0.9, 5.5), (1, 1)),  # thick axial slices are seen as they are
+        ((5.5, 0.9, 0.9), (1, 6)),
+        ((1, 4, 1), (4, 1)),
+        ((1.4, 1, 1), (1, 1)),
+        ((1.6, 1, 1.2), (1, 2)),
+    ],
+)
+def test_which_voxels_are_interpolated(spacing_mm: tuple[float, float, float], stretch_HW: tuple[int, int]) -> None:
+    assert prepare(np.ones((1, 4, 4, 4), np.float32), 2, spacing_mm).stretch_HW == stretch_HW
+
+
+@given(cases(), st.integers(1, 4), st.integers(1, 4))
+def test_labels_of_thick_slices_go_in_and_out(
+    case: tuple[npt.NDArray[np.float32], Box, int], rows: int, columns: int
+) -> None:
+    images_CXYZ, _, stride = case
+    stack = prepare(images_CXYZ, stride, (float(columns), float(rows), 1.0))
+    factors = rows if rows >= 2 else 1, columns if columns >= 2 else 1
+    assert stack.stretch_HW == tuple(round(f / min(rows, columns, 1)) for f in factors)
+    label_XYZ = np.where((images_CXYZ != 0).any(axis=0), 2, 0).astype(np.uint8)
+    cut_ZHW = cut_label(label_XYZ, stack)
+    assert cut_ZHW.shape == stack.brain_ZHW.shape
+    back_KZHW = to_voxels(cut_ZHW[None].astype(np.float32), stack)
+    np.testing.assert_array_equal(to_volume(back_KZHW[0].astype(np.uint8), stack), label_XYZ)
+
+
+def test_logits_of_one_voxel_are_averaged() -> None:
+    stack = prepare(np.ones((1, 2, 2, 2), np.float32), 2, (2.0, 1.0, 1.0))
+    sum_KZHW = np.arange(16, dtype=np.float32).reshape(1, 2, 2, 4)
+    assert to_voxels(sum_KZHW, stack).tolist() == [[[[0.5, 2.5], [4.5, 6.5]], [[8.5, 10.5], [12.5, 14.5]]]]

@@ -16,15 +16,16 @@ import torch
 from easy_cases import EASY, TINY, write_easy_case, write_easy_data
 from PIL import Image
 
-from lowmem_brats import train
+from lowmem_brats import train, train_networks
 from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.fit import Epoch
 from lowmem_brats.labels import Region
 from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.networks.pvt_v2 import B0, PVTv2
-from lowmem_brats.run_folder import TrainReport, read_run
-from lowmem_brats.train import TrainListener, train_set
+from lowmem_brats.train import train_set
+from lowmem_brats.train_networks import TrainListener
+from lowmem_brats.train_report import TrainReport, read_run
 from lowmem_brats.weights import load_network, open_set, read_header
 
 SHORT = replace(EASY, epochs=2)
@@ -96,7 +97,7 @@ def test_the_run_folder(trained: tuple[Path, TrainReport, list[Epoch]]) -> None:
     out, report, announced = trained
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     cache = {name for name in names if name.startswith("cache/")}
-    assert len(cache) == 4 * 3, "training and validation cases"
+    assert len(cache) == 5 * 3, "those held out for the test are read and checked at the start too"
     (test,) = report.test_cases
     assert names - cache == {
         *("run.json", "metrics.csv", "curves.png", "index.json"),
@@ -134,7 +135,7 @@ def test_run_json_tells_everything(trained: tuple[Path, TrainReport, list[Epoch]
     assert sorted(split) == [f"easy_{n}" for n in range(5)]
     epochs = [epoch for network in report.networks.values() for epoch in network.epochs]
     assert epochs == announced
-    assert read_run(out)[0] == EASY
+    assert read_run(out).config == EASY
 
 
 def test_the_measured_peak_of_a_training_is_the_predicted_one(
@@ -161,7 +162,7 @@ def test_progress_covers_reading_every_step_and_the_test(easy_data: Path, tmp_pa
     seen: list[tuple[str, int, int]] = []
     tell = TrainListener(on_progress=lambda *step: seen.append(step))
     run(easy_data, tmp_path / "out", replace(EASY, epochs=1, batch=9), tell)
-    reading = [("reading cases", n, 4) for n in (1, 2, 3, 4)]
+    reading = [("reading cases", n, 5) for n in (1, 2, 3, 4, 5)]
     steps = [(f"{region.name} epoch 1", n, 2) for region in Region for n in (1, 2)]
     assert seen == [*reading, *steps, ("test cases", 1, 1)]
 
@@ -310,7 +311,7 @@ def test_assorted_precision_has_a_plan_for_each_format(
     easy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(SHORT, epochs=1, precision="auto")
-    train_precision = train.choose_precision("auto", torch.device("cpu"))
+    train_precision = train_networks.choose_precision("auto", torch.device("cpu"))
     if train_precision == "fp32":
         pytest.skip("this processor has no half format")
     report = run(easy_data, tmp_path / "out", config)
@@ -319,14 +320,14 @@ def test_assorted_precision_has_a_plan_for_each_format(
     assert report.notes == []
     report = run(easy_data, tmp_path / "fixed", replace(config, precision="bf16"))
     assert [plan.precision for plan in report.plans] == ["bf16"], "a format that was asked for is kept to"
-    plan = train.plan_train
+    plan = train_networks.plan_train
 
     def only_half_fits(*arguments: object) -> TrainPlan:
         if "fp32" in arguments:
             raise BudgetError("--vram", "little", "more", "Give more.")
         return plan(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train, "plan_train", only_half_fits)
+    monkeypatch.setattr(train_networks, "plan_train", only_half_fits)
     report = run(easy_data, tmp_path / "tight", config)
     assert [plan.precision for plan in report.plans] == ["bf16"]
     assert report.notes == ["fp32 does not fit in max: training stays in bf16 also when it is unstable"]
@@ -375,7 +376,8 @@ from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from easy_cases import EASY
-from lowmem_brats.train import TrainListener, train_set
+from lowmem_brats.train import train_set
+from lowmem_brats.train_networks import TrainListener
 
 def die(epoch):
     if (epoch.network, epoch.number) == ("tc", 2):
@@ -441,7 +443,7 @@ def test_cases_that_are_gone_or_new(interrupted: Path, tmp_path: Path) -> None:
     (tmp_path / "fewer").mkdir()
     for number in range(4):
         (data / f"easy_{number}").rename(tmp_path / "fewer" / f"easy_{number}")
-    with pytest.raises(InputError, match=r"resuming .*no easy_4"):
+    with pytest.raises(InputError, match=r"--resume: no easy_4"):
         train_set(tmp_path / "fewer", interrupted, EASY, resume=True)
 
 

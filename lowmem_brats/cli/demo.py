@@ -16,12 +16,12 @@ from lowmem_brats.labels import CONVENTIONS
 
 @click.command()
 @click.argument("out", type=options.FILE, default=Path("lowmem-brats-demo"))
-@click.option("--seed", default=0, show_default=True, help="Another seed, another synthetic case.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the synthetic case.")
 @options.device
 def demo(out: Path, seed: int, device: str) -> None:
     """Make a synthetic case, segment it, score it and draw it: no data, GPU or download needed.
 
-    Everything is written to OUT (default: lowmem-brats-demo). The numbers say that the tool works on this machine;
+    Everything is written to OUT (default: lowmem-brats-demo). The scores show that the program works on this machine;
     they say nothing about patients.
     """
     from lowmem_brats.evaluate import evaluate_pairs, summarise

@@ -9,7 +9,7 @@ from lowmem_brats.cli import console
 
 @click.command()
 def doctor() -> None:
-    """Check torch, CUDA, driver, card, processor and weights of this machine, and say what to change. Needs no GPU."""
+    """Check torch, CUDA, driver, card, processor and weights on this machine, and say what to change. Needs no GPU."""
     from lowmem_brats.doctor import diagnose
 
     findings = diagnose()

@@ -15,7 +15,11 @@ from lowmem_brats.labels import CONVENTIONS
 @click.argument("predicted", type=options.FILE, metavar="PRED")
 @click.argument("reference", type=options.FILE, metavar="REF")
 @options.labels
-@click.option("--reference-labels", type=click.Choice(list(CONVENTIONS)), help="Where REF differs from --labels.")
+@click.option(
+    "--reference-labels",
+    type=click.Choice(list(CONVENTIONS)),
+    help="Label convention of REF. Default: that of --labels.",
+)
 @click.option("--csv", type=options.FILE, help="Write the scores to this CSV file.")
 @click.option("--json", type=options.FILE, help="Write the scores to this JSON file.")
 @options.overwrite
@@ -32,8 +36,8 @@ def evaluate(
 ) -> None:
     """Score label maps against references: Dice, HD95, sensitivity and specificity per region and patient.
 
-    PRED and REF are two files, or two folders whose label maps are matched by case id. BraTS conventions: Dice 1 and
-    HD95 0 where both are empty; Dice 0 and HD95 373.13 mm where one is.
+    PRED and REF are two files, or two folders whose label maps are matched by case id. As in BraTS, a region that is
+    empty in both gets Dice 1 and HD95 0, and a region that is empty in one of them gets Dice 0 and HD95 373.13 mm.
     """
     from lowmem_brats.evaluate import evaluate_pairs, pair_files, summarise, to_csv, to_json
     from lowmem_brats.nifti import is_own_result
@@ -47,6 +51,8 @@ def evaluate(
         console.warn(f"references that this program wrote and nobody has corrected: {', '.join(own)}")
     with console.progress(quiet) as on_progress:
         scores = evaluate_pairs(pairs, *conventions, lambda done, total: on_progress("scoring", done, total))
+    for text in (text for patient in scores for text in patient.warnings):
+        console.warn(text)
     summary = summarise(scores)
     for target, render in ((csv, to_csv), (json, to_json)):
         if target:

@@ -13,15 +13,20 @@ from lowmem_brats.files import check_output
 
 @click.command()
 @click.argument("out", type=options.FILE)
-@click.option("-n", "count", default=1, show_default=True, type=click.IntRange(min=1), help="How many cases.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the first case; the next ones count up.")
-@click.option("--shape", nargs=3, type=int, default=BRATS_SHAPE, show_default=True, metavar="X Y Z", help="In voxels.")
+@click.option("-n", "count", default=1, show_default=True, type=click.IntRange(min=1), help="Number of cases.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Seed of the first case; each further case has the next number."
+)
+@click.option(
+    "--shape", nargs=3, type=int, default=BRATS_SHAPE, show_default=True, metavar="X Y Z", help="Size in voxels."
+)
 @options.overwrite
 @options.quiet
 def phantom(out: Path, count: int, seed: int, shape: tuple[int, int, int], overwrite: bool, quiet: bool) -> None:
-    """Write synthetic BraTS-like cases to OUT/<case_id>/, with their label maps.
+    """Write synthetic BraTS-like cases with their label maps to OUT/<case_id>/.
 
-    They are made from geometry and noise, not from patients: good for trying the tool, not for training a useful one.
+    They are made from geometry and noise, not from patients: good for trying the program, not for training a useful
+    network.
     """
     with console.progress(quiet) as on_progress:
         for number in range(count):
@@ -32,7 +37,10 @@ def phantom(out: Path, count: int, seed: int, shape: tuple[int, int, int], overw
 
 
 def write_phantom(out: Path, seed: int, shape: tuple[int, int, int], overwrite: bool) -> Path:
-    """Make one synthetic case and write it as a BraTS folder; returns the folder."""
+    """Make one synthetic case and write it as a BraTS folder inside `out`; returns the folder.
+
+    `shape`: voxels X, Y, Z. Raises InputError for an existing file, unless `overwrite`.
+    """
     from lowmem_brats.nifti import write_volume
     from lowmem_brats.phantom import make_phantom
 

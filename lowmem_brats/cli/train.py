@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,48 +10,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lowmem_brats.cli import console, options
+from lowmem_brats.cli.parameter_types import Duration, Fold
+from lowmem_brats.cli.signals import signals_ending_in_order
 from lowmem_brats.config import PRECISIONS, PRESETS, SCHEDULES, NetworkConfig, TrainConfig
 from lowmem_brats.errors import InputError
 
 if TYPE_CHECKING:
     from lowmem_brats.evaluate import PatientScores
     from lowmem_brats.fit import Epoch
+    from lowmem_brats.train_report import TrainReport
 
 _option = partial(options.setting, of=TrainConfig)
 MODES = {"three-networks": 1, "one-network": 3}
 NETWORK_OPTIONS = {"network": "name", "width": "width", "views": "views", "context": "context", "mode": "outputs"}
 """Option → field of NetworkConfig."""
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg]
-    """A time such as 8h, 90m, 1h30m or 45s, in seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read the text."""
-        if isinstance(value, float):
-            return value
-        match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", value.strip().lower())
-        if not value.strip() or not match:
-            self.fail(f"{value!r}, expected a time such as 8h, 90m or 1h30m", param, ctx)
-        try:
-            return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True))
-        except ValueError:
-            self.fail(f"{value!r}, expected a time such as 8h, 90m or 1h30m", param, ctx)
-
-
-class Fold(click.ParamType):  # type: ignore[type-arg]
-    """K/N."""
-
-    name = "K/N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Read the text."""
-        match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", str(value))
-        if not match:
-            self.fail(f"{value!r}, expected K/N, as in 1/5", param, ctx)
-        return int(match[1]), int(match[2])
 
 
 def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -63,9 +34,18 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 
 @click.command()
-@click.argument("data", type=options.FILE)
-@click.option("-o", "--output", type=options.FILE, required=True, help="Run folder; becomes a weights set too.")
-@click.option("--resume", is_flag=True, help="Go on with the training in OUTPUT, with its recipe.")
+@click.argument("data", type=options.FILE, required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=options.FILE,
+    help="Run folder; becomes a weights set too. Default: a new one, runs/DATE-1 and so on, in the current folder.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the training in OUTPUT, with its recipe and DATA. Default: the last one in runs/.",
+)
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
@@ -150,8 +130,8 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
 def train(
     ctx: click.Context,
     /,
-    data: Path,
-    output: Path,
+    data: Path | None,
+    output: Path | None,
     resume: bool,
     cache: Path | None,
     tensorboard: bool,
@@ -160,23 +140,37 @@ def train(
 ) -> None:
     """Train the WT, TC and ET networks on DATA: a folder of case folders with label maps, or a CSV or JSON list.
 
-    OUTPUT becomes a run folder (metrics.csv, curves.png, checkpoints) and a weights set: lowmem-brats segment --weights
-    OUTPUT. With torchrun it trains on several devices.
+    DATA is the current folder by default. OUTPUT becomes a run folder (metrics.csv, curves.png, checkpoints) and a
+    weights set: lowmem-brats segment --weights OUTPUT. With torchrun it trains on several devices.
     """
-    if not settings.pop("overwrite") and not resume and (output / "run.json").exists():
+    if not settings.pop("overwrite") and not resume and output and (output / "run.json").exists():
         advice = "Pass --resume to go on with it, --overwrite to start anew, or another -o."
         raise InputError(output, "holds a training already", "a new folder", advice)
     named = options.named(ctx) & settings.keys()
     if resume and settings.pop("preset"):
         raise InputError("--resume", "--preset beside it", "the recipe of the run", "Leave one of them out.")
-    config = _resumed(output, settings, named) if resume else _config(settings, named)
-    from lowmem_brats.train import TrainListener, train_set
+    chosen = output is None
+    if resume:
+        output, data, config = _resumed(output, data, settings, named)
+    else:
+        config = _config(settings, named)
+    from lowmem_brats.train import train_set
+    from lowmem_brats.train_networks import TrainListener
 
-    with console.progress(quiet) as on_progress:
-        tell = TrainListener(on_progress, on_note=console.warn)
+    folders = list[Path]()
+
+    def on_folder(folder: Path) -> None:
+        folders.append(folder)
+        if chosen or not quiet:
+            console.err.print(f"{'going on in' if resume else 'run folder':<13}{folder}")
+
+    with console.progress(quiet) as on_progress, signals_ending_in_order():
+        tell = TrainListener(on_progress, on_folder, on_note=console.warn)
         if not quiet:
-            tell = replace(tell, on_plan=console.show_plan, on_epoch=_show_epoch, on_test=_show_test)
-        report = train_set(data, output, config, tell, resume, cache, tensorboard)
+            tell = replace(
+                tell, on_data=_show_data, on_plan=console.show_plan, on_epoch=_show_epoch, on_test=_show_test
+            )
+        report = train_set(data or Path(), output, config, tell, resume, cache, tensorboard)
     if report is None or quiet:
         return
     for plan in report.plans:
@@ -185,9 +179,9 @@ def train(
             console.show_peak(max(peaks), plan, report.cuda_peak)
     for region, (threshold, dice) in [row for each in report.networks.values() for row in each.thresholds.items()]:
         console.out.print(f"{region.upper()} masks   where the logit was above {threshold}: validation Dice {dice:.3f}")
-    counts = f"{len(report.training_cases)} cases, {len(report.validation_cases)} to validate"
-    use = f"; segment with --weights {output}" if (output / "index.json").exists() else ""
-    console.out.print(f"wrote        {output} ({counts}): metrics.csv, curves.png{use}")
+    (folder,) = folders
+    use = f"segment with --weights {folder}" if (folder / "index.json").exists() else "no set to segment with yet"
+    console.out.print(f"wrote        {folder}: metrics.csv, curves.png; {use}")
 
 
 def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
@@ -206,19 +200,34 @@ def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
     return TrainConfig(network=network, regions=regions, **settings)
 
 
-def _resumed(output: Path, settings: dict[str, Any], named: set[str]) -> TrainConfig:
-    """The recipe in `output`, with the options that the user named; the training refuses what must not change."""
-    from lowmem_brats.run_folder import read_run
+def _resumed(
+    output: Path | None, data: Path | None, settings: dict[str, Any], named: set[str]
+) -> tuple[Path, Path, TrainConfig]:
+    """The run folder to go on with, its cases, and its recipe with the options that the user named.
 
-    stored, _ = read_run(output)
-    network = replace(stored.network, **_of_network(settings, named))
-    return replace(stored, network=network, **{key: settings[key] for key in named - NETWORK_OPTIONS.keys()})
+    What must not change, the training refuses.
+    """
+    from lowmem_brats.run_folder import newest_run
+    from lowmem_brats.train_report import read_run
+
+    output = output or newest_run()
+    stored = read_run(output)
+    network = replace(stored.config.network, **_of_network(settings, named))
+    changed = {key: settings[key] for key in named - NETWORK_OPTIONS.keys()}
+    return output, data or Path(stored.data), replace(stored.config, network=network, **changed)
 
 
 def _of_network(settings: dict[str, Any], named: set[str]) -> dict[str, Any]:
     """The fields of NetworkConfig that the named options set."""
     values = settings | {"mode": MODES[settings["mode"]]}
     return {field: values[option] for option, field in NETWORK_OPTIONS.items() if option in named}
+
+
+def _show_data(report: TrainReport) -> None:
+    parts = report.training_cases, report.validation_cases, report.test_cases
+    patients, uses = len(set(report.patients.values())), ("to train on", "to validate", "for the test")
+    counts = [f"{len(part)} {use}" for part, use in zip(parts, uses, strict=True)]
+    console.err.print(f"cases        {sum(map(len, parts))} of {patients} patients: {', '.join(counts)}")
 
 
 def _show_epoch(epoch: Epoch) -> None:

@@ -1,1 +1,1 @@
-"""What a step costs in bytes, what may run in a budget, and what was used."""
+"""Count the bytes of a step, plan what fits into a budget, and measure what was used."""

@@ -1,4 +1,4 @@
-"""How many bytes a user grants: `2G`, `1536M`, `75%` or `max`. 1 GiB is 1024³ bytes, and G means GiB."""
+"""Memory budgets as the user writes them: `2G`, `1536M`, `75%` or `max`. G means GiB, 1024³ bytes."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 EXPECTED = "a size such as 2G or 1536M, a share such as 75%, or max"
 
 CUDA_RESERVE = 448 * MIB
-"""Kept free on a card for what no plan can count: 384 MiB for the CUDA context, 64 for cuDNN's work space and the
-allocator's rounding. An assumption, not a measurement; a measured context may be given in its place."""
+"""Bytes kept free on a card for what no plan can count: 384 MiB for the CUDA context, 64 MiB for cuDNN's work space and
+the allocator's rounding. This is an assumption, used where the context has not been measured."""
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """A number of bytes, and how many of them are not for tensors."""
+    """A number of bytes, and the part of them that is not for tensors."""
 
     total_bytes: int | None
     """None: no limit."""
     reserve_bytes: int = 0
-    """For the CUDA context and cuDNN; 0 on the CPU."""
+    """Kept for the CUDA context and cuDNN; 0 on the CPU."""
 
     @property
     def tensor_bytes(self) -> int | None:
-        """What is left for tensors; None: no limit."""
+        """The bytes left for tensors; None: no limit."""
         return None if self.total_bytes is None else max(self.total_bytes - self.reserve_bytes, 0)
 
     def allows(self, tensor_bytes: int) -> bool:
-        """Whether so many bytes of tensors fit."""
+        """Whether `tensor_bytes` of tensors fit."""
         return self.tensor_bytes is None or tensor_bytes <= self.tensor_bytes
 
 
 def parse_budget(
     text: str, device: str = "cpu", available_bytes: int | None = None, reserve_bytes: int | None = None
 ) -> MemoryBudget:
-    """Read a budget; `available_bytes` is what `%` and `max` are of, None where that is unknown.
+    """Read a budget: a size with M or G, a share up to 100 %, or `max`.
 
-    `reserve_bytes`: kept for CUDA, CUDA_RESERVE if None; always 0 on the CPU, where `max` of an unknown total is no
-    limit. Raises InputError for anything else than sizes with M or G, shares up to 100 %, and `max`.
+    `device`: `cpu` or `cuda`; `available_bytes`: the memory that shares and `max` refer to, None if unknown;
+    `reserve_bytes`: kept for CUDA, None: CUDA_RESERVE. On the CPU nothing is kept, and `max` of an unknown amount is no
+    limit. Raises InputError for any other text, and for a share or `max` of an unknown amount.
     """
     on_cpu = device == "cpu"
     reserve = 0 if on_cpu else CUDA_RESERVE if reserve_bytes is None else reserve_bytes
@@ -61,12 +62,12 @@ def parse_budget(
     if available_bytes is None:
         if on_cpu and not share:
             return MemoryBudget(None, reserve)
-        raise InputError("--vram", repr(text), "a size, where the memory in all is unknown", "Give one, such as 2G.")
+        raise InputError("--vram", repr(text), "a size, because the total memory is unknown", "Give one, such as 2G.")
     return MemoryBudget(int(available_bytes * percent / 100), reserve)
 
 
 def format_bytes(count: int) -> str:
-    """Bytes as people read them: `31 MiB`, `2 GiB`, `1.5 GiB`; never 0 for something."""
+    """Bytes for people to read: `31 MiB`, `2 GiB`, `1.5 GiB`; 0 only for 0 bytes."""
     if count >= GIB:
         return f"{count / GIB:.2f}".rstrip("0").rstrip(".") + " GiB"
     if count >= 10 * MIB or count == 0:
@@ -75,6 +76,6 @@ def format_bytes(count: int) -> str:
 
 
 def format_budget(count: int) -> str:
-    """Bytes as `--vram` takes them, `512M` or `2G`, rounded up to whole MiB: never less than asked for."""
+    """Bytes as `--vram` takes them, `512M` or `2G`, rounded up to whole MiB."""
     mebibytes = -(-count // MIB)
     return f"{mebibytes // 1024}G" if mebibytes and mebibytes % 1024 == 0 else f"{mebibytes}M"

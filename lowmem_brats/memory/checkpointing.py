@@ -1,6 +1,6 @@
-"""Recompute a network's stages in the backward pass instead of keeping what they computed.
+"""Recompute stages of a network in the backward pass instead of keeping their intermediate results.
 
-Done from outside: the network's file knows nothing of it, and its state dict stays as it is.
+This is done from outside: the network's own code needs no change, and its state dict stays the same.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from lowmem_brats.networks import SliceNetwork
 
 @contextmanager
 def recomputed(network: SliceNetwork, names: Collection[str]) -> Iterator[None]:
-    """While the `with` block runs, forward and backward, keep only the inputs of the stages called `names`.
+    """Inside the `with` block, keep only the inputs of the stages called `names` and recompute the rest.
 
-    Gradients and batch norm's running statistics are those of the plain network. Raises KeyError for an unknown name.
+    The block must hold the forward and the backward pass. Gradients and batch norm's running statistics are those of
+    the plain network. Raises KeyError for an unknown name.
     """
     stages = network.stages()
     chosen = [stages[name] for name in names]
@@ -32,7 +33,7 @@ def recomputed(network: SliceNetwork, names: Collection[str]) -> Iterator[None]:
         yield
     finally:
         for stage in chosen:
-            del stage.forward  # the class's own comes to light again
+            del stage.forward  # uncovers the method of the class
 
 
 def _recomputing(stage: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +55,7 @@ def _recomputing(stage: nn.Module, plain: Callable[..., Any]) -> Callable[..., A
 
 
 class _FrozenStatistics:
-    """While it is on, batch norm in training normalises as ever but leaves its running statistics as they are."""
+    """Inside the `with` block batch norm normalises as usual but does not update its running statistics."""
 
     def __init__(self, stage: nn.Module) -> None:
         self._norms = [module for module in stage.modules() if isinstance(module, _BatchNorm)]

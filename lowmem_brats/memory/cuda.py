@@ -1,7 +1,7 @@
-"""What only a CUDA card has: a context outside the allocator, a cap on the allocator, and what lies beyond tensors.
+"""Memory of a CUDA card beyond tensors: measure the context, cap the allocator, report what is used.
 
-A process holds on a card: its context (code and libraries, a few hundred MiB, made on first use), what the caching
-allocator reserved, and inside that what tensors have allocated. A budget is for all of it.
+On a card a process holds its context (code and libraries, a few hundred MiB, created on first use) and what the caching
+allocator has reserved. Tensors are allocated inside the latter. A budget is for both.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import torch
 from lowmem_brats.memory.budget import CUDA_RESERVE, MIB
 
 WORKSPACE = 64 * MIB
-"""Kept for cuDNN's work space and the allocator's rounding, which no count without a card can see."""
+"""Bytes kept for cuDNN's work space and the allocator's rounding, which cannot be counted without a card."""
 ASSUMED_CONTEXT = CUDA_RESERVE - WORKSPACE
-"""Context of a process where it cannot be measured."""
+"""Bytes of a process's context if it cannot be measured."""
 LEAST_CONTEXT = 64 * MIB
-"""What the code and libraries of torch take at least."""
+"""Bytes that the code and libraries of torch take at least."""
 
 
 @cache
 def measure_context(device: torch.device) -> int:
-    """Bytes that this process's context and cuDNN take on a card; ASSUMED_CONTEXT where nvidia-smi cannot tell.
+    """Bytes that this process's context and cuDNN take on a card; ASSUMED_CONTEXT if nvidia-smi cannot tell.
 
-    Asked once per process, before anything else uses the card: later the context is there already.
+    Must be called before anything else uses the card, because it measures what creating the context takes. The result
+    is kept for the process.
     """
     before = _driver_used(device)
-    # Forwards and backwards, in half: code is loaded when it is first used.
+    # A forward and a backward pass in half precision, because code is loaded when it is first used.
     slices_NCHW = torch.zeros(1, 1, 4, 4, device=device, dtype=torch.half, requires_grad=True)
     torch.nn.functional.conv2d(slices_NCHW, slices_NCHW[..., :3, :3]).sum().backward()
     del slices_NCHW
@@ -38,14 +39,14 @@ def measure_context(device: torch.device) -> int:
     after = _driver_used(device)
     if before is None or after is None:
         return ASSUMED_CONTEXT
-    # Less is no context: there was one already, or another program has given memory back meanwhile.
+    # Less than LEAST_CONTEXT is no context: it existed already, or another program has freed memory meanwhile.
     taken = after - before - torch.cuda.memory_reserved(device)
     return taken if taken >= LEAST_CONTEXT else ASSUMED_CONTEXT
 
 
 def _driver_used(device: torch.device) -> int | None:
-    """Used bytes of a card as nvidia-smi reports them, without making a context; None where it cannot."""
-    # By its name: nvidia-smi and CUDA may number the cards differently.
+    """Used bytes of a card as nvidia-smi reports them, without creating a context; None if it cannot tell."""
+    # Asked by UUID, because nvidia-smi and CUDA may number the cards differently.
     name = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     try:
         return None if name is None else int(float(_ask_driver("memory.used", f"--id=GPU-{name}")) * MIB)
@@ -59,7 +60,7 @@ def driver_version() -> str:
 
 
 def _ask_driver(field: str, *flags: str) -> str:
-    """What nvidia-smi answers for a field, a line per card; empty where it is absent or fails."""
+    """The answer of nvidia-smi for a field, one line per card; empty if it is missing or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
@@ -71,25 +72,25 @@ def _ask_driver(field: str, *flags: str) -> str:
 
 
 def available_bytes(device: torch.device) -> int:
-    """What is free on a card now, after this process's context and all other processes."""
+    """Bytes that this process can still use on a card, after its context and all other processes."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device)
 
 
 def cap_allocator(device: torch.device, tensor_bytes: int) -> None:
-    """Make the caching allocator raise torch.OutOfMemoryError rather than reserve more than `tensor_bytes`.
+    """Make the caching allocator raise torch.OutOfMemoryError instead of reserving more than `tensor_bytes`.
 
-    Without it a Windows driver would quietly spill to host memory, ten times slower.
+    Without the cap a Windows driver would silently spill to host memory, which is many times slower.
     """
     _, total = torch.cuda.mem_get_info(device)
     torch.cuda.set_per_process_memory_fraction(min(tensor_bytes / total, 1.0), device)
 
 
 def highest(so_far: dict[str, int] | None, device: str) -> dict[str, int] | None:
-    """What goes beyond tensors, bytes, each the higher of `so_far` and now; None on the CPU.
+    """Peak bytes on a card beyond tensors: for each figure the higher of `so_far` and now; None on the CPU.
 
-    `reserved`: most that the caching allocator took; `driver`: used on the card by all processes, this one's context
-    included.
+    `reserved`: the most that the caching allocator has taken; `driver`: in use on the card by all processes, including
+    this one's context.
     """
     where = torch.device(device)
     if where.type != "cuda":

@@ -1,4 +1,4 @@
-"""Which device computes, and how many bytes were live on it at most."""
+"""Choose the device, open its budget, and measure the peak bytes of tensors on it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from lowmem_brats.memory.budget import MemoryBudget, format_budget, format_bytes
 
 
 def choose_device(requested: str) -> tuple[torch.device, list[str]]:
-    """Pick the device that will compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """Choose the device that computes; `requested`: `auto`, `cpu`, `cuda` or `cuda:N`.
 
-    Returns the device and notes on any fallback. `auto` falls back to the CPU; a named CUDA device that cannot be used
-    raises InputError.
+    Returns the device, and a note if `auto` fell back to the CPU although this torch is built for CUDA. Raises
+    InputError for a named CUDA device that cannot be used.
     """
     if requested == "cpu":
         return torch.device("cpu"), []
@@ -42,7 +42,7 @@ def choose_device(requested: str) -> tuple[torch.device, list[str]]:
 
 
 def _cuda_problem(device: torch.device) -> str | None:
-    """Why the device cannot be used, in words, or None."""
+    """The reason why the device cannot be used, in words, or None."""
     if not torch.version.cuda:
         return "this torch was built without CUDA"
     if not torch.cuda.is_available():
@@ -54,10 +54,10 @@ def _cuda_problem(device: torch.device) -> str | None:
 
 
 def unsupported_card(name: str, capability: tuple[int, int], architectures: list[str]) -> str | None:
-    """Why a torch build with these `architectures` (such as `sm_75`) cannot run on a card, or None if it can.
+    """The reason why a torch build for `architectures` (such as `sm_75`) cannot run on a card, or None if it can.
 
-    Machine code for sm_XY runs on every card of major version X with at least minor version Y; intermediate code
-    (`compute_XY`) on every newer one.
+    `name`, `capability`: of the card, (major, minor). Machine code for sm_XY runs on every card of major version X and
+    minor version Y or higher; intermediate code (`compute_XY`) runs on every newer card.
     """
     major, minor = capability
     for architecture in architectures:
@@ -70,7 +70,7 @@ def unsupported_card(name: str, capability: tuple[int, int], architectures: list
 
 
 def _card_advice(capability: tuple[int, int]) -> str:
-    """Which torch has code for a card that the installed one has none for."""
+    """Which torch to install for a card that the installed one has no code for."""
     if capability < (5, 0):
         return "No current torch supports so old a card: use the CPU."
     if capability < (7, 5):
@@ -81,10 +81,10 @@ def _card_advice(capability: tuple[int, int]) -> str:
 
 
 def open_budget(vram: str, device: torch.device) -> MemoryBudget:
-    """Read `--vram` for a device; on CUDA measure the context, keep room for it and cap the allocator.
+    """Read `--vram` for a device; on CUDA also measure the context, keep room for it and cap the allocator.
 
-    On the CPU shares are of the host's memory, and `max` is no limit. Raises InputError, and BudgetError where CUDA
-    itself leaves nothing for tensors.
+    On the CPU a share is of the host's memory, and `max` is no limit. Raises InputError for a text that is no budget,
+    and BudgetError if CUDA itself leaves nothing for tensors.
     """
     if device.type == "cpu":
         return parse_budget(vram, "cpu", None if vram.strip().lower() == "max" else host_bytes())
@@ -101,7 +101,7 @@ def open_budget(vram: str, device: torch.device) -> MemoryBudget:
             f"CUDA needs {parts} before any tensor. Give more, or use --device cpu.",
         )
     if budget.total_bytes is not None:
-        # cuDNN takes its work space from the allocator too: only the context is outside it.
+        # Only the context is outside the allocator: cuDNN takes its work space from it too.
         cuda.cap_allocator(device, budget.total_bytes - context)
     return budget
 
@@ -114,7 +114,7 @@ def out_of_memory(device: str) -> BudgetError:
 
 @contextmanager
 def out_of_memory_told(device: str) -> Iterator[None]:
-    """Raise BudgetError where the block runs out of the device's memory."""
+    """Turn torch.OutOfMemoryError inside the block into a BudgetError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -122,7 +122,7 @@ def out_of_memory_told(device: str) -> Iterator[None]:
 
 
 def host_bytes() -> int | None:
-    """The host's memory, where the system tells."""
+    """Bytes of the host's memory; None if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -136,16 +136,16 @@ def storage_bytes(tensor: Tensor) -> int:
 
 @dataclass
 class _Counted:
-    """A storage that is alive."""
+    """A storage that is counted as alive."""
 
     size: int
     kind: str = "activations"
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensor storages that are alive at once while the mode is on; works on real and fake tensors.
+    """Counts the bytes of tensor storages that are alive at once while the mode is on, for real and fake tensors.
 
-    A storage is counted from the operation that first returned it (or from `track`) until it is freed.
+    A storage is counted from the operation that first returned it, or from `track`, until it is freed.
     """
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class LiveBytes(TorchDispatchMode):
         self._seen = WeakIdKeyDictionary()
 
     def track(self, *tensors: Tensor) -> None:
-        """Count the storages of tensors that exist already."""
+        """Count the storages of tensors that already exist."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage not in self._seen:
@@ -167,7 +167,7 @@ class LiveBytes(TorchDispatchMode):
                 self._change(counted, +1)
 
     def name(self, kind: str, *tensors: Tensor) -> None:
-        """Count tensors as being of a kind, such as `parameters`; all others are `activations`."""
+        """Count tensors as a kind, such as `parameters`; all others are `activations`."""
         self.track(*tensors)
         for tensor in tensors:
             counted = self._seen[tensor.untyped_storage()]
@@ -188,9 +188,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 class PeakMeter:
-    """Peak bytes on a device while the `with` block runs: CUDA's allocator figure, or live tensor bytes on the CPU.
+    """Measures peak bytes while the `with` block runs: the allocator's figure on CUDA, live tensors on the CPU.
 
-    `resident`: tensors that exist before the block and count too (CPU only; CUDA's allocator knows them).
+    `resident`: tensors that exist before the block and are counted too (CPU only; CUDA's allocator knows them).
     """
 
     def __init__(self, device: torch.device, *resident: Tensor) -> None:
@@ -214,7 +214,7 @@ class PeakMeter:
 
     @property
     def peak_bytes(self) -> int:
-        """The highest figure so far."""
+        """The peak so far, in bytes."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         return self._counter.peak

@@ -1,7 +1,7 @@
-"""How many bytes a step needs: the step itself, run on tensors without data, with every storage counted.
+"""Count the bytes that a step needs: run the step itself on tensors without data and count every storage.
 
-No device is needed and nothing here knows a network by name. Every network is counted on torch's fake CPU, because
-torch cannot differentiate fake CUDA tensors where it finds no card; what differs on a card is in docs/memory.md.
+No device is needed, and nothing here depends on the kind of network. Every network is counted on torch's fake CPU,
+because torch cannot differentiate fake CUDA tensors without a card; docs/memory.md says what differs on a card.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from lowmem_brats.networks import SliceNetwork, build_network
 
 @dataclass(frozen=True)
 class Footprint:
-    """Live bytes at the moment when a step holds most of them, by what they are."""
+    """Live bytes by kind, at the moment when a step holds most of them."""
 
     parameters: int = 0
     """Weights and buffers."""
     gradients: int = 0
-    """Those complete by then: the peak can come before any is."""
+    """Gradients that are complete at that moment; the peak can come before there are any."""
     optimizer: int = 0
     """Adam's two moments."""
     activations: int = 0
-    """Everything else: the micro-batch, the maps, what is kept for the backward pass."""
+    """Everything else: the micro-batch, the maps, and what is kept for the backward pass."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all kinds."""
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
 def warm_up() -> None:
-    """Import what torch imports for the first tensor without data: a second, which can pass while a case is read."""
+    """Make torch import its tools for tensors without data, so that this second can pass while a case is read."""
     FakeTensorMode()
 
 
@@ -54,7 +54,7 @@ def warm_up() -> None:
 def inference_footprint(
     network: NetworkConfig, size_HW: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
 ) -> Footprint:
-    """Bytes of `step.predict_batch` on `batch` slices of H×W pixels by a network in `dtype`."""
+    """Bytes of `step.predict_batch` for `batch` slices of `size_HW` pixels and a network in `dtype`."""
     model = _without_data(network, dtype, device)
     with FakeTensorMode():
         _fill(model)
@@ -77,9 +77,10 @@ def training_footprint(
     recompute: tuple[str, ...] = (),
     loss: str = "dice",
 ) -> Footprint:
-    """Bytes of a training step, from the second on, when Adam's moments exist: its gradients, then Adam.
+    """Bytes of a training step from the second on, when Adam's moments exist: its gradients, then Adam.
 
-    Two micro-batches are counted however many there are, because every later one is like the second.
+    `batch`, `micro_batch`: slices; `dtype`: what the network computes in; `recompute`: names of stages; `loss`: as
+    `loss.find_loss` knows it. At most two micro-batches are counted, because all later ones are like the second.
     """
     model = _without_data(network, torch.float32, device)
     with FakeTensorMode():
@@ -106,7 +107,7 @@ def training_footprint(
 def stage_bytes(
     network: NetworkConfig, size_HW: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> dict[str, int]:
-    """Bytes per slice that recomputing each stage would spare: what it keeps for the backward pass, less its output."""
+    """Stage → bytes per slice that recomputing it spares: what it keeps for the backward pass, less its output."""
     model = _without_data(network, torch.float32, device)
     kept: dict[str, int] = {}
     with FakeTensorMode(), LiveBytes() as counter:
@@ -123,7 +124,7 @@ def stage_bytes(
             stage.register_forward_hook(after)
         slices_NCHW = torch.empty(1, network.channels, *size_HW, dtype=dtype).to(memory_format=memory_format(device))
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            # The result is kept until the end: what it was computed from would go with it.
+            # The result is kept until the end: without it, everything kept for the backward pass would be freed.
             logits_N1HW = model.train()(slices_NCHW)
         del logits_N1HW
     return kept
@@ -131,20 +132,20 @@ def stage_bytes(
 
 @cache
 def treats_slices_apart(network: NetworkConfig) -> bool:
-    """Whether a slice's result is the same in any batch, so that micro-batches are exact: not with batch norm."""
+    """Whether a slice gives the same result in any batch, which makes micro-batches exact; False with batch norm."""
     model = _without_data(network, torch.float32, torch.device("cpu"))
     return not any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def _without_data(network: NetworkConfig, dtype: torch.dtype, device: torch.device) -> SliceNetwork:
-    """The network as `step.place` would leave it, on torch's meta device: no bytes, no random numbers drawn."""
+    """The network as `step.place` would leave it, on torch's meta device: it takes no bytes and no random numbers."""
     with torch.device("meta"):
         model = build_network(network)
     return model.to(dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
 
 
 def _fill(model: SliceNetwork) -> None:
-    """Replace meta tensors by fake ones that claim to be on the CPU; `Module.to` cannot."""
+    """Replace meta tensors by fake tensors on the CPU, which `Module.to` cannot do."""
 
     def fake(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
@@ -159,7 +160,7 @@ def _fill(model: SliceNetwork) -> None:
 def _fake_batch(
     network: NetworkConfig, size: int, size_HW: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Slices and target on the host; for another device the target's format differs, so that its copy is counted."""
+    """Slices and target on the host; for a card the target has another format, so that copying it is counted."""
     target_dtype = torch.float32 if device.type == "cpu" else torch.bool
     return (
         torch.empty(size, network.channels, *size_HW),
@@ -168,7 +169,7 @@ def _fake_batch(
 
 
 def _begin(optimizer: torch.optim.Optimizer) -> None:
-    """Take a step that leaves the optimizer with its state."""
+    """Take one step, after which the optimizer has its state."""
     for parameter in optimizer.param_groups[0]["params"]:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()

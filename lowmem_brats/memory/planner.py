@@ -1,7 +1,7 @@
-"""How a network will run inside a budget, decided before any image is read.
+"""Plan how a network runs inside a budget. Needs no data, no weights and no card.
 
-Concessions are a written list, tried in the order of what they cost in time; the first that fits is the plan. So more
-memory never gives a slower plan. Needs no data, no weights and no card.
+The concessions are a fixed list, ordered by what they cost in time. The first that fits is the plan, so more memory
+never gives a slower plan.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from lowmem_brats.networks import has_width, stride_of, title_of
 from lowmem_brats.precision import DTYPES
 
 BATCHES = {"cpu": (4, 2, 1), "cuda": (32, 16, 8, 4, 2, 1)}
-"""Slices per forward pass, best first. On the CPU more than four bring nothing: one at a time needs 1.25 times as long
-(U-Net of width 24; EMCAD-B0: 2.0)."""
+"""Slices per forward pass, fastest first. On the CPU more than four bring nothing; compared with four, one at a time
+takes 1.25 times as long (U-Net of width 24; EMCAD-B0: 2.0)."""
 
 RECOMPUTING = {"none": 0.0, "widest": 0.10, "all": 0.28}
-"""Which stages are recomputed in the backward pass, and what that adds to a step's time: the share of the U-Net's
-operations in those stages, where a step is one forward pass and a backward pass of two."""
+"""Which stages are recomputed in the backward pass → what this adds to a step's time: the operations of those stages as
+a share of the U-Net's step, in which the backward pass counts twice the forward pass."""
 
 TWO_PASSES = 0.33
-"""What micro-batches add to a step's time: one more forward pass, whatever their size."""
+"""What micro-batches of any size add to a step's time: one more forward pass."""
 
 LADDER = tuple(size * MIB for size in (256, 512, 1024, 1536, 2048, 4096, 6144, 8192))
 WIDTHS = tuple(range(8, 129, 8))
 LARGEST_SIDE = 16384
-"""Pixels. No image has more, and counts of bytes must not overflow."""
+"""Pixels; no image is larger, and counts of bytes must not overflow."""
 
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """How slices go through a network."""
+    """How slices are segmented by a network."""
 
     device: str
     """As torch names it."""
@@ -54,11 +54,11 @@ class InferencePlan:
     batch: int
     """Slices per forward pass."""
     predicted_bytes: int = 0
-    """Most bytes of tensors at once, the network included; 0: not planned."""
+    """Peak bytes of tensors, including the network; 0: not planned."""
     components: dict[str, int] = field(default_factory=dict)
-    """Those bytes by what they are: parameters, gradients, optimizer, activations."""
+    """Those bytes by kind: parameters, gradients, optimizer, activations."""
     reserve_bytes: int = 0
-    """Kept free beside them for CUDA."""
+    """Bytes kept free besides for CUDA."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class TrainPlan:
     recompute: str = "none"
     """A key of RECOMPUTING."""
     stages: tuple[str, ...] = ()
-    """The stages which that means."""
+    """The names of the stages that `recompute` stands for."""
     relative_time: float = 1.0
-    """Estimated time of a step over that of a step without any limit."""
+    """Estimated time of a step, relative to a step without any limit."""
     predicted_bytes: int = 0
-    """Most bytes of tensors at once; 0: not planned."""
+    """Peak bytes of tensors; 0: not planned."""
     components: dict[str, int] = field(default_factory=dict)
     """As in InferencePlan."""
     reserve_bytes: int = 0
@@ -99,10 +99,10 @@ def plan_inference(
     precision: str,
     smallest: bool = False,
 ) -> InferencePlan:
-    """The fastest way to segment slices of H×W pixels in a budget.
+    """Find the fastest plan for segmenting slices of `size_HW` pixels inside a budget.
 
-    `precision`: what it will run in; `smallest`: the plan that needs least, however slow. Raises BudgetError where not
-    even one slice fits, and InputError as `check_slices`.
+    `precision`: `fp32`, `fp16` or `bf16`; `smallest`: find the plan with the lowest peak instead, however slow. Raises
+    BudgetError if not even one slice fits, and InputError as `check_slices`.
     """
     check_slices(network, size_HW)
     where = torch.device(device)
@@ -124,9 +124,9 @@ def plan_train(
     loss: str = "dice",
     smallest: bool = False,
 ) -> TrainPlan:
-    """The fastest way to train with `batch` slices of H×W pixels per step in a budget; arguments as `plan_inference`.
+    """Find the fastest plan for training with `batch` slices per step inside a budget; arguments as `plan_inference`.
 
-    `loss`: as `loss.find_loss` knows it. Raises BudgetError where nothing fits, and InputError as `check_slices`.
+    `loss`: as `loss.find_loss` knows it. Raises BudgetError if nothing fits, and InputError as `check_slices`.
     """
     check_slices(network, size_HW, batch)
     where = torch.device(device)
@@ -146,14 +146,15 @@ def plan_train(
         )
         for recompute, micro_batch, relative_time in training_rows(batch, treats_slices_apart(network))
     ]
-    # Of plans with as many passes, more recomputing and fewer slices at once take maps away and add nothing. But two
-    # passes hold gradients through a forward pass, which can outweigh the maps that they spare.
+    # Among plans with the same number of passes, the one with most recomputing and fewest slices at once needs least.
+    # Between one pass and two it is open: two hold the gradients during a forward pass, which can outweigh the maps
+    # that they spare. So both ends are compared.
     ends = [plan for plan in plans if plan.recompute == "all" and plan.micro_batch in (batch, 1)]
     return _choose(network, plans, ends, budget, count, smallest)
 
 
 def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 1) -> None:
-    """Refuse slices that the network cannot take, and batches of none. Raises InputError."""
+    """Raise InputError for a slice size that the network cannot take, and for a batch smaller than 1."""
     if batch < 1:
         raise InputError("--batch", str(batch), "at least 1", "Use 1 or more.")
     stride = stride_of(network)
@@ -168,7 +169,10 @@ def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 
 
 
 def training_rows(batch: int, micro_batches: bool) -> list[tuple[str, int, float]]:
-    """What can be conceded in training: stages recomputed, slices at once, relative time; the fastest first."""
+    """The concessions in training as (stages recomputed, slices at once, relative time), the fastest first.
+
+    `batch`: slices per step; `micro_batches`: whether the batch may be cut into parts.
+    """
     halvings = [math.ceil(batch / 2**i) for i in range(1, batch.bit_length() + 1)]
     smaller = sorted({size for size in halvings if size < batch}, reverse=True) if micro_batches else []
     rows = [(recompute, batch, 1 + cost) for recompute, cost in RECOMPUTING.items()]
@@ -180,9 +184,10 @@ def training_rows(batch: int, micro_batches: bool) -> list[tuple[str, int, float
 def stages_to_recompute(
     network: NetworkConfig, size_HW: tuple[int, int], recompute: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[str, ...]:
-    """The stages that a key of RECOMPUTING means: `widest` are those that spare half of what `all` spare, in order.
+    """The stages that a key of RECOMPUTING stands for, in the network's order.
 
-    The last stage is in neither: its backward pass comes first, when all it had kept would be needed at once.
+    `widest` are the largest ones that together spare at least half of what `all` spares. The last stage is in neither:
+    its backward pass comes first, so everything that it would recompute is needed at once.
     """
     spared = stage_bytes(network, size_HW, dtype, device)
     candidates = list(spared)[:-1]
@@ -199,7 +204,7 @@ def stages_to_recompute(
 def ladder(
     plan: Callable[[MemoryBudget], Planned], reserve_bytes: int = 0, sizes: Iterable[int | None] = LADDER
 ) -> list[tuple[int | None, Planned | BudgetError]]:
-    """The plan of each budget, in bytes (None: no limit), or why there is none."""
+    """For each of `sizes` (bytes; None: no limit), the size and its plan, or the BudgetError if nothing fits."""
     rows: list[tuple[int | None, Planned | BudgetError]] = []
     for size in sizes:
         try:
@@ -210,9 +215,9 @@ def ladder(
 
 
 def largest_width(network: NetworkConfig, plan: Callable[[NetworkConfig], object]) -> int | None:
-    """The most of WIDTHS for which `plan` finds a plan, or None, for a network that has a width.
+    """The largest of WIDTHS for which `plan` finds a plan, or None; for a network whose width can be chosen.
 
-    Wider networks are taken to need more. Much faster with `smallest` plans.
+    It assumes that wider networks need more. It is much faster if `plan` makes `smallest` plans.
     """
     fits, too_wide = -1, len(WIDTHS)
     while too_wide - fits > 1:
@@ -233,9 +238,10 @@ def _choose(
     count: Callable[[NetworkConfig, Plan, str], Footprint],
     smallest: bool,
 ) -> Plan:
-    """The first plan that fits; if `smallest`, the one that needs least.
+    """The first of `plans` that fits; if `smallest`, the one that needs least.
 
-    `ends`: those plans of which one needs least; `count(network, plan, precision)`. Raises BudgetError if none fits.
+    `ends`: the plans among which the one that needs least is found; `count(network, plan, precision)`: counts bytes.
+    Raises BudgetError if none fits.
     """
     precision = plans[0].precision
 

@@ -1,7 +1,6 @@
-"""The two steps whose bytes are counted: one batch of prediction, one batch of training.
+"""The two steps whose bytes are counted: one batch of prediction, and one batch of training.
 
-What runs and what is counted are these same functions. Shape suffixes: N slices in a batch, C modalities, K regions,
-H W in-plane.
+The same functions are run and counted. Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
 """
 
 from __future__ import annotations
@@ -22,17 +21,20 @@ from lowmem_brats.networks import SliceNetwork
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Channels last, except on CUDA, whose group norm would copy every channels-last map to the plain order."""
+    """Channels last, but contiguous on CUDA, where group norm would copy every channels-last map."""
     return torch.contiguous_format if device.type == "cuda" else torch.channels_last
 
 
 def place(network: SliceNetwork, device: torch.device, dtype: torch.dtype = torch.float32) -> SliceNetwork:
-    """Move a network (in place) to a device and format, in the order of values that suits the device."""
+    """Move a network, in place, to a device and format, with the memory layout that suits the device."""
     return network.to(device, dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
 
 
 def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
-    """Logits of slices on the host, by a network that `place` has moved: fp32 on the host, 0 outside the brain."""
+    """Logits of a batch, [N, K, H, W], fp32 on the host, 0 outside the brain.
+
+    `network`: moved by `place`; `slices_NCHW`: on the host.
+    """
     parameter = next(network.parameters())
     with torch.inference_mode():
         slices_NCHW = _to_device(slices_NCHW, parameter.device, parameter.dtype)
@@ -42,61 +44,62 @@ def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
 
 
 def split_batch(slices_NCHW: Tensor, target_NKHW: Tensor, micro_batch: int) -> list[tuple[Tensor, Tensor]]:
-    """Cut a batch into micro-batches of at most so many slices."""
+    """Cut a batch into micro-batches of at most `micro_batch` slices."""
     return list(zip(slices_NCHW.split(micro_batch), target_NKHW.split(micro_batch), strict=True))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training step gave."""
+    """The result of a training step."""
 
     loss: float
     norm: float
-    """Of the gradient, before it was clipped."""
+    """Length of the gradient before it was clipped."""
 
     @property
     def stepped(self) -> bool:
-        """Whether the weights were changed: not where the gradient was not finite."""
+        """Whether the weights were changed; False if the gradient was not finite."""
         return math.isfinite(self.norm)
 
 
 class TrainingStep:
-    """Takes optimisation steps with one network: gradients, clipping, AdamW (which is Adam without weight decay).
+    """Takes optimisation steps with one network: gradients, clipping, AdamW (Adam if the weight decay is 0).
 
-    `network`: fp32, placed, training; it is changed in place.
+    `network`: fp32, moved by `place`, in training mode; it is changed in place. `clip_norm`: longer gradients are
+    shortened to this length.
     """
 
     def __init__(self, network: SliceNetwork, loss: Loss, weight_decay: float = 0.0, clip_norm: float = 12.0) -> None:
         self.network, self.loss, self.clip_norm = network, loss, clip_norm
         self._device = next(network.parameters()).device
-        # Fused, because it works in place where torch's other forms need up to the parameters' bytes once more.
+        # Fused, because it works in place; torch's other forms need up to the parameters' bytes once more.
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=weight_decay, fused=True)
-        # It keeps small gradients of fp16 from becoming 0.
+        # Keeps small fp16 gradients from becoming 0.
         self.scaler = torch.amp.GradScaler(self._device.type)
         self._no_scaler = torch.amp.GradScaler(self._device.type, enabled=False)
 
     def moments(self) -> list[Tensor]:
-        """What the optimizer keeps between steps; nothing before the first."""
+        """The tensors that the optimizer keeps between steps; none before the first step."""
         return [tensor for state in self.optimizer.state.values() for tensor in state.values()]
 
     def resident(self) -> list[Tensor]:
-        """What stays on the device between steps."""
+        """The tensors that stay on the device between steps."""
         return [*self.network.parameters(), *self.network.buffers(), *self.moments()]
 
     def compute_gradients(
         self, micro_batches: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, recompute: Collection[str] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Set the gradients of one batch, clipped; returns the loss and the norm before clipping, 0-dim each.
+        """Compute the clipped gradients of one batch; returns the loss and the norm before clipping, 0-dim each.
 
-        `micro_batches`: slices_NCHW and target_NKHW on the host, from `split_batch`, of this process; the gradients are
-        those of all processes' slices. `dtype`: what the network computes in, by autocast if half; `recompute`: names
-        of stages to recompute in the backward pass.
+        `micro_batches`: pairs of slices_NCHW and target_NKHW of this process, on the host, from `split_batch`; the
+        gradients are those of the slices of all processes. `dtype`: what the network computes in, by autocast if half;
+        `recompute`: names of stages to recompute in the backward pass.
         """
         self.network.zero_grad(set_to_none=True)
         scaler = self._scaler_of(dtype)
 
         def logits_of(slices_NCHW: Tensor) -> Tensor:
-            # Without the cache: it would keep a half copy of every weight although each is used once.
+            # Without autocast's cache, which would keep a half copy of every weight although each is used once.
             with torch.autocast(self._device.type, dtype, enabled=dtype.itemsize < 4, cache_enabled=False):
                 return self.network(_to_device(slices_NCHW, self._device, dtype))  # type: ignore[no-any-return]
 
@@ -116,7 +119,7 @@ class TrainingStep:
         dtype: torch.dtype,
         recompute: Collection[str] = (),
     ) -> Outcome:
-        """One optimisation step; arguments as `compute_gradients`.
+        """Take one optimisation step; arguments as `compute_gradients`.
 
         After an exception, such as torch.OutOfMemoryError, the step can be tried again.
         """
@@ -134,15 +137,15 @@ class TrainingStep:
 
     @contextmanager
     def _retryable(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
-        """Leave optimizer and scaler as before a step if the block, which begins after `scaler.scale`, fails."""
+        """If the block fails, restore optimizer and scaler; the block begins after `scaler.scale`."""
         try:
             yield
         except BaseException:
             if scaler.is_enabled():
-                # To set the scale to what it is also makes the scaler forget that it has unscaled these gradients.
+                # Setting the scale to its own value makes the scaler forget that it has unscaled these gradients.
                 scaler.update(scaler.get_scale())
             for parameter in [p for p, state in self.optimizer.state.items() if "exp_avg_sq" not in state]:
-                del self.optimizer.state[parameter]  # Adam had no room for the second moment
+                del self.optimizer.state[parameter]  # Adam found no memory for the second moment
             raise
 
 

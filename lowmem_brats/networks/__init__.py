@@ -1,4 +1,4 @@
-"""The table of networks. Another one: a file here, a row in NETWORKS, a row in NOTICE, a row in the README."""
+"""The table of networks. To add one: a file here, a row in NETWORKS, a row in NOTICE, a row in the README."""
 
 from __future__ import annotations
 
@@ -33,28 +33,31 @@ def build_network(config: NetworkConfig) -> SliceNetwork:
 
 
 def stride_of(config: NetworkConfig) -> int:
-    """What H and W must be multiples of, without allocating any weights."""
+    """The number of which H and W must be multiples; found without allocating any weights."""
     return _outline(config).stride
 
 
 def padded_size(config: NetworkConfig, size_HW: tuple[int, int]) -> tuple[int, int]:
-    """The next larger H and W that the network takes."""
+    """The smallest H and W that are not below `size_HW` and that the network takes."""
     stride = stride_of(config)
     return -(-size_HW[0] // stride) * stride, -(-size_HW[1] // stride) * stride
 
 
 def has_width(config: NetworkConfig) -> bool:
-    """Whether the network's width can be chosen."""
+    """Whether the width of the network can be chosen."""
     return _outline(config).has_width
 
 
 def title_of(config: NetworkConfig) -> str:
-    """The network in words: its name, and its width if that can be chosen."""
+    """The network in words: its name, and its width if this can be chosen."""
     return f"{config.name} of width {config.width}" if has_width(config) else config.name
 
 
 def widened(state: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Weights of a network that saw fewer neighbours of a slice, for one of `config`: it does not heed them yet."""
+    """Adapt the weights of a network that saw fewer neighbours of a slice to the network of `config`.
+
+    The new input channels get weights of 0, so the result is the same until the network has learnt to use them.
+    """
     wanted = _outline(config).state_dict()
     return {
         key: functional.pad(value, (0, 0, 0, 0, 0, wanted[key].shape[1] - value.shape[1])) if value.ndim == 4 else value

@@ -1,4 +1,4 @@
-"""The contract that every network keeps, so that planning, weights and commands need no code per network.
+"""The interface of every network, so that planning, weights and commands need no code per network.
 
 Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
 """
@@ -14,48 +14,49 @@ from torch import Tensor, nn
 from lowmem_brats.errors import InputError
 
 PRIOR = 0.05
-"""Share of tumour pixels that a fresh network expects (Lin et al. 2017, "Focal Loss", section 4.1): from one half, as
-without it, Dice takes hundreds of steps to come down."""
+"""Share of tumour pixels that a fresh network predicts (Lin et al. 2017, "Focal Loss", section 4.1). Without it the
+network starts at one half, and Dice takes hundreds of steps to come down."""
 
 
 class SliceNetwork(nn.Module, ABC):
-    """A 2D network: `slices_NCHW` in, a foreground logit per pixel and region `logits_NKHW` out, K = config.outputs.
+    """A 2D network from `slices_NCHW` to `logits_NKHW`, one foreground logit per pixel and region, K = config.outputs.
 
-    C = config.channels: the modalities of a slice, then those of its neighbours as `slices.with_context` orders them.
+    C = config.channels: the modalities of a slice, then those of its neighbours in the order of `slices.with_context`.
     """
 
     stride: int
-    """H and W must be multiples of it."""
+    """H and W must be multiples of this."""
     outputs: int = 1
-    """How many regions K it segments."""
+    """The number of regions K that it segments."""
     has_width: bool = True
-    """Whether `config.width` decides how large it is."""
+    """Whether its size depends on `config.width`."""
     context: int = 0
-    """How many neighbours on either side of a slice it sees."""
+    """The number of neighbours that it sees on either side of a slice."""
 
     @abstractmethod
     def stages(self) -> dict[str, nn.Module]:
-        """The sub-modules that run one after another, by name, in order."""
+        """The sub-modules that run one after another, name → module, in order."""
 
     @abstractmethod
     def forward(self, slices_NCHW: Tensor) -> Tensor:
-        """Logits [N, K, H, W] of the foreground; probability = sigmoid. Of three regions: WT, TC, ET.
+        """Logits of the foreground, [N, K, H, W]; probability = sigmoid. Three regions are WT, TC, ET, in this order.
 
-        In training it may give several maps of each, [N, M·K, H, W], to be judged apart; evaluation gives their sum.
+        In training mode it may give M maps of each region, [N, M·K, H, W], for the loss to judge separately; in
+        evaluation mode it gives their sum.
         """
 
     @abstractmethod
     def last_bias(self) -> nn.Parameter:
-        """What is added to the logits of each region last, [K]: less of it, and masks are smaller."""
+        """The bias that is added last to the logits of each region, [K]; lowering it makes masks smaller."""
 
     def load_encoder(self, path: Path) -> None:
-        """Start from the encoder's public checkpoint. Raises InputError where there is none to start."""
+        """Load the encoder's public checkpoint. Raises InputError for a network that has no such encoder."""
         name = type(self).__name__
         raise InputError("--encoder-weights", f"{name}, which has no such encoder", "EMCAD", "Leave the option out.")
 
 
 def mismatches(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Every tensor that is missing, unexpected, of another shape or not finite, in words."""
+    """Describe every tensor of `found` that is missing, unexpected, of another shape than `wanted`, or not finite."""
     problems = [f"{key} missing" for key in wanted.keys() - found.keys()]
     problems += [f"{key} unexpected" for key in found.keys() - wanted.keys()]
     problems += [

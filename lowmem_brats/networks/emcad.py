@@ -1,11 +1,11 @@
-"""EMCAD: a light decoder of multi-scale depthwise convolutions and attention over a PVT v2 encoder.
+"""EMCAD: a light decoder of multi-scale depthwise convolutions and attention, on top of a PVT v2 encoder.
 
 Source: Rahman, Munir, Marculescu 2024, "EMCAD: Efficient Multi-scale Convolutional Attention Decoding for Medical Image
 Segmentation", section 3; on BraTS: Uzor et al., "Advanced Brain Tumor Segmentation Using EMCAD". Written from the
 papers. Differences: four modalities enter the encoder directly; group norm instead of batch norm, so that
-micro-batching is exact; no channel shuffle, because a dense 1×1 convolution follows, for which the order of its inputs
-is a matter of naming; the result is the sum of the four heads' logits, as for binary masks in the authors' earlier
-work (Rahman, Marculescu 2023, "Medical Image Segmentation via Cascaded Attention Decoding"), not the finest alone.
+micro-batches are exact; no channel shuffle, because a dense 1×1 convolution follows, which does not depend on the order
+of its inputs; the result is the sum of the four heads' logits, as for binary masks in the authors' earlier work
+(Rahman, Marculescu 2023, "Medical Image Segmentation via Cascaded Attention Decoding"), and not the finest head alone.
 Shape suffixes: N slices, C channels, K regions, H W in-plane.
 """
 
@@ -25,7 +25,7 @@ from lowmem_brats.networks.group_norm import GroupNorm
 from lowmem_brats.networks.pvt_v2 import B0, B2, PVTv2, load_encoder, read_checkpoint
 
 ENCODERS = {"emcad-b0": B0, "emcad-b2": B2}
-"""Config name → layout of the encoder, whose widths are the decoder's too; `config.width` and `depth` play no part."""
+"""Config name → layout of the encoder; the decoder has the same widths. `config.width` and `depth` are not used."""
 KERNELS = (1, 3, 5)
 EXPANSION = 2
 GROUPS = 8
@@ -40,7 +40,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 class CAB(nn.Module):
-    """Channel attention: each channel times a weight between 0 and 1 from its mean and maximum over the slice."""
+    """Channel attention: multiplies each channel by a weight from 0 to 1, from its mean and maximum over the slice."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class CAB(nn.Module):
 
 
 class SAB(nn.Module):
-    """Spatial attention: each pixel times a weight between 0 and 1 from mean and maximum over channels around it."""
+    """Spatial attention: multiplies each pixel by a weight from 0 to 1, from channel means and maxima around it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class SAB(nn.Module):
 
 
 class MSCB(nn.Module):
-    """Multi-scale convolution block: widen, sum depthwise convolutions of several kernel sizes, narrow, add."""
+    """Multi-scale convolution block: widen, sum depthwise convolutions of several kernel sizes, narrow, add input."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class MSCB(nn.Module):
 
 
 class MSCAM(nn.Module):
-    """Multi-scale convolutional attention: channel attention, spatial attention, multi-scale convolution."""
+    """Multi-scale convolutional attention: channel attention, then spatial attention, then multi-scale convolution."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class MSCAM(nn.Module):
 
 
 class LGAG(nn.Module):
-    """Large-kernel grouped attention gate: the skip's pixels times a weight between 0 and 1 from both maps."""
+    """Large-kernel grouped attention gate: multiplies the skip's pixels by a weight from 0 to 1, from both maps."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class LGAG(nn.Module):
         self.weight = nn.Sequential(_conv(inner, 1, bias=True), _norm(norm, 1), nn.Sigmoid())
 
     def forward(self, deep_NCHW: Tensor, skip_NCHW: Tensor) -> Tensor:
-        """Twice [N, C, H, W] → [N, C, H, W]."""
+        """[N, C, H, W] and [N, C, H, W] → [N, C, H, W]."""
         weight_N1HW: Tensor = self.weight(functional.relu(self.deep(deep_NCHW) + self.skip(skip_NCHW)))
         return skip_NCHW * weight_N1HW
 
@@ -130,7 +130,7 @@ class EUCB(nn.Sequential):
 
 
 class DecoderStage(nn.Module):
-    """Double the size, add the encoder's map of that size through its gate, refine."""
+    """Doubles the size, adds the encoder's map of that size through its gate, and refines the sum."""
 
     def __init__(self, c_in: int, c_out: int, norm: str) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class DecoderStage(nn.Module):
 
 
 class EMCAD(SliceNetwork):
-    """PVT v2 and the EMCAD decoder, with a head on each of its four stages."""
+    """PVT v2 and the EMCAD decoder, with a head on each of the decoder's four stages."""
 
     stride = 32
     has_width = False
@@ -158,9 +158,9 @@ class EMCAD(SliceNetwork):
         self.sab = SAB()
         self.heads = nn.ModuleList(_conv(width, config.outputs, bias=True) for width in deep_first)
         self.apply(_initialise)
-        for head in self.heads:  # a quarter of the log-odds each: they are summed
+        for head in self.heads:  # a quarter of the log-odds each, because the heads are summed
             nn.init.constant_(head.bias, math.log(PRIOR / (1 - PRIOR)) / len(self.heads))  # type: ignore[arg-type]
-        self.encoder = PVTv2(layout, config.channels)  # last: it has initialised itself
+        self.encoder = PVTv2(layout, config.channels)  # after _initialise above, because it initialises itself
 
     def stages(self) -> dict[str, nn.Module]:
         """The encoder's stages from fine to deep, then the decoder's from deep to fine."""
@@ -169,14 +169,14 @@ class EMCAD(SliceNetwork):
         return encoder | decoder
 
     def last_bias(self) -> nn.Parameter:
-        """That of the finest head."""
+        """The bias of the finest head."""
         return self.heads[-1].bias  # type: ignore[return-value]
 
     def forward(self, slices_NCHW: Tensor) -> Tensor:
         """[N, C, H, W] → logits [N, K, H, W]; H and W multiples of 32.
 
-        In training, for deep supervision, the heads' own: [N, 4·K, H, W], the finest head's K first. Their sum over the
-        heads is what evaluation gives.
+        In training mode, for deep supervision, the logits of each head: [N, 4·K, H, W], the finest head's K first. In
+        evaluation mode the sum over the heads.
         """
         skips = self.encoder(slices_NCHW)
         features = self.deepest(skips.pop(), self.sab)
@@ -189,7 +189,7 @@ class EMCAD(SliceNetwork):
         return torch.cat(maps, dim=1) if self.training else torch.stack(maps).sum(dim=0)
 
     def load_encoder(self, path: Path) -> None:
-        """Give the encoder its public ImageNet weights; see `pvt_v2.load_encoder`."""
+        """Load the encoder's public ImageNet weights; arguments and errors as `pvt_v2.load_encoder`."""
         load_encoder(self.encoder, read_checkpoint(path))
 
 

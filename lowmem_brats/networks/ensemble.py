@@ -1,7 +1,7 @@
-"""Several networks of one kind as one, whose logits are averaged.
+"""Several networks of one kind used as one: their logits are averaged.
 
 Source: Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
-section 2.4; logits in place of probabilities, as over views.
+section 2.4; here logits are averaged instead of probabilities, as over views.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from lowmem_brats.networks.base import SliceNetwork
 
 
 class Ensemble(SliceNetwork):
-    """Networks that were trained apart, run one after another: their weights add up, their maps do not."""
+    """Networks that were trained separately and run one after another.
+
+    In memory their weights add up, but their maps do not.
+    """
 
     def __init__(self, members: Sequence[SliceNetwork]) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class Ensemble(SliceNetwork):
         self.members = nn.ModuleList(members)
 
     def stages(self) -> dict[str, nn.Module]:
-        """Those of all members, in order."""
+        """The stages of all members, in order."""
         return {f"{n} {name}": stage for n, each in enumerate(self._members) for name, stage in each.stages().items()}
 
     def forward(self, slices_NCHW: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ class Ensemble(SliceNetwork):
         return logits_NKHW / len(self.members)
 
     def last_bias(self) -> nn.Parameter:
-        """Has none of its own. Raises TypeError."""
+        """Raises TypeError: an ensemble has no bias of its own."""
         raise TypeError("an ensemble is not trained: its members are")
 
     @property

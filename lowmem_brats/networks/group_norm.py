@@ -1,4 +1,4 @@
-"""Group norm of half-precision maps that is neither large nor slow.
+"""Group norm that spares memory and time on half-precision maps.
 
 Source: Wu, He 2018, "Group Normalization", eq. 1 and 6. Shape suffixes: N slices, C channels, G groups, H W in-plane,
 P pixels of a slice.
@@ -14,14 +14,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 BLOCK = 1 << 19
-"""Values that the backward pass has in fp32 at a time, twice: few enough to stay in a core's cache."""
+"""Values that the backward pass holds in fp32 at a time, in two buffers; few enough to stay in a core's cache."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm that computes in the format of its input, its sums in fp32 all the same.
+    """Group norm that computes in the format of its input, but keeps its sums in fp32.
 
-    Under autocast, CUDA's own would copy half maps to fp32 and keep the copies for the backward pass: 10 bytes a value
-    in place of 4. Half weights add rounding of the size that half maps have anyway (0.3 % of a gradient in bf16).
+    Under autocast, CUDA's own group norm would copy half-precision maps to fp32 and keep the copies for the backward
+    pass: 10 bytes a value instead of 4. Half-precision weights add rounding of the size that half-precision maps have
+    anyway (0.3 % of a gradient in bf16).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
@@ -36,10 +37,10 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _HalfGroupNorm(torch.autograd.Function):
-    """torch's group norm with a backward pass of its own.
+    """torch's group norm with a faster backward pass.
 
-    torch's takes the channels of a group one by one where maps are channels last: of 24 channels in 8 groups in bf16 it
-    needs 5.6 times as long as this, 31 % of a whole training step of the U-Net (2 CPU cores, torch 2.13).
+    torch's own takes the channels of a group one by one if maps are channels last. For 24 channels in 8 groups in bf16
+    it takes 5.6 times as long as this one, 31 % of a whole training step of the U-Net (2 CPU cores, torch 2.13).
     """
 
     @staticmethod
@@ -53,9 +54,9 @@ class _HalfGroupNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of maps, weight and bias."""
+        """Gradients of maps, weight and bias; None for the other arguments."""
         maps_NCHW, weight_C, mean_NG, rstd_NG = ctx.saved_tensors
-        # Made here, where it is counted, and not inside the operation, where it would not be.
+        # Allocated here and not inside the operation, where the counting of bytes would not see it.
         workspace = torch.empty(2, min(BLOCK, maps_NCHW.numel()), dtype=torch.float32, device=maps_NCHW.device)
         return *_half_backward(grad_NCHW, maps_NCHW, weight_C, mean_NG, rstd_NG, workspace), None, None
 
@@ -69,7 +70,7 @@ class _HalfGroupNorm(torch.autograd.Function):
 def _half_backward(
     grad_NCHW: Tensor, maps_NCHW: Tensor, weight_C: Tensor, mean_NG: Tensor, rstd_NG: Tensor, workspace: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of maps, weight and bias; one operation, so that counting a step's bytes does not see every block.
+    """Gradients of maps, weight and bias; a single operation, so that counting bytes does not see every block.
 
     With x̂ = (x − mean) · rstd and ⟨·⟩ the mean over a group, dx = rstd · (w·dy − ⟨w·dy⟩ − x̂ · ⟨w·dy·x̂⟩): two sums
     per channel, Σ dy and Σ dy·x, then one pass dx = x·slope + dy·gain + shift.

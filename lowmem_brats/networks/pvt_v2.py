@@ -1,8 +1,8 @@
 """The Pyramid Vision Transformer v2, EMCAD's encoder, and how its public ImageNet weights are read.
 
 Source: Wang et al. 2022, "PVT v2: Improved Baselines with Pyramid Vision Transformer", section 3 and table 1. Written
-from the paper; parameters are named as in the authors' checkpoints (github.com/whai362/PVT, Apache-2.0), so that those
-load. Differences: nothing is dropped at random, which keeps micro-batching exact; no classification head.
+from the paper; parameters are named as in the authors' checkpoints (github.com/whai362/PVT, Apache-2.0), so that they
+can be loaded. Differences: nothing is dropped at random, so that micro-batches are exact; no classification head.
 Shape suffixes: N slices, C channels, H W in-plane, L = H·W. Inside, channels come last (NHWC) for the linear layers and
 norms; convolutions see the same bytes as NCHW.
 """
@@ -25,7 +25,7 @@ from lowmem_brats.networks.base import mismatches
 
 
 class Layout(NamedTuple):
-    """What tells one PVT v2 from another: channels and number of blocks of its four stages."""
+    """The size of a PVT v2: channels and number of blocks of each of its four stages."""
 
     widths: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
@@ -41,7 +41,7 @@ FIRST = "patch_embed1.proj.weight"
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm over the last dimension that, as `group_norm.GroupNorm`, computes in the format of its input."""
+    """Layer norm over the last dimension that computes in the format of its input, like `group_norm.GroupNorm`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """[..., C] → the same shape and format."""
@@ -68,7 +68,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every position attends to the map itself, reduced `reduction` times in height and width; the shape is kept."""
+    """Every position attends to the map, reduced `reduction` times in height and width; the shape is kept."""
 
     def __init__(self, width: int, heads: int, reduction: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Attention(nn.Module):
         """[N, H, W, C] → [N, H, W, C]; H and W multiples of `reduction`."""
         keys, values = self.kv(self.norm(_convolve(self.sr, features_NHWC))).chunk(2, dim=-1)
         queries = self._heads(self.q(features_NHWC))
-        # Its result per head is [positions, C/heads]; the matrix of all attention weights never exists.
+        # This never builds the matrix of all attention weights; its result per head is [positions, C/heads].
         found = functional.scaled_dot_product_attention(queries, self._heads(keys), self._heads(values))
         return self.proj(found.transpose(1, 2).reshape(features_NHWC.shape))  # type: ignore[no-any-return]
 
@@ -109,7 +109,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block: attention, then feed-forward, each of the normalised map and added to it."""
+    """A transformer block: attention, then feed-forward. Each takes the normalised map and is added to the map."""
 
     def __init__(self, width: int, heads: int, reduction: int, expansion: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class EncoderStage(nn.Module):
 
 
 class PVTv2(nn.Module):
-    """The encoder: four maps, of 1/4, 1/8, 1/16 and 1/32 of the size."""
+    """The encoder: gives four maps, of 1/4, 1/8, 1/16 and 1/32 of the slice's height and width."""
 
     def __init__(self, layout: Layout, channels: int = len(MODALITIES)) -> None:
         super().__init__()
@@ -175,24 +175,27 @@ def _initialise(layer: nn.Module) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth file by name, on the CPU. Raises WeightsError for anything else; runs none of its code."""
+    """Read the tensors of a .pth file by name, on the CPU, without running code from it.
+
+    Raises WeightsError for anything that is no checkpoint of named tensors.
+    """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
         tensors = dict[str, Tensor](found)
         if tensors and all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors.values()):
             return tensors
         problem = "something else"
-    except Exception as error:  # what damaged bytes raise in a pickle reader has no end
+    except Exception as error:  # damaged bytes can make a pickle reader raise anything
         problem = f"cannot be read ({type(error).__name__})"
     raise WeightsError(path, problem, "a PyTorch checkpoint of named tensors", "Download or copy it again.")
 
 
 def load_encoder(encoder: PVTv2, weights: Mapping[str, Tensor]) -> None:
-    """Give the encoder the weights of a public checkpoint, whose classification head is left out.
+    """Load the weights of a public checkpoint into the encoder, without the classification head.
 
-    RGB weights fit an encoder of C channels: each channel gets the mean over R, G and B times 3/C, so that C equal
-    channels give what a grey image gave. Raises WeightsError listing every tensor that is missing, unexpected, of
-    another shape or not finite; the encoder is then unchanged.
+    RGB weights are adapted to an encoder of C channels: each channel gets the mean over R, G and B times 3/C, so that
+    C equal channels give what a grey image gave. Raises WeightsError listing every tensor that is missing, unexpected,
+    of another shape or not finite; the encoder is then unchanged.
     """
     wanted = encoder.state_dict()
     found = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")}

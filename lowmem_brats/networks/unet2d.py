@@ -1,9 +1,9 @@
-"""The classic 2D U-Net, one logit per region: three networks of one region each, or one network of three.
+"""The classic 2D U-Net with one logit per region: three networks of one region each, or one network of three.
 
 Source: Ronneberger, Fischer, Brox 2015 (U-Net); widths and use as three binary networks: Hashemi et al. 2022, "A
-Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation", section II-B. Differences, each to
-save memory or to keep micro-batching exact: zero padding instead of reflection (−44 % of the training peak), group
-norm instead of batch norm, no bias where a norm follows, one logit instead of two channels, no ReLU before it.
+Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation", section II-B. Differences, to save
+memory or to keep micro-batches exact: zero padding, because reflection needs 44 % more at the training peak; group norm
+instead of batch norm; no bias if a norm follows; one logit instead of two channels, without a ReLU before it.
 Written from the paper. Shape suffixes: N slices, C channels, H W in-plane.
 """
 
@@ -29,7 +29,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
 class DoubleConv(nn.Sequential):
     """Two 3×3 convolutions, each followed by its norm and a ReLU: [N, c_in, H, W] → [N, c_out, H, W].
 
-    `pooled`: halve H and W first; inside the block, so that recomputing the block also spares the pooling's indices.
+    `pooled`: halve H and W first. The pooling is inside the block, so that recomputing it spares the pooling's indices.
     """
 
     def __init__(self, c_in: int, c_out: int, norm: str, pooled: bool = False) -> None:
@@ -51,7 +51,7 @@ class DoubleConv(nn.Sequential):
 
 
 class Up(nn.Module):
-    """Double the size, join with the encoder's map of that size, convolve."""
+    """Doubles the size, joins the result with the encoder's map of that size, and convolves both."""
 
     def __init__(self, c_out: int, norm: str) -> None:
         super().__init__()
@@ -61,13 +61,13 @@ class Up(nn.Module):
     def forward(self, deep_NCHW: Tensor, skip_NCHW: Tensor) -> Tensor:
         """[N, 2c, H/2, W/2] and [N, c, H, W] → [N, c, H, W]."""
         features_NCHW = torch.cat([self.up(deep_NCHW), skip_NCHW], dim=1)
-        for layer in self.conv:  # not self.conv(features_NCHW): a call keeps its argument alive to the end
+        for layer in self.conv:  # not self.conv(features_NCHW), which would keep its argument alive to the end
             features_NCHW = layer(features_NCHW)
         return features_NCHW
 
 
 class UNet2d(SliceNetwork):
-    """U-Net with `depth` poolings and widths w, 2w, 4w, …; width 64 and depth 4 are the paper's."""
+    """U-Net with `depth` poolings and widths w, 2w, 4w, …; the paper has width 64 and depth 4."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class UNet2d(SliceNetwork):
         return down | {f"up.{i}": block for i, block in enumerate(self.up)}
 
     def last_bias(self) -> nn.Parameter:
-        """That of the head."""
+        """The bias of the head."""
         return self.head.bias  # type: ignore[return-value]
 
     def forward(self, slices_NCHW: Tensor) -> Tensor:

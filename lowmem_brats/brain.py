@@ -1,0 +1,227 @@
+"""Tell brain from background in each modality, and set the background to 0.
+
+Every later step takes "not 0" for brain. Files often mean something else: a background of −1 or 1e-6 after rescaling,
+small values of either sign around the brain after resampling with splines, noise in the air, the image's mean where it
+was rotated, a skull in one modality of four. This is the one place that judges it. In an ordinary BraTS file, air
+exactly 0 and brain bright up to its edge, the same voxels stay not 0.
+
+Axes: C modalities; X Y Z voxels in LPS order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from lowmem_brats.config import MODALITIES
+from lowmem_brats.errors import InputError
+
+Image = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+COMMON = 0.02
+"""A value is a background if at least this share of the voxels on the volume's six faces have it."""
+MOST_BACKGROUNDS = 3
+"""Noise in whole numbers has many common values, of which the most frequent ones tell enough."""
+DIM = 0.1
+"""A mask whose outermost voxels are dimmer than this share of the brain ends in haze (noise, ringing), not in brain."""
+BRIGHT = 0.2
+"""In haze, voxels are brain where they differ from the background by more than this share of the brain's brightness."""
+LARGEST_BRAIN_ML = 2100
+"""Brains have 1100 to 1910 mL in 84 BraTS cases; a head with skull and scalp has 2500 and more."""
+LARGEST_SHARE = 0.75
+"""A volume cropped to its brain is half brain; where more is not background, none was found."""
+SMALLEST_BRAIN_ML = 700
+"""What several modalities agree on is only taken for the brain if it is at least this large."""
+SPECK = 0.01
+"""Pieces smaller than this share of the largest one are dropped: they are specks in the air."""
+INVERTED = 0.9
+"""If this share of the brain is darker than the background, the image is no MRI as the networks know it."""
+EXTREMES = (0.5, 99.5)
+"""Percentiles of the brain's intensities; values further beyond them than they are apart are clipped."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one modality looks like by itself."""
+
+    background: float
+    """The intensity of the air."""
+    level: float
+    """By how much the brain differs from it."""
+    mask_XYZ: Mask
+    """Where it differs."""
+    exact: bool
+    """Whether the air has one value, and the mask ends where the brain does."""
+
+
+def isolate_brain(images_CXYZ: Image, missing: Sequence[str], voxel_mm3: float) -> list[str]:
+    """Set everything but the brain to exactly 0, and clip extreme intensities, in place.
+
+    `images_CXYZ`: float32, finite, any intensity unit; each modality is moved so that its background becomes 0, and no
+    voxel of its brain stays 0. `missing`: modalities that are not there; their channel is left alone. `voxel_mm3`:
+    volume of a voxel. Returns a sentence on each thing that was done or looks wrong; none for ordinary BraTS files.
+    Raises InputError when a modality shows nothing, or nothing where the others have brain.
+    """
+    looks = {m: _look(image, m) for m, image in zip(MODALITIES, images_CXYZ, strict=True) if m not in missing}
+    exact = [look.mask_XYZ for look in looks.values() if look.exact]
+    brain_XYZ, notes = _agree(exact or [look.mask_XYZ for look in looks.values()], voxel_mm3)
+    brain_XYZ = _pieces(brain_XYZ, SPECK) if exact else _solid(brain_XYZ)
+    for modality, look in looks.items():
+        mask_XYZ = look.mask_XYZ & brain_XYZ if look.exact else brain_XYZ
+        if not mask_XYZ.any():
+            raise InputError(modality, "no signal where the others have brain", "one patient, co-registered", _ALIGN)
+        clipped = _clean(images_CXYZ[MODALITIES.index(modality)], mask_XYZ, look)
+        notes += [f"{modality}: {note}" for note in [*_told(look, mask_XYZ, voxel_mm3), *clipped]]
+    return notes + _judge_volume(brain_XYZ, voxel_mm3)
+
+
+_ALIGN = "Check that all files show the same patient on the same grid."
+
+
+def _look(image_XYZ: Image, modality: str) -> _Look:
+    """Find a modality's background and what differs from it. Raises InputError where nothing does."""
+    backgrounds = _backgrounds(image_XYZ)
+    first = backgrounds[0]
+    mask_XYZ = image_XYZ != first
+    contrast = np.abs(image_XYZ[mask_XYZ] - first)
+    if not contrast.size:
+        raise InputError(modality, "nothing but background", "an image of a brain", "Leave the file out.")
+    sample = _sample(contrast)
+    level = float(np.median(sample[sample >= BRIGHT * np.percentile(sample, 99)]))
+    outermost_XYZ = mask_XYZ & ~_eroded(mask_XYZ)
+    if len(backgrounds) == 1 and np.median(np.abs(image_XYZ[outermost_XYZ] - first)) >= DIM * level:
+        return _Look(first, level, mask_XYZ, exact=True)
+    for value in backgrounds:
+        mask_XYZ = mask_XYZ & ~_from_faces(np.abs(image_XYZ - value) <= BRIGHT * level)
+    return _Look(first, level, mask_XYZ, exact=False)
+
+
+def _sample(values: Image) -> Image:
+    """About 100,000 of the values, evenly drawn: enough for a percentile."""
+    return values[:: 1 + len(values) // 100_000]
+
+
+def _backgrounds(image_XYZ: Image) -> list[float]:
+    """The values that the air has, the most frequent first, as found on the volume's six faces."""
+    faces = np.concatenate([image_XYZ.take((0, -1), axis).ravel() for axis in range(3)])
+    values, counts = np.unique(faces, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:MOST_BACKGROUNDS]
+    common = [float(values[i]) for i in order if counts[i] >= max(COMMON * faces.size, 2)]
+    if common:
+        return common
+    counts, edges = np.histogram(faces, 64, np.percentile(faces, (1, 99)))  # noise: the most frequent grey
+    fullest = int(counts.argmax())
+    return [float(np.median(faces[(faces >= edges[fullest]) & (faces <= edges[fullest + 1])]))]
+
+
+def _eroded(mask_XYZ: Mask) -> Mask:
+    """A mask without the voxels that share a face with its outside, or lie on the volume's faces."""
+    inner_XYZ = np.zeros_like(mask_XYZ)
+    middle = (slice(1, -1),) * 3
+    inner_XYZ[middle] = mask_XYZ[middle]
+    for axis, size in enumerate(mask_XYZ.shape):
+        for start in (0, 2):
+            beside = [slice(1, -1)] * 3
+            beside[axis] = slice(start, max(size - 2, 0) + start)
+            inner_XYZ[middle] &= mask_XYZ[tuple(beside)]
+    return inner_XYZ
+
+
+def _from_faces(mask_XYZ: Mask) -> Mask:
+    """The pieces of a mask that reach the volume's faces."""
+    piece_XYZ, count = ndimage.label(mask_XYZ)
+    reaches = np.zeros(count + 1, np.bool_)
+    for axis in range(3):
+        reaches[piece_XYZ.take((0, -1), axis)] = True
+    reaches[0] = False
+    found_XYZ: Mask = reaches[piece_XYZ]
+    return found_XYZ
+
+
+def _agree(masks: Sequence[Mask], voxel_mm3: float) -> tuple[Mask, list[str]]:
+    """The brain that the modalities agree on.
+
+    It is where any modality has signal. If that is larger than a brain, it is where so many of them have signal that
+    it is the size of one: then only some show a skull.
+    """
+    count_XYZ = np.zeros(masks[0].shape, np.uint8)
+    for mask_XYZ in masks:
+        count_XYZ += mask_XYZ
+    any_ml = np.count_nonzero(count_XYZ) * voxel_mm3 / 1000
+    for needed in range(2, len(masks) + 1) if any_ml > LARGEST_BRAIN_ML else ():
+        agreed_XYZ = count_XYZ >= needed
+        agreed_ml = np.count_nonzero(agreed_XYZ) * voxel_mm3 / 1000
+        if SMALLEST_BRAIN_ML <= agreed_ml <= LARGEST_BRAIN_ML:
+            found = f"{any_ml:.0f} mL have signal in some modality, {agreed_ml:.0f} mL in {needed} or more"
+            return agreed_XYZ, [f"{found}: the latter are taken for the brain (is the skull still on in some files?)"]
+    return count_XYZ > 0, []
+
+
+def _pieces(mask_XYZ: Mask, smallest: float) -> Mask:
+    """The pieces of a mask, touching at least in a corner, that are as large as this share of the largest or larger."""
+    box = ndimage.find_objects(mask_XYZ.view(np.uint8))[0]
+    piece_XYZ, count = ndimage.label(mask_XYZ[box], np.ones((3, 3, 3)))
+    if count == 1:
+        return mask_XYZ
+    voxels = np.bincount(piece_XYZ[mask_XYZ[box]])
+    kept_XYZ = np.zeros_like(mask_XYZ)
+    kept_XYZ[box] = ((voxels >= smallest * voxels.max()) & (voxels > 0))[piece_XYZ]
+    return kept_XYZ
+
+
+def _solid(mask_XYZ: Mask) -> Mask:
+    """The largest piece of a mask without thin sheets and threads, its holes filled."""
+    opened_XYZ = ndimage.binary_dilation(_eroded(mask_XYZ)) & mask_XYZ
+    if not opened_XYZ.any():
+        return mask_XYZ
+    solid_XYZ: Mask = ndimage.binary_fill_holes(_pieces(opened_XYZ, 1))
+    return solid_XYZ
+
+
+def _clean(image_XYZ: Image, mask_XYZ: Mask, look: _Look) -> list[str]:
+    """Set an image to 0 outside the mask, and clip it and keep it off 0 inside. Returns what to say of it."""
+    values = image_XYZ[mask_XYZ]
+    low, high = np.percentile(_sample(values), EXTREMES)
+    clipped = np.clip(values, low - (high - low), high + (high - low))
+    contrast = clipped - np.float32(look.background)
+    contrast[contrast == 0] = 1e-6 * look.level  # as dark as the air, but brain
+    image_XYZ[...] = 0
+    image_XYZ[mask_XYZ] = contrast
+    notes = []
+    if np.mean(contrast < 0) > INVERTED:
+        notes.append("nearly all of the brain is darker than the background: is the image inverted?")
+    if clipped.std(dtype=np.float64) < 0.99 * values.std(dtype=np.float64):
+        beyond = np.count_nonzero(values != clipped)
+        extreme = values[np.abs(values - clipped).argmax()]
+        notes.append(f"{beyond} voxels are far from all other intensities (up to {extreme:g}): they are clipped")
+    return notes
+
+
+def _told(look: _Look, mask_XYZ: Mask, voxel_mm3: float) -> list[str]:
+    """What to say of a modality's background and of what was cut away."""
+    notes = []
+    if not look.exact:
+        notes.append("the air around the brain has no single value (noise, resampling, padding): it is set to 0")
+    elif look.background != 0:
+        notes.append(f"its background is {look.background:g}: it is set to 0")
+    lost_ml = np.count_nonzero(look.mask_XYZ & ~mask_XYZ) * voxel_mm3 / 1000
+    if look.exact and lost_ml >= 1:
+        notes.append(f"{lost_ml:.0f} mL outside the brain are left out")
+    return notes
+
+
+def _judge_volume(brain_XYZ: Mask, voxel_mm3: float) -> list[str]:
+    """A warning where what was taken for the brain is too large to be one."""
+    volume_ml = np.count_nonzero(brain_XYZ) * voxel_mm3 / 1000
+    share = float(brain_XYZ.mean())
+    if volume_ml <= LARGEST_BRAIN_ML and share <= LARGEST_SHARE:
+        return []
+    return [
+        f"{volume_ml:.0f} mL, {share:.0%} of the volume, are not background, and a brain has 1100 to 1900 mL: the "
+        "images do not look skull-stripped, and the result may be wrong; remove the skull first (HD-BET, SynthStrip)"
+    ]
