@@ -96,6 +96,21 @@ def test_a_signal_that_is_dropped_comes_again(start: Start) -> None:
     assert process.returncode == 143
 
 
+def test_under_torchrun_a_signal_ends_the_process_at_once() -> None:
+    change = """
+import lowmem_brats.cli, signal
+from lowmem_brats.cli import signals
+def command():
+    signals.end_at_once_under_torchrun()
+    signal.raise_signal(signal.SIGTERM)
+lowmem_brats.cli.main = command
+"""
+    run = [sys.executable, "-c", change + RUN]
+    assert subprocess.run(run, check=False).returncode == 143
+    under_torchrun = os.environ | {"TORCHELASTIC_RUN_ID": "1"}
+    assert subprocess.run(run, check=False, env=under_torchrun).returncode == -signal.SIGTERM
+
+
 def test_a_signal_that_the_parent_ignores_is_ignored() -> None:
     code = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{RUN}"
     change = "import lowmem_brats.cli, signal; lowmem_brats.cli.main = lambda: signal.raise_signal(signal.SIGHUP)\n"
