@@ -54,7 +54,7 @@ def train_set(
         stored = read_run(out) if resume else None
         if stored:
             check_resumable(config, stored.config, out)
-        cases, left_out = read_cases(data, config.strict)
+        cases, left_out = read_cases(data, config.strict, config.allow_missing)
         training, validation, test = ([case.case_id for case in part] for part in split_as(stored, cases, config).parts)
         report = TrainReport(config, versions() | {"revision": revision()}, str(device), training, validation, test)
         cache = cache or (Path(stored.cache) if stored and stored.cache else None)

@@ -85,6 +85,7 @@ def read_run(folder: Path) -> TrainReport:
         stored = run["config"]
         fold = stored["fold"] and tuple(stored["fold"])
         plain = {"network": NetworkConfig(**stored["network"]), "regions": tuple(stored["regions"]), "fold": fold}
+        plain["allow_missing"] = tuple(stored.get("allow_missing", ()))  # runs of earlier versions allowed any
         training, validation, test = (
             [str(case) for case in run[f"{part}_cases"]] for part in ("training", "validation", "test")
         )
