@@ -155,7 +155,7 @@ def read_name(path: Path) -> ImageName:
         return ImageName(None, case)
     if begin == end:
         number = _NUMBERS.get(words[-1]) if words else None
-        return ImageName(number, case, key_of(case), numbered=number is not None)
+        return ImageName(number, case, key_of(case) if number else (), numbered=number is not None)
     said = words[begin:]
     counts = {word for word in words[end:] if _COUNT.fullmatch(word) and word not in PROCESSED | ACQUIRED}
     if not all(word in counts or _known(word) for word in said):

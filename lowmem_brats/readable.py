@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -12,7 +13,8 @@ _POINTER = b"/annex/objects/"
 
 def problem_of(path: Path) -> tuple[str, str] | None:
     """What keeps a file from being opened, and what to do about it; None for one that can be opened. Never raises."""
-    fetch = f"Fetch it first: datalad get {path.parent}, or git annex get {path.parent}."
+    folder = shlex.quote(str(path.parent))
+    fetch = f"Fetch it first: datalad get {folder}, or git annex get {folder}."
     try:
         mode, size = path.stat().st_mode, path.stat().st_size
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
