@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 from tiny_weights import SMALL_SHAPE, write_tiny_set
 
 from lowmem_brats import __version__
+from lowmem_brats.bench import Row
 from lowmem_brats.cli import main
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.cli.train import Duration
@@ -506,6 +508,33 @@ def test_plan_shows_the_ladder_without_weights_or_data() -> None:
         assert text in result.output
 
 
+@pytest.mark.parametrize("arguments", [(), ("--train",)])
+def test_plan_fails_where_nothing_fits(arguments: tuple[str, ...]) -> None:
+    command = ("plan", "--width", 8, "--size", 32, 32, "--device", "cpu", *arguments)
+    result = run(*command, "--vram", "0.1M")
+    assert result.exit_code == 2
+    found = re.search(r"too little for unet2d of width 8; expected at least (\d+)M\.", result.stderr)
+    assert found
+    assert f"needs {found[1]}M" in result.stdout
+    assert run(*command, "--vram", f"{found[1]}M").exit_code == 0
+
+
+@pytest.mark.parametrize(("sizes", "code"), [((2**20, 2**26), 0), ((2**19, 2**20), 2)])
+def test_plan_of_the_ladder_fails_only_if_no_row_fits(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], code: int
+) -> None:
+    monkeypatch.setattr("lowmem_brats.memory.planner.LADDER", sizes)
+    result = run("plan", "--width", 8, "--size", 32, 32, "--device", "cpu")
+    assert result.exit_code == code, result.output
+    assert result.stdout.count("needs") == (2 if code else 1)
+
+
+def test_no_arguments_show_the_help() -> None:
+    output = run().output
+    assert output.startswith("Usage: ")
+    assert all(name in output for name in COMMANDS)
+
+
 def test_plan_of_too_small_a_budget_names_one_that_works() -> None:
     arguments = ("plan", "--train", "--device", "cpu", "--width", 16, "--size", 64, 64)
     found = re.search(r"needs (\d+)M", run(*arguments, "--vram", "5M").output)
@@ -542,6 +571,26 @@ def test_doctor_speaks_of_everything() -> None:
     assert result.exit_code == 0, result.output
     for text in ("torch", "processor", "CUDA", open_set().name, "checksums right", "segment ", "slices at once"):
         assert text in result.output
+
+
+def test_bench_alone_measures_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def measure(networks: object, budgets: object, *arguments: object) -> list[object]:
+        *arguments, on_row = arguments
+        asked.append((networks, budgets, *arguments[:2]))
+        on_row(Row("unet2d of width 16", "segment", "256M", None))
+        return []
+
+    shown: list[tuple[str, int, int]] = []
+    monkeypatch.setattr("lowmem_brats.bench.bench_memory", measure)
+    monkeypatch.setattr("lowmem_brats.cli.console.progress", lambda: nullcontext(lambda *step: shown.append(step)))
+    result = run("bench")
+    assert result.exit_code == 0, result.output
+    assert asked == [([NetworkConfig(width=16)], ("256M", "512M", "1G"), (240, 240), 10)]
+    assert shown == [("plans run", 0, 6), ("plans run", 1, 6)]
+    assert "does not fit" in result.output
+    assert "`memory`, the default" in run("bench", "--help").output
 
 
 def test_bench_measures_what_was_planned(tmp_path: Path) -> None:
