@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import date
@@ -97,6 +98,25 @@ def test_every_command_and_option_has_help(name: str) -> None:
     assert result.exit_code == 0
     assert len(main.commands[name].help or "") > 40
     assert not [p.name for p in main.commands[name].params if isinstance(p, click.Option) and not p.help]
+
+
+def test_the_exit_codes_of_segment_are_documented() -> None:
+    output = run("segment", "--help").output
+    assert re.findall(r"^    (\d+)  ", output, re.MULTILINE) == ["0", "1", "2", "3", "143"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_error_that_nobody_foresaw_is_told_without_a_traceback(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(ctx: click.Context) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(main.commands[command], "invoke", fail)
+    arguments = ["x"] * sum(isinstance(p, click.Argument) and p.required for p in main.commands[command].params)
+    output = fails(command, *(["memory"] if command == "bench" else arguments), code=1)
+    assert output.startswith(f"Error: lowmem-brats {command}: unexpected error, ZeroDivisionError: division by zero")
+    assert "(at test_cli.py:" in output
 
 
 def test_version() -> None:
@@ -273,6 +293,19 @@ def test_evaluate_writes_csv_and_json(pristine: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "s.json").read_text())["summary"]["patients"] == 1
     assert "exists already" in fails("evaluate", reference, reference, "--csv", tmp_path / "s.csv")
     assert "nobody has corrected" not in result.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_scores_of_cases_whose_names_are_no_utf_8(pristine: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        shutil.copy(pristine / "phantom_000_seg.nii.gz", folder / "caf\udce9.nii.gz")
+    arguments = ("--csv", tmp_path / "s.csv", "--json", tmp_path / "s.json")
+    result = run("evaluate", tmp_path / "a", tmp_path / "b", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "caf\\udce9" in result.output
+    assert "caf\\udce9,wt" in (tmp_path / "s.csv").read_text(encoding="utf-8").lower()
+    assert "caf\udce9" in json.dumps(json.loads((tmp_path / "s.json").read_text()), ensure_ascii=False)
 
 
 def test_evaluate_tells_its_own_results_from_references(case: Path, tiny: Path, tmp_path: Path) -> None:

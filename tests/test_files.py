@@ -109,7 +109,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path, umask: int, overw
 @pytest.mark.parametrize("name", ["n" * 248 + ".nii.gz", "名" * 82 + ".nii.gz", "n" * 251 + ".NII"])
 def test_the_longest_names_are_written(tmp_path: Path, name: str) -> None:
     with replace_when_complete(tmp_path / name) as partial:
-        assert partial.name.endswith(name[-7:])
+        assert partial.name.endswith(name[-7:].lower())
         partial.write_text("new")
     assert state(tmp_path) == {name: "new"}
 
