@@ -15,7 +15,7 @@
 
 A name is read as `CASE SEQUENCE WORDS`. Tokens are compared whole, in any case of letters, and every one after the
 sequence must be known here: `T1_map` is no T1 image. A word for contrast agent turns T1 into T1ce. A name that says two
-things (`T1_FLAIR`, `T1Gd_native`), or one that is written for both (`T1-C`), says nothing.
+things (`T1_FLAIR`, `T1Gd_native`), or one that is written for both (`T1-C`, `post_T1`), says nothing.
 """
 
 from __future__ import annotations
@@ -161,10 +161,11 @@ def read_name(path: Path) -> ImageName:
     if not all(word in counts or _known(word) for word in said):
         return ImageName(None, case)
     told = _split(said) + _entity_words(entities)
+    kind = _modality(said, told, entities.get("acq", "").lower())
     values = {key: f"{key}-{value.lower()}" for key, value in entities.items() if key not in ("ce", "desc")}
     placed = {value for key, value in values.items() if key in _PLACES}
     return ImageName(
-        _modality(said, told, entities.get("acq", "").lower()),
+        None if kind == "t1" and words[:begin] == ["post"] else kind,
         case,
         key_of(case) + tuple(sorted(word[:8] for word in counts if _DATE.fullmatch(word))),
         frozenset({word for word in told if _processed(word)} | placed | targets) - STRIPPED - UNSTRIPPED - VAGUE,

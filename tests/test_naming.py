@@ -19,7 +19,7 @@ NAMES = {
         sub-01_acq-preGd_T1w P1_space-FLAIR_T1 UCSF-PDGM-0004_T1_bias UCSD-PTGBM-0002_01_T1pre EGD_T1
         UPENN-GBM-00001_11_T1_unstripped TCGA-02-0006_1996.08.23_t1 T1_r2s_bet_reg T1_to_SRI_brain T1_rai_n4 T1_raw
         T1_to_T1CE T1_in_FLAIR_space T1_regFLAIR t1_bet_raw t1_skull_normalized T1_preproc 3DAXT1precontrast
-        8-AX_T1_pre_gd-14019a FL-GBM-001_T1 post_T1 P1_pre_T1 P1_post_T1 T1_pre_bet x_T1_0001 Tomask_T1 Pre_Op_7_T1
+        8-AX_T1_pre_gd-14019a FL-GBM-001_T1 pre_T1 P1_pre_T1 P1_post_T1 T1_pre_bet x_T1_0001 Tomask_T1 Pre_Op_7_T1
     """,
     "t1ce": """
         x_t1ce x_t1c x-t1c T1CE T1c T1C T1Gd x_t1gd T1GAD CT1 ct1 CET1 T1post T1_post T1-post "T1 post" T1_POST
@@ -35,7 +35,7 @@ NAMES = {
         406_MRI_19991106_T1+C T1post_BC
     """,
     "t2": """
-        x_t2 x_t2w T2 T2w T2_TSE "T2 tse tra" T2-weighted T2_in_T1_space 2DAXT2BLADE sub-01_T2w
+        x_t2 x_t2w T2 T2w T2_TSE post_T2 "T2 tse tra" T2-weighted T2_in_T1_space 2DAXT2BLADE sub-01_T2w
         sub-01_desc-brain_T2w UCSF-PDGM-0004_T2_bias T2_to_SRI T2_SPACE T2_post P1_space-T1w_T2w T2_bet
     """,
     "flair": """
@@ -59,7 +59,7 @@ NAMES = {
         xt1 x_t1cee t1_x BraTS-GLI-00000-000 BRATS_001 x_00000 x_0004 scan x T1-C T1_C T1+ T1_FLAIR T1FLAIR T1_T2
         T1_T1ce T1-T1CE T1Gd_native T1ce_pre T1_pre_post T1_w_wo_contrast T1_map T1map T1_rho T1sub T1_subtraction
         T2star T2_star T2Synth T1_postop t1c_bet_normalized_followup PET_to_T1 ADC_in_T1_space seg_T1
-        segmentation_CT1_origspace segmentation_0000 UCSF-PDGM-0004_ADC UCSF-PDGM-0004_DTI_eddy_FA
+        segmentation_CT1_origspace segmentation_0000 post_T1 UCSF-PDGM-0004_ADC UCSF-PDGM-0004_DTI_eddy_FA
         UCSF-PDGM-0004_SWI_bias sub-01_T1map sub-01_dwi sub-01_T2star sub-01_from-T1w_to-MNI_mode-image_xfm
         t2_tirm_tra x_seg_v2 T1_copy + .
     """,
