@@ -608,9 +608,9 @@ def test_plan_fails_where_nothing_fits(arguments: tuple[str, ...]) -> None:
     command = ("plan", "--width", 8, "--size", 32, 32, "--device", "cpu", *arguments)
     result = run(*command, "--vram", "0.1M")
     assert result.exit_code == 2
-    found = re.search(r"too little for unet2d of width 8; expected at least (\d+)M\.", result.stderr)
+    found = re.search(r"too little for unet2d of width 8; expected at least (\d+)M\.", result.output)
     assert found
-    assert f"needs {found[1]}M" in result.stdout
+    assert f"needs {found[1]}M" in result.output
     assert run(*command, "--vram", f"{found[1]}M").exit_code == 0
 
 
@@ -621,7 +621,7 @@ def test_plan_of_the_ladder_fails_only_if_no_row_fits(
     monkeypatch.setattr("lowmem_brats.memory.planner.LADDER", sizes)
     result = run("plan", "--width", 8, "--size", 32, 32, "--device", "cpu")
     assert result.exit_code == code, result.output
-    assert result.stdout.count("needs") == (2 if code else 1)
+    assert result.output.count("needs") == (2 if code else 1)
 
 
 def test_no_arguments_show_the_help() -> None:

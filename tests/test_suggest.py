@@ -17,7 +17,7 @@ def refused(*arguments: str) -> str:
     """The text of a usage error."""
     result = CliRunner().invoke(main, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 2, result.output
-    return result.stderr
+    return result.output
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,8 @@ def bench(
     """Measure this machine: `memory`, the default, runs each plan of each budget and compares its peak with the
     prediction; `speed` times a training step under each concession that the planner may make.
 
-    Runs the steps of `segment` and `train` on slices of noise: needs no data and no weights. `memory` takes about a
-    minute and a half on two CPU cores, and `speed` five; wider networks and more budgets take longer.
+    Runs the steps of `segment` and `train` on slices of noise: needs no data and no weights. On two free CPU cores
+    `memory` takes about two minutes, `speed` several; wider networks and more budgets take longer.
     """
     from lowmem_brats.bench import JOBS, bench_concessions, bench_memory
     from lowmem_brats.memory.device import choose_device
