@@ -20,11 +20,11 @@ _WHAT_TO_DO = "Nothing was left behind; free disk space or choose another place.
 def replace_when_complete(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """Yield a new file beside `path` to write to; rename it into place at the end, remove it on any error or interrupt.
 
-    Its name ends as `path` does, so that the format is still recognised by suffix, and nobody can foresee it. Without
+    Nobody can foresee its name, which ends as `path` does, in small letters, as libraries know a format by. Without
     `overwrite`, a file that has appeared at `path` meanwhile stays as it is. Raises InputError for that, and when the
     disk is full or the folder cannot be written.
     """
-    partial = path.with_name(f".partial-{secrets.token_hex(8)}-{path.name[-ENDING:]}")
+    partial = path.with_name(f".partial-{secrets.token_hex(8)}-{path.name[-ENDING:].lower()}")
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # as any new file: less the umask
         yield partial

@@ -8,7 +8,9 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from click.testing import CliRunner, Result
 from tiny_weights import SMALL_SHAPE, write_tiny_set
 
 from lowmem_brats import __version__
+from lowmem_brats.bench import Row
 from lowmem_brats.cli import main
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.cli.train import Duration
@@ -95,6 +98,25 @@ def test_every_command_and_option_has_help(name: str) -> None:
     assert result.exit_code == 0
     assert len(main.commands[name].help or "") > 40
     assert not [p.name for p in main.commands[name].params if isinstance(p, click.Option) and not p.help]
+
+
+def test_the_exit_codes_of_segment_are_documented() -> None:
+    output = run("segment", "--help").output
+    assert re.findall(r"^    (\d+)  ", output, re.MULTILINE) == ["0", "1", "2", "3", "143"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_error_that_nobody_foresaw_is_told_without_a_traceback(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(ctx: click.Context) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(main.commands[command], "invoke", fail)
+    arguments = ["x"] * sum(isinstance(p, click.Argument) and p.required for p in main.commands[command].params)
+    output = fails(command, *(["memory"] if command == "bench" else arguments), code=1)
+    assert output.startswith(f"Error: lowmem-brats {command}: unexpected error, ZeroDivisionError: division by zero")
+    assert "(at test_cli.py:" in output
 
 
 def test_version() -> None:
@@ -330,6 +352,19 @@ def test_evaluate_writes_csv_and_json(pristine: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "s.json").read_text())["summary"]["patients"] == 1
     assert "exists already" in fails("evaluate", reference, reference, "--csv", tmp_path / "s.csv")
     assert "nobody has corrected" not in result.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_scores_of_cases_whose_names_are_no_utf_8(pristine: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        shutil.copy(pristine / "phantom_000_seg.nii.gz", folder / "caf\udce9.nii.gz")
+    arguments = ("--csv", tmp_path / "s.csv", "--json", tmp_path / "s.json")
+    result = run("evaluate", tmp_path / "a", tmp_path / "b", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "caf\\udce9" in result.output
+    assert "caf\\udce9,wt" in (tmp_path / "s.csv").read_text(encoding="utf-8").lower()
+    assert "caf\udce9" in json.dumps(json.loads((tmp_path / "s.json").read_text()), ensure_ascii=False)
 
 
 def test_evaluate_tells_its_own_results_from_references(case: Path, tiny: Path, tmp_path: Path) -> None:
@@ -568,6 +603,33 @@ def test_plan_shows_the_ladder_without_weights_or_data() -> None:
         assert text in result.output
 
 
+@pytest.mark.parametrize("arguments", [(), ("--train",)])
+def test_plan_fails_where_nothing_fits(arguments: tuple[str, ...]) -> None:
+    command = ("plan", "--width", 8, "--size", 32, 32, "--device", "cpu", *arguments)
+    result = run(*command, "--vram", "0.1M")
+    assert result.exit_code == 2
+    found = re.search(r"too little for unet2d of width 8; expected at least (\d+)M\.", result.output)
+    assert found
+    assert f"needs {found[1]}M" in result.output
+    assert run(*command, "--vram", f"{found[1]}M").exit_code == 0
+
+
+@pytest.mark.parametrize(("sizes", "code"), [((2**20, 2**26), 0), ((2**19, 2**20), 2)])
+def test_plan_of_the_ladder_fails_only_if_no_row_fits(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], code: int
+) -> None:
+    monkeypatch.setattr("lowmem_brats.memory.planner.LADDER", sizes)
+    result = run("plan", "--width", 8, "--size", 32, 32, "--device", "cpu")
+    assert result.exit_code == code, result.output
+    assert result.output.count("needs") == (2 if code else 1)
+
+
+def test_no_arguments_show_the_help() -> None:
+    output = run().output
+    assert output.startswith("Usage: ")
+    assert all(name in output for name in COMMANDS)
+
+
 def test_plan_of_too_small_a_budget_names_one_that_works() -> None:
     arguments = ("plan", "--train", "--device", "cpu", "--width", 16, "--size", 64, 64)
     found = re.search(r"needs (\d+)M", run(*arguments, "--vram", "5M").output)
@@ -604,6 +666,26 @@ def test_doctor_speaks_of_everything() -> None:
     assert result.exit_code == 0, result.output
     for text in ("torch", "processor", "CUDA", open_set().name, "checksums right", "segment ", "slices at once"):
         assert text in result.output
+
+
+def test_bench_alone_measures_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def measure(networks: object, budgets: object, *arguments: object) -> list[object]:
+        *arguments, on_row = arguments
+        asked.append((networks, budgets, *arguments[:2]))
+        on_row(Row("unet2d of width 16", "segment", "256M", None))
+        return []
+
+    shown: list[tuple[str, int, int]] = []
+    monkeypatch.setattr("lowmem_brats.bench.bench_memory", measure)
+    monkeypatch.setattr("lowmem_brats.cli.console.progress", lambda: nullcontext(lambda *step: shown.append(step)))
+    result = run("bench")
+    assert result.exit_code == 0, result.output
+    assert asked == [([NetworkConfig(width=16)], ("256M", "512M", "1G"), (240, 240), 10)]
+    assert shown == [("plans run", 0, 6), ("plans run", 1, 6)]
+    assert "does not fit" in result.output
+    assert "`memory`, the default" in run("bench", "--help").output
 
 
 def test_bench_measures_what_was_planned(tmp_path: Path) -> None:

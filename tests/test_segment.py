@@ -33,8 +33,18 @@ from lowmem_brats.labels import CONVENTIONS, Region
 from lowmem_brats.memory import device as device_module
 from lowmem_brats.memory import planner
 from lowmem_brats.networks import stride_of
-from lowmem_brats.nifti import read_label
-from lowmem_brats.segment import LoadedCase, Segmentation, check_not_reference, load_case, output_path, segment_case
+from lowmem_brats.nifti import is_own_result, origin_of, read_label
+from lowmem_brats.segment import (
+    LoadedCase,
+    Segmentation,
+    check_not_reference,
+    load_case,
+    names_label_map,
+    origin,
+    output_path,
+    segment_case,
+)
+from lowmem_brats.weights import open_set
 
 REAL_CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"
 
@@ -418,6 +428,71 @@ def test_output_path(tmp_path: Path, phantom: Path) -> None:
     assert output_path(files, tmp_path) == tmp_path / "phantom_000_seg.nii.gz"
     assert output_path(files, tmp_path / "new") == tmp_path / "new" / "phantom_000_seg.nii.gz"
     assert output_path(files, tmp_path / "x.nii") == tmp_path / "x.nii"
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "x.NII.GZ", "x.Nii", "v1.2.nii.gz"])
+def test_a_name_with_the_suffix_of_a_nifti_is_a_label_map(tmp_path: Path, name: str) -> None:
+    assert names_label_map(tmp_path / name)
+    assert not names_label_map(f"{tmp_path / name}/")
+    (tmp_path / name).touch()
+    assert names_label_map(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert not names_label_map(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["out", "out.v2", "2026.11.25", "results.final", "nii", "my.nii-results", "..", "-"])
+def test_any_other_name_is_a_folder(tmp_path: Path, name: str) -> None:
+    assert not names_label_map(tmp_path / name)
+    assert not names_label_map(f"{tmp_path / name}/")
+
+
+OTHER = "nrrd mha mgz img hdr gz nii.bz2 nii.zst nii.gz.gz nii.gzip json png dcm csv txt NRRD Tif tar.gz npy"
+
+
+@pytest.mark.parametrize("suffix", OTHER.split())
+def test_a_file_of_another_format_is_refused(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(InputError, match=rf"x\.{suffix}: ends in .*; expected a \.nii or \.nii\.gz file, or a folder"):
+        names_label_map(tmp_path / f"x.{suffix}")
+    assert not names_label_map(f"{tmp_path}/x.{suffix}/"), "with a slash at its end it is a folder"
+
+
+def test_an_existing_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    with pytest.raises(InputError, match=r"notes: is a file, but no \.nii"):
+        names_label_map(tmp_path / "notes")
+
+
+def test_the_origin_is_of_all_that_decides_the_result(tmp_path: Path, tiny: str, single: str, phantom: Path) -> None:
+    files, config = find_case(phantom), SegmentConfig(weights=tiny)
+    made_of = origin(files, config, open_set(tiny))
+    other = tmp_path / "t1.nii.gz"
+    other.write_bytes(files.images["t1"].read_bytes())
+    for same in (
+        origin(replace(files, images=files.images | {"t1": other}), config, open_set(tiny)),  # a copy of the file
+        origin(files, replace(config, device="cpu", vram="1G", weights=()), open_set(tiny)),
+    ):
+        assert same == made_of
+    other.write_bytes(other.read_bytes() + b"x")
+    t1, t2 = (files.images[name] for name in ("t1", "t2"))
+    for different in (
+        origin(replace(files, images=files.images | {"t1": other}), config, open_set(tiny)),
+        origin(replace(files, images=files.images | {"t1": t2, "t2": t1}), config, open_set(tiny)),
+        origin(replace(files, images={"t1": t1, "t2": t2}), config, open_set(tiny)),
+        origin(files, config, open_set(single)),
+        *(origin(files, replace(config, **{key: value}), open_set(tiny)) for key, value in CHANGES.items()),
+    ):
+        assert different != made_of
+
+
+CHANGES = {"labels": "msd", "min_confidence": 0.1, "min_component": 1.0, "fast": True, "tta": True, "narrow": False}
+
+
+def test_a_label_map_says_what_it_was_made_of(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    run(phantom, tmp_path / "x.nii.gz", weights=tiny)
+    expected = origin(find_case(phantom), SegmentConfig(weights=tiny, narrow=False), open_set(tiny))
+    assert origin_of(tmp_path / "x.nii.gz") == expected
+    assert is_own_result(tmp_path / "x.nii.gz")
 
 
 def test_only_an_own_result_is_replaced(tmp_path: Path, tiny: str, phantom: Path) -> None:

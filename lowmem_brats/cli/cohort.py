@@ -62,7 +62,8 @@ class Cohort:
             yield
         except BaseException:
             if self._several:
-                console.err.print(f"stopped: {self._counts()}; the same command goes on with the rest")
+                how = "" if self._overwrite else "; the same command goes on with the rest"
+                console.err.print(f"stopped: {self._counts()}{how}")
             raise
         failed = [str(path) for path, status in self._status.items() if status == "failed"]
         if self._several and (failed or not self._quiet):

@@ -36,6 +36,8 @@ class Preparation:
     """What a command says of all its cases; makes their jobs one after the other."""
 
     find: Callable[[Path], CaseFiles]
+    named: bool
+    """Whether the user named image files beside the case."""
     output: str | None
     preview: bool
     overwrite: bool
@@ -53,11 +55,9 @@ class Preparation:
         """
         from lowmem_brats.segment import check_not_reference, output_path
 
-        try:
-            files = self.find(path)
-        except InputError:
+        if not self.named:
             _check_holds_images(path)
-            raise
+        files = self.find(path)
         target = output_path(files, self.output)
         outputs = [target, target.with_name(f"{files.case_id}_preview.png")] if self.preview else [target]
         check_apart(outputs, [*files.images.values(), *filter(None, [files.stacked])], self.taken)

@@ -119,7 +119,7 @@ def segment(
     find = partial(find_case, explicit=explicit, allow_missing=allow_missing)
     made_of = partial(origin, config=config, weights=weights)
     taken = {report.resolve()} if report else set[Path]()
-    prepare = Preparation(find, output, preview, overwrite, made_of, several, taken)
+    prepare = Preparation(find, bool(explicit), output, preview, overwrite, made_of, several, taken)
     with cohort.counted():
         for job, loading in load_ahead(_to_do(paths, prepare, cohort), config, stride_of(weights.network)):
             with cohort.case(job.path):

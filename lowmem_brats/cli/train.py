@@ -11,7 +11,7 @@ import click
 
 from lowmem_brats.cli import console, options
 from lowmem_brats.cli.parameter_types import Duration, Fold
-from lowmem_brats.cli.signals import signals_ending_in_order
+from lowmem_brats.cli.signals import end_at_once_under_torchrun
 from lowmem_brats.config import PRECISIONS, PRESETS, SCHEDULES, NetworkConfig, TrainConfig
 from lowmem_brats.errors import InputError
 
@@ -165,7 +165,8 @@ def train(
         if chosen or not quiet:
             console.err.print(f"{'going on in' if resume else 'run folder':<13}{folder}")
 
-    with console.progress(quiet) as on_progress, signals_ending_in_order():
+    end_at_once_under_torchrun()
+    with console.progress(quiet) as on_progress:
         tell = TrainListener(on_progress, on_folder, on_note=console.warn)
         if not quiet:
             tell = replace(
