@@ -89,7 +89,7 @@ def run_scenario(name: str, data: Path, work: Path, settings: SegmentConfig) -> 
             target = folder / f"{files.case_id}_{modality}.nii.gz"
             if not target.exists():
                 change(path, target, modality, name)
-        changed.append(find_case(folder))
+        changed.append(find_case(folder, allow_missing=MODALITIES))
     scores, _ = score(changed, work / "results" / name.replace(" ", "-"), settings)
     mean = {region.value: round(row.dice, 4) for region, row in summarise(scores).mean.items()}
     return {"scenario": name, "mean_dice": mean, "dice": per_patient(scores, "dice")}

@@ -237,9 +237,9 @@ def _check_usable(images: Mapping[str, Path], say: Say) -> None:
     modality, (found, advice) = next(iter(problems.items()))
     others = [images[m] for m, problem in problems.items() if problem == (found, advice) and m != modality]
     found += f"; so {'is' if len(others) == 1 else 'are'} {_list(others)}" if others else ""
-    if os.path.isdir(images[modality]):
-        inside = niftis(images[modality])
-        advice = _sentence(say({modality: inside[0] if len(inside) == 1 else images[modality] / "FILE"}))
+    if folders := {m: file for m, file in images.items() if os.path.isdir(file)}:
+        inside = {m: niftis(folder) for m, folder in folders.items()}
+        advice = _sentence(say({m: inside[m][0] if len(inside[m]) == 1 else folders[m] / "FILE" for m in folders}))
     raise InputError(images[modality], found, "a NIfTI file with its content", advice)
 
 

@@ -316,14 +316,21 @@ def test_the_advice_can_be_followed_to_the_letter(tmp_path: Path, what: str) -> 
     assert_accounted_for(folder, case)
 
 
-def test_the_file_in_a_folder_of_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [{"t1ce"}, {"t2", "flair"}, set(MODALITIES)])
+def test_files_in_folders_of_their_names(tmp_path: Path, packed: set[str]) -> None:
     """So archives of some distributors unpack."""
-    folder = touch(tmp_path / "case", T1, f"{T1CE}/", T2, FLAIR)
-    inside = touch(folder / T1CE, "00000057_brain_t1ce.nii") / "00000057_brain_t1ce.nii"
-    with pytest.raises(InputError) as error:
-        find_case(folder)
-    assert error.value.advice == f"Add --t1ce {inside}."
-    assert find_case(folder, {"t1ce": inside}).images["t1ce"] == inside
+    inside: dict[str, Path] = {}
+    for modality, name in zip(MODALITIES, BRATS, strict=True):
+        if modality in packed:
+            inside[modality] = tmp_path / "case" / name / f"00000057_brain_{modality}.nii"
+            touch(inside[modality].parent, inside[modality].name)
+        else:
+            touch(tmp_path / "case", name)
+    with pytest.raises(InputError, match="is a folder, not a file") as error:
+        find_case(tmp_path / "case")
+    advised = {modality: Path(file) for modality, file in options_in(error.value.advice)}
+    assert advised == inside
+    assert inside.items() <= find_case(tmp_path / "case", advised).images.items()
 
 
 # --- missing modalities ---
