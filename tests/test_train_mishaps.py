@@ -182,14 +182,14 @@ def test_what_was_noted_before_is_kept(easy_data: Path, tmp_path: Path, monkeypa
     data = tmp_path / "data"
     shutil.copytree(easy_data, data)
     (data / "easy_0" / "easy_0_t1.nii.gz").unlink()
-    before, _ = run(data, tmp_path / "run")
+    before, _ = run(data, tmp_path / "run", replace(QUICK, allow_missing=("t1",)))
     (warning,) = before.notes
     assert warning.startswith("easy_0: t1 is missing")
     path = data / "easy_1" / "easy_1_t2.nii.gz"
     image = nibabel.load(path)
     nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj) * np.float32(1.5), image.affine), path)
     monkeypatch.setattr(train, "versions", lambda: {**before.versions, "torch": "9.9"})
-    after, seen = run(data, tmp_path / "run", replace(QUICK, epochs=2), resume=True)
+    after, seen = run(data, tmp_path / "run", replace(QUICK, epochs=2, allow_missing=("t1",)), resume=True)
     changed = [
         "easy_1: not the files that the training began with, or they are prepared in another way",
         f"torch was {before.versions['torch']} when the training began and is 9.9 now",
