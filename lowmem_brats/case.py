@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowmem_brats.brain import isolate_brain
-from lowmem_brats.case_files import CaseFiles
+from lowmem_brats.case_files import CaseFiles, what_is_lost
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
 from lowmem_brats.geometry import Volume, check_same_grid
@@ -78,8 +78,8 @@ def _read_stacked(path: Path) -> dict[str, Volume]:
 
 
 def _warnings(case: Case, files: CaseFiles) -> list[str]:
-    warnings = [NUMBERED] if files.numbered else []
-    warnings += [f"{m} is missing: zeros are used in its place and the result may suffer" for m in case.missing]
+    warnings = [*files.notes, *([NUMBERED] if files.numbered else [])]
+    warnings += [f"{m} is missing: zeros are used in its place and {what_is_lost(m)}" for m in case.missing]
     if any(abs(s - 1) > 0.1 for s in case.spacing_mm):
         spacing = " × ".join(f"{s:.2f}" for s in case.spacing_mm)
         warnings.append(f"spacing is {spacing} mm; the networks were trained on 1 mm, and the result may suffer")

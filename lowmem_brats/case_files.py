@@ -1,36 +1,30 @@
-"""Find the files of a case by their names, in every BraTS convention.
+"""Find the files of a case by their names, and account for every NIfTI file in its folder.
 
-| convention            | T1     | T1ce   | T2     | FLAIR    | label   |
-|-----------------------|--------|--------|--------|----------|---------|
-| BraTS ≤ 2021          | _t1    | _t1ce  | _t2    | _flair   | _seg    |
-| BraTS ≥ 2023          | -t1n   | -t1c   | -t2w   | -t2f     | -seg    |
-| nnU-Net (Dataset 137) | _0000  | _0001  | _0002  | _0003    |         |
-| HD-GLIO, AURORA       |        | _CT1   |        | _fla     |         |
-| MSD Task01            | one 4-D file: FLAIR, T1w, T1gd, T2w | | |         |
-
-The last token of the name decides (`t1` is a prefix of `t1ce`, so only whole tokens count), in any case of letters.
+Each one is used, or is a label map, or is named in a note or in an error: an image whose name is not understood is not
+replaced by zeros. A modality may be missing only where the caller allows it. `naming` reads the names.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
+from lowmem_brats.naming import EXAMPLES, ImageName, key_of, read_name
+from lowmem_brats.naming import kind_of as kind_of
+from lowmem_brats.naming import stem as stem
+from lowmem_brats.readable import problem_of
 
-TOKENS = {
-    "t1": ("t1", "t1n", "t1w", "0000"),
-    "t1ce": ("t1ce", "t1c", "t1gd", "ct1", "0001"),
-    "t2": ("t2", "t2w", "0002"),
-    "flair": ("flair", "t2f", "fla", "0003"),
-    "seg": ("seg", "segm"),  # "segm": the label of BraTS20_Training_355 as it was published
-}
-_KIND_OF = {token: kind for kind, tokens in TOKENS.items() for token in tokens}
 FEWEST_MODALITIES = 2
+Say = Callable[[Mapping[str, object]], str]
+"""Modality → file: how the user names these files, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,8 @@ class CaseFiles:
     """Label maps in the folder."""
     numbered: bool = False
     """Whether a modality was told by a number, whose meaning differs between data sets."""
+    notes: tuple[str, ...] = ()
+    """Which other NIfTI files lie in the folder and why they are not used, and what was assumed about names."""
 
     @property
     def missing(self) -> list[str]:
@@ -54,91 +50,229 @@ class CaseFiles:
         return [] if self.stacked else [m for m in MODALITIES if m not in self.images]
 
 
-def stem(path: Path) -> str:
-    """File name without .nii or .nii.gz."""
-    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-
-
-def kind_of(path: Path) -> str | None:
-    """Modality that a file name announces, `seg` for a label map, None for neither."""
-    return _KIND_OF.get(_split_name(path)[1])
-
-
-def _split_name(path: Path) -> tuple[str, str]:
-    """`BraTS-GLI-00000-000-t1c.nii.gz` → (`BraTS-GLI-00000-000`, `t1c`)."""
-    match = re.fullmatch(r"(?:(.*)[_\-.\s])?([^_\-.\s]*)", stem(path))
-    return ((match[1] or ""), match[2].lower()) if match else (stem(path), "")
-
-
 def niftis(folder: Path) -> list[Path]:
-    """The NIfTI files directly in a folder, by name; hidden ones do not count (macOS leaves `._NAME.nii.gz`).
+    """Everything in a folder that is named like a NIfTI file, by name: files, links to nowhere and folders too.
 
-    Raises InputError for a folder that cannot be read.
+    Hidden ones do not count (macOS leaves `._NAME.nii.gz`). Raises InputError for a folder that cannot be read.
     """
     try:
-        found = [p for p in folder.iterdir() if re.search(r"\.nii(\.gz)?$", p.name, re.IGNORECASE)]
+        found = [path for path in folder.iterdir() if re.search(r"\.nii(\.gz)?$", path.name, re.IGNORECASE)]
     except OSError as error:
         raise InputError(folder, f"cannot be read ({error.strerror})", "a folder", "Check its permissions.") from error
-    return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
-def find_case(path: Path, explicit: Mapping[str, Path] | None = None) -> CaseFiles:
+def as_options(files: Mapping[str, object]) -> str:
+    """`add --t1ce FILE`."""
+    return "add " + " ".join(f"--{modality} {shlex.quote(str(file))}" for modality, file in files.items())
+
+
+def as_columns(files: Mapping[str, object]) -> str:
+    """Where no option names a single file: `give the case by its files in a list, with FILE in column t1ce`."""
+    return "give the case by its files in a list, with " + ", ".join(f"{f} in column {m}" for m, f in files.items())
+
+
+def what_is_lost(modality: str) -> str:
+    """What a case without this modality costs, as the end of a sentence."""
+    return "no enhancing tumour is found" if modality == "t1ce" else "the result may suffer"
+
+
+def find_case(
+    path: Path,
+    explicit: Mapping[str, Path] | None = None,
+    allow_missing: Collection[str] = (),
+    say: Say = as_options,
+) -> CaseFiles:
     """Find the files of one case.
 
-    `path`: a case folder, or one 4-D file. `explicit`: modality → file, for names of no known convention.
-    Raises InputError: nothing there, no images, fewer than two modalities, a modality twice.
+    `path`: a case folder, or one 4-D file. `explicit`: modality → file, whatever its name. `allow_missing`: modalities
+    that need not be there. `say`: how errors advise to name a file. Raises InputError: nothing there, a modality that
+    is missing or there twice, files of different cases, a file that cannot be opened.
     """
     explicit = dict(explicit or {})
-    if path.is_file() and explicit:
-        raise InputError(path, "a file, with modalities named beside it", "a folder", "Pass the case's folder.")
-    if path.is_file():
-        return CaseFiles(stem(path), path.parent, {}, stacked=path)
-    if not path.is_dir():
-        raise InputError(path, "does not exist", "a case folder or a 4-D NIfTI file", "Check the path.")
-    by_kind: dict[str, list[Path]] = {}
-    unnamed: list[Path] = []
-    for file in niftis(path):
-        kind = kind_of(file)
-        by_kind.setdefault(kind, []).append(file) if kind else unnamed.append(file)
-    for kind, files in by_kind.items():
-        if len(files) > 1 and kind not in explicit and kind != "seg":
-            names = ", ".join(f.name for f in files)
-            advice = f"Keep one case per folder, or name the right file with --{kind}."
-            raise InputError(path, f"{kind} twice ({names})", "one file per modality", advice)
-    images = {m: explicit.get(m) or by_kind[m][0] for m in MODALITIES if m in explicit or m in by_kind}
-    labels = tuple(by_kind.get("seg", ()))
-    if not images and len(unnamed) == 1:
-        return CaseFiles(stem(unnamed[0]), path, {}, stacked=unnamed[0], labels=labels)
-    _check_images(path, images)
-    numbered = any(_split_name(file)[1].isdigit() for modality, file in images.items() if modality not in explicit)
-    return CaseFiles(_case_id(path, images), path, images, labels=labels, numbered=numbered)
+    if not os.path.isdir(path):
+        return _stacked_case(path, explicit)
+    lying = niftis(path)
+    named = {os.path.realpath(file) for file in explicit.values()}
+    names = {file: read_name(file) for file in lying}
+    images, twice = dict[str, Path](), dict[str, list[Path]]()
+    for modality in MODALITIES:
+        candidates = [file for file in lying if names[file].kind == modality]
+        candidates = [file for file in candidates if not os.path.isdir(file)] or candidates
+        candidates = [file for file in candidates if os.path.realpath(file) not in named] or candidates
+        if modality in explicit:
+            images[modality] = explicit[modality]
+        elif candidates:
+            images[modality] = max(candidates, key=lambda file: names[file].stripped)
+            if not all(
+                _is_twin(names[file], names[images[modality]]) for file in candidates if file != images[modality]
+            ):
+                twice[modality] = candidates
+    if twice:
+        raise _twice(path, twice, images, say)
+    labels = tuple(file for file in lying if names[file].kind == "seg" and not os.path.isdir(file))
+    used = {*named, *map(os.path.realpath, images.values())}
+    unused = [file for file in lying if file not in labels and os.path.realpath(file) not in used]
+    unknown = [file for file in unused if names[file].kind is None and not os.path.isdir(file)]
+    if not images and len(unknown) == 1:
+        _check_usable({"4-D": unknown[0]}, say)
+        notes = _notes([file for file in unused if file not in unknown], names, images, explicit)
+        return CaseFiles(stem(unknown[0]), path, {}, stacked=unknown[0], labels=labels, notes=notes)
+    _check_present(path, images, allow_missing, lying, unknown, say)
+    found = {modality: names[file] for modality, file in images.items() if modality not in explicit}
+    notes = _check_one_case(path, images, found, say) + _notes(unused, names, images, explicit)
+    _check_usable(images, say)
+    case_id = _case_id(path, list(found.values()) or [read_name(file) for file in images.values()])
+    numbered = any(name.numbered for name in found.values())
+    return CaseFiles(case_id, path, images, labels=labels, numbered=numbered, notes=notes)
 
 
-def named_case(images: Mapping[str, Path]) -> CaseFiles:
-    """A case whose files are all named, modality → file. Raises InputError for fewer than two, or one file twice."""
+def named_case(images: Mapping[str, Path], allow_missing: Collection[str] = (), say: Say = as_columns) -> CaseFiles:
+    """A case whose files are all named, modality → file. Raises InputError as `find_case`, or for one file twice."""
     first = next(iter(images.values()))
-    _check_images(first, images)
-    return CaseFiles(_case_id(first.parent, images), first.parent, images)
+    _check_present(first, images, allow_missing, [], [], say)
+    _check_usable(images, say)
+    case_id = _case_id(first.parent, [read_name(file) for file in images.values()])
+    return CaseFiles(case_id, first.parent, images)
 
 
-def _check_images(path: Path, images: Mapping[str, Path]) -> None:
+def _stacked_case(path: Path, explicit: Mapping[str, Path]) -> CaseFiles:
+    if problem := problem_of(path):
+        raise InputError(path, problem[0], "a case folder or a 4-D NIfTI file", problem[1])
+    if explicit:
+        raise InputError(path, "a file, with modalities named beside it", "a folder", "Pass the case's folder.")
+    return CaseFiles(stem(path), path.parent, {}, stacked=path)
+
+
+def _is_twin(name: ImageName, stripped: ImageName) -> bool:
+    """Whether one image is what the other was before its skull was removed."""
+    same = name.key == stripped.key and name.series == stripped.series
+    return same and name.stripped < stripped.stripped and name.processed <= stripped.processed
+
+
+def _twice(path: Path, twice: Mapping[str, list[Path]], images: Mapping[str, Path], say: Say) -> InputError:
+    found = "; ".join(f"{m} twice ({', '.join(file.name for file in files)})" for m, files in twice.items())
+    if len(twice) == 1:
+        choices = "the right file: " + ", or ".join(say({m: file}) for m, files in twice.items() for file in files)
+    else:
+        choices = f"the right files: {say({m: images[m] for m in twice})}, or others of them"
+    return InputError(path, found, "one file per modality", f"Keep one case per folder, or name {choices}.")
+
+
+def _check_present(
+    where: Path,
+    images: Mapping[str, Path],
+    allow_missing: Collection[str],
+    lying: Collection[Path],
+    unknown: list[Path],
+    say: Say,
+) -> None:
+    """Raise InputError for one file under two modalities, too few modalities, or a missing one that is not allowed."""
     for first, second in combinations(images, 2):
-        if images[first] == images[second]:
+        if os.path.realpath(images[first]) == os.path.realpath(images[second]):
             raise InputError(images[first], f"given as {first} and as {second}", "a file for each", "Name both files.")
-    if len(images) >= FEWEST_MODALITIES:
+    too_few = len(images) < FEWEST_MODALITIES
+    missing = [m for m in MODALITIES if m not in images and (too_few or m not in allow_missing)]
+    if not missing:
         return
-    missing = [m for m in MODALITIES if m not in images]
-    looked_for = "; ".join(f"{m}: " + ", ".join(f"*_{t}.nii[.gz]" for t in TOKENS[m]) for m in missing)
-    raise InputError(
-        path,
-        f"no {', '.join(missing)}",
-        f"at least {FEWEST_MODALITIES} of {', '.join(MODALITIES)} (looked for {looked_for})",
-        "Rename the files or pass --t1, --t1ce, --t2, --flair.",
+    found = f"no {', '.join(missing)}"
+    if where.is_dir():
+        others = sorted(path for path in where.iterdir() if path not in lying and not path.name.startswith("."))
+        found += f" among {_list(lying)}" if lying else " and no NIfTI file"
+        found += f" (there is also {_list(others[:8])})" if others else ""
+    if unknown:
+        found += f"; the name{'s' if len(unknown) > 1 else ''} {_list(unknown)} cannot be understood"
+    expected = "; ".join(f"{m}, named like {EXAMPLES[m]}" for m in missing) + " (.nii or .nii.gz)"
+    if too_few:
+        expected = f"at least {FEWEST_MODALITIES} of {', '.join(MODALITIES)}: {expected}"
+    if len(missing) == len(unknown) == 1:
+        advice = f"If {unknown[0].name} is the {missing[0]} image, {say({missing[0]: unknown[0]})}."
+    else:
+        advice = _sentence(say(dict.fromkeys(missing, "FILE")))
+    if not too_few:
+        allowed = " ".join(f"--allow-missing {m}" for m in missing)
+        lost = ", and ".join(dict.fromkeys(map(what_is_lost, missing)))
+        advice += f" To go on without, add {allowed}: then {lost}."
+    raise InputError(where, found, expected, advice)
+
+
+def _check_one_case(
+    folder: Path, images: Mapping[str, Path], names: Mapping[str, ImageName], say: Say
+) -> tuple[str, ...]:
+    """Raise InputError where names tell of different cases; a note where they differ in what may be series numbers."""
+    keys = {modality: name.key for modality, name in names.items() if name.key}
+    if len(set(keys.values())) < 2:
+        return ()
+    if numbers := _series_numbers(list(keys.values()), key_of(folder.resolve().name)):
+        return (f"{', '.join(sorted(numbers))} in the file names are taken for series numbers of one scan",)
+    usual = Counter(keys.values()).most_common(1)[0][0]
+    odd = {modality: images[modality] for modality, key in keys.items() if key != usual}
+    found = "files of different cases: " + ", ".join(
+        f"{images[modality].name} of {names[modality].case or ' '.join(key)}" for modality, key in keys.items()
     )
+    advice = f"Keep one case per folder; if they do belong together, {say(odd)}."
+    raise InputError(folder, found, "files of one case", advice)
 
 
-def _case_id(folder: Path, images: Mapping[str, Path]) -> str:
+def _series_numbers(keys: list[tuple[str, ...]], folder: tuple[str, ...]) -> list[str]:
+    """The short numbers by which all keys differ, where nothing or the folder's name is beside them; else none.
+
+    A patient's number would be the same in several files, or the folder's name.
+    """
+    for place in (0, -1):
+        numbers = [key[place] for key in keys]
+        rests = {key[1:] if place == 0 else key[:-1] for key in keys}
+        alone = rests == {()} and not set(numbers) & set(folder)
+        short = all(re.fullmatch(r"\d{1,4}[a-z]?", number) for number in numbers)
+        if short and len(set(numbers)) == len(keys) and (alone or rests == {folder}):
+            return numbers
+    return []
+
+
+def _check_usable(images: Mapping[str, Path], say: Say) -> None:
+    """Raise InputError for files that cannot be opened; all that cannot for the same reason are named."""
+    problems = {modality: problem for modality, file in images.items() if (problem := problem_of(file))}
+    if not problems:
+        return
+    modality, (found, advice) = next(iter(problems.items()))
+    others = [images[m] for m, problem in problems.items() if problem == (found, advice) and m != modality]
+    found += f"; so {'is' if len(others) == 1 else 'are'} {_list(others)}" if others else ""
+    if os.path.isdir(images[modality]):
+        inside = niftis(images[modality])
+        advice = _sentence(say({modality: inside[0] if len(inside) == 1 else images[modality] / "FILE"}))
+    raise InputError(images[modality], found, "a NIfTI file with its content", advice)
+
+
+def _notes(
+    unused: Iterable[Path], names: Mapping[Path, ImageName], images: Mapping[str, Path], explicit: Collection[str]
+) -> tuple[str, ...]:
+    """Which files are not used, together by reason."""
+    reasons: dict[str, list[Path]] = {}
+    for file in unused:
+        kind = names[file].kind
+        if os.path.isdir(file):
+            reason = "a folder, not a file"
+        elif kind is None:
+            reason = "the name is not understood"
+        elif kind not in images:
+            reason = "a map of regions"
+        elif kind in explicit:
+            reason = f"--{kind} names another file"
+        else:
+            reason = f"{images[kind].name} is the skull-stripped one"
+        reasons.setdefault(reason, []).append(file)
+    return tuple(f"not used: {_list(files)} ({reason})" for reason, files in reasons.items())
+
+
+def _case_id(folder: Path, names: Iterable[ImageName]) -> str:
     """The name that all modality files share, else the folder's."""
-    prefixes = {_split_name(p)[0] for p in images.values()}
-    shared = prefixes.pop() if len(prefixes) == 1 else ""
-    return shared or folder.resolve().name
+    shared = {name.case.lower(): name.case for name in names if name.case}
+    return shared.popitem()[1] if len(shared) == 1 else folder.resolve().name
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _list(files: Iterable[Path]) -> str:
+    return ", ".join(file.name for file in files)

@@ -7,15 +7,16 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_brats.case_files import CaseFiles, find_case, kind_of, named_case, niftis
+from lowmem_brats.case_files import CaseFiles, as_columns, find_case, kind_of, named_case, niftis
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
 from lowmem_brats.patients import doubtful, patient_of
+from lowmem_brats.readable import problem_of
 
 KEYS = ("case", "case_id", "patient", *MODALITIES, "seg")
 LONGEST_ID = 150  # bytes: a file system takes names of 255, and the run folder's files add to it
@@ -30,15 +31,18 @@ class LabelledCase(CaseFiles):
     """All cases of one patient are used for one purpose."""
 
 
-def read_cases(data: Path, strict: bool = False) -> tuple[list[LabelledCase], list[str]]:
-    """The labelled cases of `data`, and notes: on each case left out, and on cases that may be of one patient.
+def read_cases(
+    data: Path, strict: bool = False, allow_missing: Collection[str] = ()
+) -> tuple[list[LabelledCase], list[str]]:
+    """The labelled cases of `data`, and notes: on each case left out, on files that are not used, and on cases that may
+    be of one patient.
 
     `data`: a folder of case folders in any naming convention; or a .csv with a header row, or a .json list of objects,
     with `case` (a case folder or 4-D file) or with `t1`, `t1ce`, `t2`, `flair` (files), each with an optional `seg`,
     `case_id` and `patient`; items of a .json may also be the case folders themselves. Paths are relative to the list.
-    Without a `patient` it is `patient_of` the case's name. Left out are cases that are ambiguous, incomplete, without
-    exactly one label map or of a name that no file can have; where `strict`, they raise. Raises InputError for a list
-    that cannot be read, two cases of one name, or no case at all.
+    Without a `patient` it is `patient_of` the case's name. Left out are cases that are ambiguous, lack a modality that
+    is not in `allow_missing`, are without exactly one label map or of a name that no file can have; where `strict`,
+    they raise. Raises InputError for a list that cannot be read, two cases of one name, or no case at all.
     """
     try:
         folder, entries, notes = _look_into(data) if data.is_dir() else (data.parent, _read_list(data), [])
@@ -49,8 +53,9 @@ def read_cases(data: Path, strict: bool = False) -> tuple[list[LabelledCase], li
         try:
             where = f"{data}, case {number}"
             given = _values(entry, where)
-            case = _case(given, folder, where)
-            cases.append(case)
+            case = _case(given, folder, where, allow_missing)
+            notes += [_shown(f"{case.case_id}: {note}") for note in case.notes]
+            cases.append(replace(case, notes=()))  # they are told here, and not once more of the prepared slices
             undeclared += [] if "patient" in given else [case.case_id]
         except InputError as error:
             if strict:
@@ -138,7 +143,7 @@ def _read_list(path: Path) -> list[Any]:
     return entries
 
 
-def _case(given: Mapping[str, str], folder: Path, where: str) -> LabelledCase:
+def _case(given: Mapping[str, str], folder: Path, where: str, allow_missing: Collection[str]) -> LabelledCase:
     """The files that an entry's `_values` name. Raises InputError for one that cannot be trained on."""
     paths = {key: folder / given[key] for key in (*MODALITIES, "seg") if key in given}
     label = paths.pop("seg", None)
@@ -147,16 +152,21 @@ def _case(given: Mapping[str, str], folder: Path, where: str) -> LabelledCase:
         raise InputError(where, found, "either a case, or its files", "See lowmem-brats train --help.")
     try:
         for path in (*paths.values(), *((label,) if label else ())):
-            if not path.is_file():
-                raise InputError(where, f"{path} is not there", "a file", "Check the path.")
-        case = named_case(paths) if paths else find_case(folder / given["case"])
+            if problem := problem_of(path):
+                raise InputError(where, f"{path} {problem[0]}", "a file", problem[1])
+        if paths:
+            case = named_case(paths, allow_missing)
+        else:
+            case = find_case(folder / given["case"], allow_missing=allow_missing, say=as_columns)
     except OSError as error:
         raise InputError(where, f"cannot be read ({error})", "a case", "Check the path.") from error
     place = where if paths else folder / given["case"]
     name, labels = given.get("case_id", case.case_id), (label,) if label else case.labels
     if len(labels) != 1:
-        found = ", ".join(path.name for path in labels) or "no label map"
+        found = ", ".join(path.name for path in labels) or "; ".join(["no label map", *case.notes])
         raise InputError(place, found, "one label map (*_seg.nii.gz)", "Add it, or move the wrong one away.")
+    if problem := problem_of(labels[0]):
+        raise InputError(labels[0], problem[0], "a label map", problem[1])
     if len(os.fsencode(name)) > LONGEST_ID or not is_plain(name):
         expected = f"a name in UTF-8 of at most {LONGEST_ID} bytes, without control characters"
         raise InputError(place, f"case_id {name!r}", expected, "Rename it, or give a case_id in a list.")

@@ -157,6 +157,8 @@ class TrainConfig:
     """Fraction of patients held out to be scored once at the end; 0: none."""
     fold: tuple[int, int] | None = None
     """(k, n): validate on fold k, from 1, of n folds of the patients that are not held out for the test."""
+    allow_missing: tuple[str, ...] = ()
+    """Modalities that a case may lack; zeros take their place. A case that lacks another is left out."""
     strict: bool = False
     """Refuse to train where a case cannot be read, instead of leaving it out."""
     precision: str = "auto"
@@ -188,6 +190,11 @@ class TrainConfig:
             "--test": (self.test, 0 <= self.test < 1, "0 or more and less than 1"),
             "--fold": (self.fold, self.fold is None or 1 <= self.fold[0] <= self.fold[1] >= 2, "K/N, as in 1/5"),
             "--seed": (self.seed, self.seed >= 0, "0 or more"),
+            "--allow-missing": (
+                self.allow_missing,
+                set(self.allow_missing) <= set(MODALITIES),
+                f"of {', '.join(MODALITIES)}",
+            ),
             "--region": (self.regions, bool(self.regions) and set(self.regions) <= {"wt", "tc", "et"}, "wt, tc or et"),
         }
         for option, (found, valid, expected) in where.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class LowmemError(Exception):
     """A mistake or a limit that the user can do something about; the command line shows it without a traceback."""
@@ -26,3 +29,9 @@ class BudgetError(LowmemError):
 def describe(error: Exception) -> str:
     """An error in one line: a user's as it is shown, any other with its kind."""
     return str(error) if isinstance(error, LowmemError) else f"{type(error).__name__}: {error}"
+
+
+def did_you_mean(found: str, known: Iterable[str], otherwise: str = "") -> str:
+    """`Did you mean 'segment'?`, of at most three known words that are spelt like `found`; else `otherwise`."""
+    close = get_close_matches(found, list(known))
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else otherwise

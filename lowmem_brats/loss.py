@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import InputError, did_you_mean
 
 SMOOTH = 1e-4
 BETA = 0.99999
@@ -167,7 +167,8 @@ def find_loss(name: str) -> Loss:
     unknown = [key for key in name.split("+") if key not in LOSSES]
     if unknown:
         expected = f"{', '.join(LOSSES)}, or several joined by +"
-        raise InputError("--loss", repr(unknown[0]), expected, "Use dice, as the paper does.")
+        advice = did_you_mean(unknown[0], LOSSES, "Use dice, as the paper does.")
+        raise InputError("--loss", repr(unknown[0]), expected, advice)
     return Loss(tuple(LOSSES[key] for key in name.split("+")))
 
 

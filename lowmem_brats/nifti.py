@@ -31,6 +31,8 @@ MOST_COMPRESSION = 1032
 MOST_VOXELS = 512 * 512 * 256
 """Of one volume: eight times BraTS's 240 × 240 × 155, and 1 GiB for four modalities in float32. A file of 0.3 MiB can
 claim as many and more; images this fine have to be resampled to 1 mm anyway."""
+STACKED = 4
+"""Volumes that a stack may have of that size."""
 MOST_TRAILING = 2**20
 """Bytes that are read behind the last voxel on the way to a compressed file's checksum."""
 _PROGRAM = "lowmem-brats"
@@ -78,7 +80,7 @@ def read_stack(path: Path) -> Volume:
 def _read(path: Path, kind: _Kind) -> Volume:
     image, stored = _load(path)
     shape = _shape(path, image, kind)
-    _check_voxels(path, image, stored)
+    _check_voxels(path, image, stored, MOST_VOXELS * (STACKED if kind is _STACK else 1))
     affine_mm, warnings = place_voxels(path, image, stored)
     try:
         raw = _read_voxels(path, image).reshape(shape)
@@ -126,9 +128,9 @@ def _shape(path: Path, image: Any, kind: _Kind) -> tuple[int, ...]:
     return shape
 
 
-def _check_voxels(path: Path, image: Any, stored: Any) -> None:
-    """Refuse voxels that are no numbers, and more of them than the file can hold or anyone needs, before memory is
-    taken for them."""
+def _check_voxels(path: Path, image: Any, stored: Any, most: int) -> None:
+    """Refuse voxels that are no numbers, and more of them than the file can hold or than `most`, before memory is taken
+    for them."""
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         found = "colours (RGB)" if dtype.names else f"voxels of type {dtype}"
@@ -145,9 +147,8 @@ def _check_voxels(path: Path, image: Any, stored: Any) -> None:
     if announced > size * (MOST_COMPRESSION if file.suffix.lower() == ".gz" else 1):
         found = f"truncated or damaged (a header for {announced} bytes of voxels in a file of {size} bytes)"
         raise InputError(path, found, "a complete NIfTI file", "Copy it again.")
-    if (voxels := math.prod(image.shape[:3])) > MOST_VOXELS:
-        advice = "Resample the images to 1 mm first."
-        raise InputError(path, f"a volume of {voxels} voxels", f"at most {MOST_VOXELS}", advice)
+    if (voxels := math.prod(image.shape)) > most:
+        raise InputError(path, f"{voxels} voxels", f"at most {most}", "Resample the images to 1 mm first.")
 
 
 def _read_voxels(path: Path, image: Any) -> npt.NDArray[Any]:
@@ -174,11 +175,11 @@ def read_label(path: Path) -> Volume:
 def count_voxels(path: Path) -> int:
     """How many voxels a volume has by its header, which alone is read; 0 for a file that is none."""
     try:
-        image: Any = nibabel.load(path)
-        announced = int(math.prod(image.shape[:3]))
-        return min(announced, path.stat().st_size * MOST_COMPRESSION)  # a damaged header may announce any number
-    except (AttributeError, *_NOT_NIFTI):  # a file of another kind, such as a surface, has no shape
+        image, _ = _load(path)
+    except InputError:
         return 0
+    announced = int(math.prod(image.shape[:3]))
+    return min(announced, path.stat().st_size * MOST_COMPRESSION)  # a damaged header may announce any number
 
 
 def write_label_map(

@@ -54,15 +54,18 @@ def train_set(
         stored = read_run(out) if resume else None
         if stored:
             check_resumable(config, stored.config, out)
-        cases, left_out = read_cases(data, config.strict)
+        cases, left_out = read_cases(data, config.strict, config.allow_missing)
+        notes += [*taken_over, *left_out]
+        for text in notes:
+            tell.on_note(text)  # now, because too few cases may be left
         training, validation, test = ([case.case_id for case in part] for part in split_as(stored, cases, config).parts)
         report = TrainReport(config, versions() | {"revision": revision()}, str(device), training, validation, test)
         cache = cache or (Path(stored.cache) if stored and stored.cache else None)
         report.data, report.cache, report.processes = str(data), str(cache or ""), parallel.size()
         report.notes = list(stored.notes) if stored else []
-        run = Run(RunFolder(out, tensorboard and parallel.rank() == 0), report, tell)
+        run = Run(RunFolder(out, tensorboard and parallel.rank() == 0), report, tell, told=set(notes))
         tell.on_folder(out)
-        for text in [*notes, *taken_over, *left_out]:
+        for text in notes:
             run.note(text)
         held_out = _read(run, cases, stored, cache)
         network = prepare_network(run, budget, resume)

@@ -19,7 +19,7 @@ from lowmem_brats.fit import Epoch
 from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.slice_cache import digest
 
-MAY_CHANGE = ("regions", "device", "precision", "vram", "epochs", "max_seconds", "patience", "strict")
+MAY_CHANGE = ("regions", "device", "precision", "vram", "epochs", "max_seconds", "patience", "strict", "allow_missing")
 """What a resumed training may do otherwise; all else would make it another training."""
 MOST_LISTED = 5
 
@@ -85,6 +85,7 @@ def read_run(folder: Path) -> TrainReport:
         stored = run["config"]
         fold = stored["fold"] and tuple(stored["fold"])
         plain = {"network": NetworkConfig(**stored["network"]), "regions": tuple(stored["regions"]), "fold": fold}
+        plain["allow_missing"] = tuple(stored.get("allow_missing", ()))
         training, validation, test = (
             [str(case) for case in run[f"{part}_cases"]] for part in ("training", "validation", "test")
         )

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from lowmem_brats import __version__
 from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig
-from lowmem_brats.errors import InputError, WeightsError
+from lowmem_brats.errors import InputError, WeightsError, did_you_mean
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import Region, names_of
 from lowmem_brats.networks import Ensemble, SliceNetwork, build_network, mismatches, stride_of
@@ -104,9 +104,8 @@ def _open_one(folder: Path, chosen: str) -> WeightsSet:
     index = _read_index(folder / INDEX)
     if chosen not in index["sets"]:
         known = ", ".join(index["sets"])
-        raise WeightsError(
-            f"weights {chosen!r}", "no such set or folder", f"a folder or one of: {known}", "Check --weights."
-        )
+        advice = did_you_mean(chosen, index["sets"], "Check --weights.")
+        raise WeightsError(f"weights {chosen!r}", "no such set or folder", f"a folder or one of: {known}", advice)
     files, problems = dict[tuple[str, str], WeightsFile](), dict[str, str]()
     for region in Region:
         row = index["sets"][chosen].get(region.value)

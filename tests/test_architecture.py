@@ -15,7 +15,20 @@ import lowmem_brats
 PACKAGE = Path(lowmem_brats.__file__).parent
 FLOORS = (
     ("errors",),
-    ("config", "geometry", "labels", "files", "metrics", "parallel", "patients", "read_ahead", "routing", "run_lock"),
+    (
+        "config",
+        "geometry",
+        "labels",
+        "files",
+        "metrics",
+        "naming",
+        "parallel",
+        "patients",
+        "read_ahead",
+        "readable",
+        "routing",
+        "run_lock",
+    ),
     (
         "brain",
         "case_files",

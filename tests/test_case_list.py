@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowmem_brats.case_list import KEYS, read_cases
+from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import InputError
 
 
@@ -23,9 +25,11 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def case(folder: Path) -> Path:
-    """Make a labelled case of two modalities."""
-    name = folder.name
-    return touch(folder, f"{name}_t1.nii", f"{name}_t2.nii", f"{name}_seg.nii")
+    """Make a labelled case."""
+    return touch(folder, *(f"{folder.name}_{kind}.nii" for kind in (*MODALITIES, "seg")))
+
+
+BARE = [f"{kind}.nii" for kind in (*MODALITIES, "seg")]
 
 
 def names(data: Path) -> list[str]:
@@ -42,7 +46,7 @@ def names(data: Path) -> list[str]:
 def test_cases_of_a_folder_by_name(tmp_path: Path) -> None:
     for case_id in ("C2", "C1"):
         case(tmp_path / case_id)
-    touch(tmp_path / "C0", "C0_t1.nii", "C0_t2.nii")  # no label
+    (case(tmp_path / "C0") / "C0_seg.nii").unlink()
     touch(tmp_path / "C3", "C3_t1.nii", "C3_seg.nii")  # too few
     touch(case(tmp_path / "C4"), "C4_Segm.nii")  # two labels
     touch(tmp_path / "notes", "readme.txt")
@@ -57,8 +61,10 @@ def test_cases_of_a_folder_by_name(tmp_path: Path) -> None:
 
 
 def test_no_labelled_case_is_an_error(tmp_path: Path) -> None:
-    touch(tmp_path / "C0", "C0_t1.nii", "C0_t2.nii")
-    with pytest.raises(InputError, match=r"1 cases, none with images and a label map.*C0: no label map"):
+    (case(tmp_path / "C0") / "C0_seg.nii").rename(tmp_path / "C0" / "C0_tumorMask.nii")
+    with pytest.raises(
+        InputError, match=r"1 cases, none with images and a label map.*C0: no label map; not used: C0_tumorMask"
+    ):
         read_cases(tmp_path)
     with pytest.raises(InputError, match=r"is not a folder"):
         read_cases(tmp_path / "C0" / "C0_t1.nii")
@@ -68,7 +74,7 @@ def test_no_labelled_case_is_an_error(tmp_path: Path) -> None:
 
 def test_one_name_for_two_cases_would_mix_them_up(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        touch(tmp_path / folder, "image_t1.nii", "image_t2.nii", "image_seg.nii")
+        touch(tmp_path / folder, *(f"image_{name}" for name in BARE))
     with pytest.raises(InputError, match="several cases named image; expected one name per case"):
         read_cases(tmp_path)
 
@@ -79,7 +85,7 @@ def test_hidden_and_stray_files_are_no_cases(tmp_path: Path) -> None:
     touch(tmp_path / "copied", "._C1_t1.nii", "._C1_t2.nii", "._C1_seg.nii")
     touch(tmp_path, "C2_t1.nii", "C2_t2.nii", "C2_seg.nii")
     touch(tmp_path / "task01", "BRATS_001.nii.gz", "BRATS_001_seg.nii.gz")
-    touch(tmp_path / "with space ", "t1.nii", "t2.nii", "seg.nii")
+    touch(tmp_path / "with space ", *BARE)
     assert names(tmp_path) == ["C1", "BRATS_001", "with space "]
 
 
@@ -94,6 +100,49 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for data in (tmp_path / "data", tmp_path / "list.json"):
         with pytest.raises(InputError, match="Permission denied"):
             read_cases(data)
+
+
+# Modalities that are missing, files that are not used
+
+
+@pytest.mark.parametrize("data", ["", "folders.csv", "files.csv"])
+def test_a_missing_modality_must_be_allowed(tmp_path: Path, data: str) -> None:
+    """In a folder of cases, in a list of them, and as an empty cell of a list of files."""
+    files = ["t1,t1ce,t2,flair,seg"]
+    for name, missing in (("C1", ""), ("C2", "t1ce"), ("C3", "flair")):
+        (case(tmp_path / name) / f"{name}_{missing}.nii").unlink(missing_ok=True)
+        cells = ["" if kind == missing else f"{name}/{name}_{kind}.nii" for kind in (*MODALITIES, "seg")]
+        files.append(",".join(cells))
+    (tmp_path / "files.csv").write_text("\n".join(files))
+    (tmp_path / "folders.csv").write_text("case\nC1\nC2\nC3")
+    for allowed, found in (((), ["C1"]), (("t1ce",), ["C1", "C2"]), (("flair", "t1ce"), ["C1", "C2", "C3"])):
+        cases, notes = read_cases(tmp_path / data, allow_missing=allowed)
+        assert [each.case_id for each in cases] == found
+        for note, missing in zip(notes, ["t1ce", "flair"][len(allowed) :], strict=True):
+            assert re.search(rf": no {missing}[ ;]", note)
+            assert f"FILE in column {missing}. To go on without, add --allow-missing {missing}: then" in note
+
+
+def test_what_is_not_used_is_told_once(tmp_path: Path) -> None:
+    touch(case(tmp_path / "C1"), "C1_adc.nii", "C1_t1_bet.nii")
+    (found,), notes = read_cases(tmp_path)
+    assert found.images["t1"].name == "C1_t1_bet.nii"
+    assert notes == [
+        "C1: not used: C1_adc.nii (the name is not understood)",
+        "C1: not used: C1_t1.nii (C1_t1_bet.nii is the skull-stripped one)",
+    ]
+    assert found.notes == (), "prepared slices keep the warnings of when they were made"
+
+
+@pytest.mark.parametrize("kind", ["t1ce", "seg"])
+def test_content_that_was_not_fetched(tmp_path: Path, kind: str) -> None:
+    case(tmp_path / "C1")
+    (case(tmp_path / "C2") / f"C2_{kind}.nii").unlink()
+    (tmp_path / "C2" / f"C2_{kind}.nii").symlink_to("../.git/annex/objects/a/b")
+    cases, (note,) = read_cases(tmp_path)
+    assert [each.case_id for each in cases] == ["C1"]
+    assert f"C2_{kind}.nii: is a link whose content was not fetched" in note
+    assert f"datalad get {tmp_path / 'C2'}" in note
 
 
 # Lists
@@ -142,7 +191,7 @@ def test_a_csv_of_files_takes_no_others_from_their_folder(tmp_path: Path) -> Non
     touch(tmp_path / "flat", *(f"P{n}_{kind}.nii" for n in (1, 2) for kind in ("t1", "t1ce", "t2", "flair", "seg")))
     rows = ["t1,t1ce,t2,flair,seg", *(f"flat/P{n}_t1.nii,,flat/P{n}_t2.nii,,flat/P{n}_seg.nii" for n in (1, 2))]
     (tmp_path / "list.csv").write_text("\ufeff" + "\r\n".join(rows))  # as a spreadsheet writes it
-    cases, _ = read_cases(tmp_path / "list.csv")
+    cases, _ = read_cases(tmp_path / "list.csv", allow_missing=["t1ce", "flair"])
     assert [each.case_id for each in cases] == ["P1", "P2"]
     assert [sorted(each.images) for each in cases] == [["t1", "t2"]] * 2
     assert [each.labels for each in cases] == [(tmp_path / "flat" / f"P{n}_seg.nii",) for n in (1, 2)]
@@ -151,13 +200,14 @@ def test_a_csv_of_files_takes_no_others_from_their_folder(tmp_path: Path) -> Non
 def test_a_json_list(tmp_path: Path) -> None:
     case(tmp_path / "C1")
     case(tmp_path / "C2")
-    images = {m: f"C2/C2_{m}.nii" for m in ("t1", "t2")}
+    images = {m: f"C2/C2_{m}.nii" for m in MODALITIES}
     (tmp_path / "list.json").write_text(json.dumps(["C1", {**images, "seg": "C2/C2_seg.nii", "case_id": "X"}]))
     assert names(tmp_path / "list.json") == ["C1", "X"]
     (tmp_path / "list.json").write_text(json.dumps([{"case": str(tmp_path / "C1")}]))
     assert names(tmp_path / "list.json") == ["C1"]
 
 
+IMAGES = {m: f"C1/C1_{m}.nii" for m in MODALITIES}
 UNFIT = ("../x", "a/b", "a\\b", ".", "-a", "a\nb", "x" * 101)
 
 
@@ -166,11 +216,13 @@ UNFIT = ("../x", "a/b", "a\\b", ".", "-a", "a\nb", "x" * 101)
     [
         ("absent", "does not exist"),
         ({"case": "C1", "color": "red"}, "unknown column color"),
-        ({"t1": "C1/C1_t1.nii", "t2": "C1/nope.nii", "seg": "C1/C1_seg.nii"}, "is not there"),
-        ({"t1": "C1/C1_t1.nii", "t2": "C1/C1_t2.nii"}, "no label map"),
+        ({"t1": "C1/C1_t1.nii", "t2": "C1/nope.nii", "seg": "C1/C1_seg.nii"}, "nope.nii does not exist"),
+        ({"t1": "C1/C1_t1.nii", "t2": "C1", "seg": "C1/C1_seg.nii"}, "C1 is a folder, not a file"),
+        (IMAGES, "no label map"),
+        (IMAGES | {"flair": "", "seg": "C1/C1_seg.nii"}, "no flair; expected flair, named like"),
         ({"t1": "C1/C1_t1.nii", "seg": "C1/C1_seg.nii"}, "no t1ce, t2, flair"),
         ({"t1": "C1/C1_t1.nii", "t2": "C1/C1_t1.nii", "seg": "C1/C1_seg.nii"}, "given as t1 and as t2"),
-        ({"t1": "C1/C1_t1.nii", "t2": "C1/C1_t2.nii", "seg": "C1/nope.nii"}, "is not there"),
+        (IMAGES | {"seg": "C1/nope.nii"}, "nope.nii does not exist"),
         ({"case": "C1", "t1": "C1/C1_t1.nii"}, "a case and files of its modalities"),
         ({"case": "n" * 5000}, "File name too long"),
         ({"case": "C1\0"}, "does not exist"),
@@ -287,7 +339,7 @@ def test_names_that_may_be_of_one_patient_are_told_until_a_list_says_whom_they_s
 @pytest.mark.parametrize("name", ["caf\udce9", "two\nlines", "bell\x07", "x" * 151, "ö" * 76])
 def test_a_name_that_the_run_folder_cannot_hold(tmp_path: Path, name: str) -> None:
     case(tmp_path / "C1")
-    touch(tmp_path / name, "t1.nii", "t2.nii", "seg.nii")
+    touch(tmp_path / name, *BARE)
     cases, (note,) = read_cases(tmp_path)
     assert [each.case_id for each in cases] == ["C1"]
     assert "expected a name in UTF-8 of at most 150 bytes, without control characters" in note

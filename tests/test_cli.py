@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from click.testing import CliRunner, Result
 from tiny_weights import SMALL_SHAPE, write_tiny_set
 
 from lowmem_brats import __version__
+from lowmem_brats.bench import Row
 from lowmem_brats.cli import main
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.cli.train import Duration
@@ -29,12 +31,12 @@ from lowmem_brats.weights import open_set
 
 COMMANDS = sorted(main.commands)
 FLAGS = {
-    "segment": "device every-slice fast flair labels min-component min-confidence narrow no-preview output overwrite "
-    "precision preview quiet report t1 t1ce t2 tta vram weights",
+    "segment": "allow-missing device every-slice fast flair labels min-component min-confidence narrow no-preview "
+    "output overwrite precision preview quiet report t1 t1ce t2 tta vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
-    "train": "augment average balance batch cache clip context device encoder-weights epochs finetune fold labels "
-    "learning-rate loss max-time modality-dropout mode network no-augment no-balance output overwrite patience "
-    "precision preset quiet region resume schedule seed strict tensorboard test transplant validation views vram "
+    "train": "allow-missing augment average balance batch cache clip context device encoder-weights epochs finetune "
+    "fold labels learning-rate loss max-time modality-dropout mode network no-augment no-balance output overwrite "
+    "patience precision preset quiet region resume schedule seed strict tensorboard test transplant validation views vram "
     "warmup weight-decay width",
     "phantom": "overwrite quiet seed shape",
     "demo": "device seed",
@@ -186,9 +188,54 @@ def test_explicit_paths(case: Path, tiny: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.nii.gz").exists()
 
 
+def test_a_missing_modality_must_be_allowed(case: Path, tiny: Path, tmp_path: Path) -> None:
+    next(case.glob("*_t1ce.*")).rename(case / "T1-C.nii.gz")
+    output = fails("segment", case, "--weights", tiny)
+    assert output.rstrip().endswith("To go on without, add --allow-missing t1ce: then no enhancing tumour is found.")
+    assert not list(case.glob("*_seg*"))
+    result = run("segment", case, "--weights", tiny, "--allow-missing", "t1ce", "--report", tmp_path / "run.json")
+    assert result.exit_code == 0, result.output
+    assert "not used: T1-C.nii.gz (the name is not understood)" in result.output
+    assert "t1ce is missing: zeros are used in its place and no enhancing tumour is found" in result.output
+    (report,) = json.loads((tmp_path / "run.json").read_text())["cases"]
+    assert [text for text in report["warnings"] if "T1-C.nii.gz" in text]
+    zeros = np.asanyarray(nibabel.load(case / "phantom_000_seg.nii.gz").dataobj)
+    named = ("--t1ce", case / "T1-C.nii.gz", "--allow-missing", "t1ce", "-o", tmp_path / "x.nii.gz")
+    result = run("segment", case, "--weights", tiny, *named)
+    assert result.exit_code == 0, result.output
+    assert "T1-C" not in result.output, "what is allowed to be missing and is there is used"
+    assert (np.asanyarray(nibabel.load(tmp_path / "x.nii.gz").dataobj) != zeros).any()
+    assert "'pd' is not one of" in fails("segment", case, "--allow-missing", "pd")
+
+
+def test_names_of_data_sets_give_what_brats_names_give(case: Path, tiny: Path, tmp_path: Path) -> None:
+    assert run("segment", case, "--weights", tiny, "-o", tmp_path / "a.nii.gz").exit_code == 0
+    names = {"t1": "T1w", "t1ce": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR"}
+    for modality, name in names.items():
+        next(case.glob(f"*_{modality}.nii.gz")).rename(case / f"sub-01_ses-1_space-T1w_{name}.nii.gz")
+    result = run("segment", case, "--weights", tiny)
+    assert result.exit_code == 0, result.output
+    seg = case / "sub-01_ses-1_seg.nii.gz"
+    assert np.array_equal(*(np.asanyarray(nibabel.load(path).dataobj) for path in (seg, tmp_path / "a.nii.gz")))
+
+
 def _truncate(case: Path) -> None:
     path = next(case.glob("*_t2.nii.gz"))
     path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _unfetch(case: Path) -> None:
+    path = next(case.glob("*_t1ce.nii.gz"))
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/a/b")
+
+
+def _pack(case: Path) -> None:
+    path = next(case.glob("*_t1ce.nii.gz"))
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    (path / path.name).write_bytes(content)
 
 
 def _not_nifti(case: Path) -> None:
@@ -212,6 +259,20 @@ def _nan(data: np.ndarray) -> np.ndarray:
 
 BAD_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty folder": (lambda case: [p.unlink() for p in case.iterdir()], "no .nii or .nii.gz file in it"),
+    "a modality missing": (
+        lambda case: next(case.glob("*_t1ce.*")).unlink(),
+        "no t1ce among phantom_000_flair.nii.gz, phantom_000_t1.nii.gz, phantom_000_t2.nii.gz; ",
+    ),
+    "a name that cannot be understood": (
+        lambda case: next(case.glob("*_t1ce.*")).rename(case / "T1-C.nii.gz"),
+        "If T1-C.nii.gz is the t1ce image, add --t1ce",
+    ),
+    "content that was not fetched": (_unfetch, "phantom_000_t1ce.nii.gz: is a link whose content was not fetched"),
+    "a folder of an image's name": (_pack, "phantom_000_t1ce.nii.gz/phantom_000_t1ce.nii.gz."),
+    "an image of another case": (
+        lambda case: next(case.glob("*_t1ce.*")).rename(case / "phantom_001_t1ce.nii.gz"),
+        "files of different cases",
+    ),
     "a modality twice": (lambda case: shutil.copy(next(case.glob("*_t2.*")), case / "again_T2.nii.gz"), "t2 twice"),
     "truncated": (_truncate, "truncated or damaged"),
     "not a NIfTI": (_not_nifti, "not a NIfTI file"),
@@ -390,6 +451,9 @@ def test_train_says_which_cases_it_leaves_out_or_doubts(tmp_path: Path) -> None:
     next((tmp_path / "data" / "phantom_000").glob("*_seg*")).unlink()
     next((tmp_path / "data" / "phantom_001").glob("*_t2*")).unlink()
     arguments = ("--width", 8, "--epochs", 1, "--validation", 0.5, "--device", "cpu", "-q")
+    output = fails("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
+    assert re.search(r"left out: .*phantom_001: no t2 among .* FILE in column t2\. .* --allow-missing t2: then", output)
+    arguments += ("--allow-missing", "t2")
     output = run("train", tmp_path / "data", "-o", tmp_path / "set", *arguments).output
     assert re.search(r"left out: .*phantom_000: no label map", output)
     assert "phantom_001: t2 is missing" in output
@@ -539,6 +603,33 @@ def test_plan_shows_the_ladder_without_weights_or_data() -> None:
         assert text in result.output
 
 
+@pytest.mark.parametrize("arguments", [(), ("--train",)])
+def test_plan_fails_where_nothing_fits(arguments: tuple[str, ...]) -> None:
+    command = ("plan", "--width", 8, "--size", 32, 32, "--device", "cpu", *arguments)
+    result = run(*command, "--vram", "0.1M")
+    assert result.exit_code == 2
+    found = re.search(r"too little for unet2d of width 8; expected at least (\d+)M\.", result.output)
+    assert found
+    assert f"needs {found[1]}M" in result.output
+    assert run(*command, "--vram", f"{found[1]}M").exit_code == 0
+
+
+@pytest.mark.parametrize(("sizes", "code"), [((2**20, 2**26), 0), ((2**19, 2**20), 2)])
+def test_plan_of_the_ladder_fails_only_if_no_row_fits(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], code: int
+) -> None:
+    monkeypatch.setattr("lowmem_brats.memory.planner.LADDER", sizes)
+    result = run("plan", "--width", 8, "--size", 32, 32, "--device", "cpu")
+    assert result.exit_code == code, result.output
+    assert result.output.count("needs") == (2 if code else 1)
+
+
+def test_no_arguments_show_the_help() -> None:
+    output = run().output
+    assert output.startswith("Usage: ")
+    assert all(name in output for name in COMMANDS)
+
+
 def test_plan_of_too_small_a_budget_names_one_that_works() -> None:
     arguments = ("plan", "--train", "--device", "cpu", "--width", 16, "--size", 64, 64)
     found = re.search(r"needs (\d+)M", run(*arguments, "--vram", "5M").output)
@@ -575,6 +666,26 @@ def test_doctor_speaks_of_everything() -> None:
     assert result.exit_code == 0, result.output
     for text in ("torch", "processor", "CUDA", open_set().name, "checksums right", "segment ", "slices at once"):
         assert text in result.output
+
+
+def test_bench_alone_measures_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def measure(networks: object, budgets: object, *arguments: object) -> list[object]:
+        *arguments, on_row = arguments
+        asked.append((networks, budgets, *arguments[:2]))
+        on_row(Row("unet2d of width 16", "segment", "256M", None))
+        return []
+
+    shown: list[tuple[str, int, int]] = []
+    monkeypatch.setattr("lowmem_brats.bench.bench_memory", measure)
+    monkeypatch.setattr("lowmem_brats.cli.console.progress", lambda: nullcontext(lambda *step: shown.append(step)))
+    result = run("bench")
+    assert result.exit_code == 0, result.output
+    assert asked == [([NetworkConfig(width=16)], ("256M", "512M", "1G"), (240, 240), 10)]
+    assert shown == [("plans run", 0, 6), ("plans run", 1, 6)]
+    assert "does not fit" in result.output
+    assert "`memory`, the default" in run("bench", "--help").output
 
 
 def test_bench_measures_what_was_planned(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ WATCHED = "--patience or --schedule plateau with --validation 0"
         (TrainConfig, {"regions": ()}, "--region", "()"),
         (TrainConfig, {"regions": ("et",), "network": NetworkConfig(outputs=3)}, "--region", "et"),
         (TrainConfig, {"regions": ("wt", "ed")}, "--region", "('wt', 'ed')"),
+        (TrainConfig, {"allow_missing": ("t1ce", "pd")}, "--allow-missing", "('t1ce', 'pd')"),
     ],
 )
 def test_unusable_setting(make: Any, settings: dict[str, object], where: str, found: str) -> None:

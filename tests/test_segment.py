@@ -358,7 +358,8 @@ def test_missing_modality_is_noted_and_two_are_enough(tmp_path: Path, tiny: str,
     for name in ("flair", "t1ce"):
         source = next(phantom.glob(f"*_{name}.nii.gz"))
         (case / source.name).write_bytes(source.read_bytes())
-    warnings = run(case, tmp_path / "seg.nii.gz", weights=tiny, device="cpu").report.warnings
+    files, config = find_case(case, allow_missing=["t1", "t2"]), SegmentConfig(weights=tiny, device="cpu")
+    warnings = segment_case(files, tmp_path / "seg.nii.gz", config).report.warnings
     assert [text.split()[0] for text in warnings] == ["t1", "t2"]
 
 

@@ -17,6 +17,7 @@ from lowmem_brats.cli.failures import UnforeseenError, explain
 from lowmem_brats.cli.phantom import phantom
 from lowmem_brats.cli.plan import plan
 from lowmem_brats.cli.segment import segment
+from lowmem_brats.cli.suggest import SuggestingGroup
 from lowmem_brats.cli.train import train
 
 
@@ -36,7 +37,7 @@ class _Mistake(_Shown):
     exit_code = 1
 
 
-class _Commands(click.Group):
+class _Commands(SuggestingGroup):
     def main(self, *args: Any, **settings: Any) -> Any:
         """As click's, on streams that take every text."""
         console.show_any_text()

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(("memory", "speed")))
+@click.argument("what", type=click.Choice(("memory", "speed")), default="memory")
 @options.network
-@click.option("--width", multiple=True, default=(16, 32), show_default=True, help="Repeat for several.")
-@click.option("--vram", "budgets", multiple=True, default=("128M", "256M", "512M", "1G", "2G"), show_default=True,
+@click.option("--width", multiple=True, default=(16,), show_default=True, help="Repeat for several.")
+@click.option("--vram", "budgets", multiple=True, default=("256M", "512M", "1G"), show_default=True,
               metavar="2G|1536M", help="Repeat for several; for `memory`.")  # fmt: skip
 @click.option("--batch", default=TrainConfig.batch, show_default=True, help="Slices per training step.")
 @options.size
@@ -49,13 +49,15 @@ def bench(
     overwrite: bool,
     **where: str,
 ) -> None:
-    """Measure this machine: `memory` runs each plan of each budget and compares its peak with the prediction; `speed`
-    times a training step under each concession that the planner may make.
+    """Measure this machine: `memory`, the default, runs each plan of each budget and compares its peak with the
+    prediction; `speed` times a training step under each concession that the planner may make.
 
-    Runs the steps of `segment` and `train` on slices of noise: needs no data and no weights.
+    Runs the steps of `segment` and `train` on slices of noise: needs no data and no weights. On two free CPU cores
+    `memory` takes about two minutes, `speed` several; wider networks and more budgets take longer.
     """
-    from lowmem_brats.bench import bench_concessions, bench_memory
+    from lowmem_brats.bench import JOBS, bench_concessions, bench_memory
     from lowmem_brats.memory.device import choose_device
+    from lowmem_brats.memory.planner import training_rows
     from lowmem_brats.networks import has_width
     from lowmem_brats.precision import choose_precision
 
@@ -69,12 +71,14 @@ def bench(
     networks = networks if has_width(networks[0]) else networks[:1]
     precision = choose_precision(where["precision"], device)
     arguments = options.size_of(networks[0], size), batch, device, precision
+    each = len(JOBS) * len(budgets) if what == "memory" else len(training_rows(batch, True))
     with console.progress() as on_progress:
         rows: list[Row] = []
+        on_progress("plans run", 0, each * len(networks))
 
         def on_row(row: Row) -> None:
             rows.append(row)
-            on_progress("plans run", len(rows), len(rows))
+            on_progress("plans run", len(rows), each * len(networks))
 
         if what == "memory":
             bench_memory(networks, budgets, *arguments, on_row)

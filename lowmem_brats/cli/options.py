@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from lowmem_brats.config import BRATS_SHAPE, PRECISIONS, NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.config import BRATS_SHAPE, MODALITIES, PRECISIONS, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.labels import CONVENTIONS
 
@@ -62,6 +62,13 @@ vram = setting(
     "Memory budget; G means GiB. On a card it includes CUDA; on the CPU it is for live tensors only.",
     of=SegmentConfig,
     metavar="2G|1536M|75%|max",
+)
+allow_missing = click.option(
+    "--allow-missing",
+    multiple=True,
+    type=click.Choice(MODALITIES),
+    help="Go on without this modality where it is missing, with zeros in its place; repeatable, two must be there. "
+    "Without t1ce no enhancing tumour is found.",
 )
 labels = setting(
     "--labels",

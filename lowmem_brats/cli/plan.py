@@ -9,6 +9,7 @@ import click
 
 from lowmem_brats.cli import console, options
 from lowmem_brats.config import PRECISIONS, NetworkConfig, TrainConfig
+from lowmem_brats.errors import BudgetError
 
 if TYPE_CHECKING:
     from lowmem_brats.memory.budget import MemoryBudget
@@ -42,7 +43,7 @@ def plan(
 ) -> None:
     """Show what fits into which memory budget, and what it costs in time. Needs no data, weights or GPU.
 
-    Bytes are counted by running the real step on tensors without data. G is GiB.
+    Bytes are counted by running the real step on tensors without data. G is GiB. The exit code is 2 where nothing fits.
     """
     config = NetworkConfig(name=network, width=width)
     from lowmem_brats.memory import planner
@@ -63,9 +64,10 @@ def plan(
     heads = "budget", "batch", "at once", "recompute", "time", "MiB", *(name for name, _ in PARTS)
     widths = training and has_width(config)
     shown = console.table(*heads, *(["width"] if widths else []))
-    for total, row in planner.ladder(plan_in, reserve, sizes):
+    rows = planner.ladder(plan_in, reserve, sizes)
+    for total, row in rows:
         name = "no limit" if total is None else format_budget(total)
-        if isinstance(row, Exception):
+        if isinstance(row, BudgetError):
             shown.add_row(name, "–", "–", "–", "–", f"needs {row.expected.removeprefix('at least ')}")
             continue
         counts = (row.predicted_bytes, *(row.components[part] for _, part in PARTS))
@@ -83,8 +85,10 @@ def plan(
     console.out.print(shown)
     console.out.print(LEGEND + (" · width: the largest that fits" if widths else ""), soft_wrap=True)
     if reserve:
-        text = f"each budget also holds {console.mebibytes(reserve)} for CUDA's context and work space"
-        console.out.print(text, soft_wrap=True)
+        console.out.print(f"each budget also holds {console.mebibytes(reserve)} for CUDA's context and work space")
+    failures = [row for _, row in rows if isinstance(row, BudgetError)]
+    if len(failures) == len(rows):
+        raise failures[-1]
 
 
 def _plan_smallest(

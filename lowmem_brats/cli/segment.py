@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--t1ce", type=options.FILE, help="T1 with contrast agent.")
 @click.option("--t2", type=options.FILE, help="T2 image.")
 @click.option("--flair", type=options.FILE, help="FLAIR image.")
+@options.allow_missing
 @click.option(
     "--weights",
     multiple=True,
@@ -79,6 +80,7 @@ def segment(
     report: Path | None,
     overwrite: bool,
     quiet: bool,
+    allow_missing: tuple[str, ...],
     **settings: object,
 ) -> None:
     """Segment one or more cases.
@@ -114,7 +116,7 @@ def segment(
         make_folder(folder)
     several = len(paths) > 1 or paths != list(cases)
     cohort = Cohort(several, report, overwrite, quiet)
-    find = partial(find_case, explicit=explicit)
+    find = partial(find_case, explicit=explicit, allow_missing=allow_missing)
     made_of = partial(origin, config=config, weights=weights)
     taken = {report.resolve()} if report else set[Path]()
     prepare = Preparation(find, bool(explicit), output, preview, overwrite, made_of, several, taken)

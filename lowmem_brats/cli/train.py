@@ -120,6 +120,7 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
     type=click.Choice(PRECISIONS),
 )
 @options.labels
+@options.allow_missing
 @_option("--seed", "seed", "Of split, weights, order and augmentation.")
 @click.option("--strict", is_flag=True, help="Stop at a case that cannot be read, instead of leaving it out.")
 @click.option("--cache", type=options.FILE, help="Folder for the prepared slices. Default: OUTPUT/cache.")

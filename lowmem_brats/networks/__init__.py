@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import InputError, did_you_mean
 from lowmem_brats.networks.base import SliceNetwork, mismatches
 from lowmem_brats.networks.emcad import EMCAD
 from lowmem_brats.networks.ensemble import Ensemble
@@ -26,7 +26,8 @@ NETWORKS: dict[str, Callable[[NetworkConfig], SliceNetwork]] = {
 def build_network(config: NetworkConfig) -> SliceNetwork:
     """Build a network with fresh fp32 weights on torch's default device. Raises InputError for an unknown name."""
     if config.name not in NETWORKS:
-        raise InputError("network", repr(config.name), f"one of {', '.join(NETWORKS)}", "Check the spelling.")
+        advice = did_you_mean(config.name, NETWORKS, "Check the spelling.")
+        raise InputError("network", repr(config.name), f"one of {', '.join(NETWORKS)}", advice)
     if config.members > 1:
         return Ensemble([build_network(replace(config, members=1)) for _ in range(config.members)])
     return NETWORKS[config.name](config)
