@@ -119,8 +119,9 @@ class Cohort:
             self._write(self._report)
             self._unwritten = None
         except (LowmemError, OSError) as error:  # tried again after the next case
-            self._unwritten = explain(error, self._report)
-            console.warn(f"the report is not written: {self._unwritten}")
+            before, self._unwritten = self._unwritten, explain(error, self._report)
+            if str(before) != str(self._unwritten):
+                console.warn(f"the report is not written: {self._unwritten}")
 
     def _write(self, report: Path) -> None:
         if self._content is not None and report.exists() and report.read_bytes() != self._content:
