@@ -53,8 +53,7 @@ STRIPPED = _set(
     "deskulled noskull"
 )
 UNSTRIPPED = _set("unstripped nonstripped notstripped skull withskull head wholehead defaced deface")
-VAGUE = _set("raw orig original preproc preprocessed prep pp proc processed final clean")
-"""Do not tell how one image differs from another."""
+VAGUE = _set("raw orig original preproc preprocessed prep pp proc processed final clean")  # tell no two images apart
 PROCESSED = STRIPPED | UNSTRIPPED | VAGUE
 PROCESSED |= _set(
     "reg registered registration coreg coregistered aligned align rigid affine warped transformed resampled resample "
@@ -69,8 +68,7 @@ ACQUIRED = _set(
 )
 PLAIN = _set("image img scan volume vol mri mr series seq sequence nii")
 LABEL = _set("seg segm segmentation segmentations glistrboost manuallycorrected")
-ANATOMY = _set("brain parenchyma tissue")
-"""A segmentation of these is none of a tumour."""
+ANATOMY = _set("brain parenchyma tissue")  # a segmentation of these is none of a tumour
 
 _MERGED = {
     ("+", "c"): "+c",
@@ -82,7 +80,6 @@ _MERGED = {
     **{("skull", word): "skullstripped" for word in ("strip", "stripped", "stripping")},
 }
 _NUMBERS = {"0000": "t1", "0001": "t1ce", "0002": "t2", "0003": "flair"}
-_FLAIR_ONLY_ALONE = ("fl", "fla")
 
 
 def _any(words: frozenset[str]) -> str:
@@ -101,7 +98,6 @@ _ENTITY = re.compile(
     r"(?<=_)(acq|ce|rec|run|space|desc|res|den|label|mod|dir|echo|part|proc|inv|from|to|mode|chunk)-([^_\-]+)(?=_|$)",
     re.IGNORECASE,
 )
-_PLACES = ("space", "res", "den")
 _OF_TUMOUR = re.compile(r"tumou?r|lesion|glioma", re.IGNORECASE)
 _SEPARATORS = "_-. +([{,&"
 
@@ -115,7 +111,7 @@ class ImageName:
     case: str
     """The part that names the case, as it is written; empty in `t1.nii`."""
     key: tuple[str, ...] = ()
-    """By which cases are told apart: the words of `case` that do not describe an image, and a date behind them."""
+    """By which cases are told apart: words of `case` that describe no image, else numbers at the end; and a date."""
     processed: frozenset[str] = frozenset()
     """What was done to the image, apart from skull stripping."""
     series: frozenset[str] = frozenset()
@@ -160,14 +156,17 @@ def read_name(path: Path) -> ImageName:
     counts = {word for word in words[end:] if _COUNT.fullmatch(word) and word not in PROCESSED | ACQUIRED}
     if not all(word in counts or _known(word) for word in said):
         return ImageName(None, case)
+    numbers = sorted(word for word in counts if word.isdigit())
+    dates = [number for number in numbers if _DATE.fullmatch(number)]
     told = _split(said) + _entity_words(entities)
     kind = _modality(said, told, entities.get("acq", "").lower())
     values = {key: f"{key}-{value.lower()}" for key, value in entities.items() if key not in ("ce", "desc")}
-    placed = {value for key, value in values.items() if key in _PLACES}
+    placed = {value for key, value in values.items() if key in ("space", "res", "den")}
     return ImageName(
         None if kind == "t1" and words[:begin] == ["post"] else kind,
         case,
-        key_of(case) + tuple(sorted(word[:8] for word in counts if _DATE.fullmatch(word))),
+        (key_of(case) or tuple(number for number in numbers if number not in dates))
+        + tuple(date[:8] for date in dates),
         frozenset({word for word in told if _processed(word)} | placed | targets) - STRIPPED - UNSTRIPPED - VAGUE,
         frozenset({*values.values()} - placed | counts | ({*told} & ACQUIRED)),
         _stripped(told),
@@ -204,7 +203,7 @@ def _sequence_place(words: Sequence[str]) -> tuple[int, int]:
     """Where the words about the image begin, and where its sequence ends; twice the last word where there is none."""
     places = [i for i, word in enumerate(words) if _SEQUENCE.fullmatch(word)]
     if len(places) > 1:
-        places = [i for i in places if words[i] not in _FLAIR_ONLY_ALONE]
+        places = [i for i in places if words[i] not in ("fl", "fla")]  # initials, beside another
     if not places:
         return (len(words) - 1,) * 2 if words else (0, 0)
     begin = places[0]

@@ -25,6 +25,7 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.geometry import Volume, place_voxels
 from lowmem_brats.labels import LabelMap, as_labels
+from lowmem_brats.readable import problem_of
 
 MOST_COMPRESSION = 1032
 """No file compressed by deflate expands more."""
@@ -58,7 +59,7 @@ _ONE_PER_CLASS = (
     "numpy.argmax along the classes."
 )
 _IMAGE = _Kind(3, "intensities", {2: "Stack the slices into a volume.", 4: "Pass a 4-D file as the case itself."})
-_STACK = _Kind(4, "intensities", {3: "Pass the case's folder."})
+_STACK = _Kind(4, "intensities", {3: "Pass a case folder that holds a file for each modality."})
 _LABEL = _Kind(3, "labels", {2: "Stack the slices into a volume.", 4: _ONE_PER_CLASS, 5: _ONE_PER_CLASS})
 
 
@@ -100,8 +101,8 @@ def _read(path: Path, kind: _Kind) -> Volume:
 def _load(path: Path) -> tuple[Any, Any]:
     """nibabel's image without its voxels, and its header as it stands in the file."""
     expected = "a NIfTI file (.nii or .nii.gz)"
-    if not path.is_file():
-        raise InputError(path, "does not exist", expected, "Check the path.")
+    if problem := problem_of(path):
+        raise InputError(path, problem[0], expected, problem[1])
     log = nibabel.imageglobals.logger
     silent, log.disabled = log.disabled, True  # it tells what it repairs without the file; place_voxels tells it with
     try:

@@ -264,7 +264,7 @@ def test_images_of_other_formats(tmp_path: Path) -> None:
 
 def test_not_a_file(tmp_path: Path) -> None:
     refused(tmp_path / "x.nii", "does not exist")
-    refused(tmp_path, "does not exist; expected a NIfTI file")
+    refused(tmp_path, "is a folder, not a file; expected a NIfTI file")
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])])
@@ -488,3 +488,24 @@ def test_writing_into_no_folder(tmp_path: Path, reference: Volume) -> None:
     with pytest.raises(InputError, match=r"x\.nii: cannot be written \(No such file or directory\)"):
         write_label_map(np.ones(SHAPE_XYZ, np.uint8), reference, tmp_path / "nowhere" / "x.nii")
     assert [path.name for path in tmp_path.iterdir()] == ["good.nii"]
+
+
+# --- files that cannot be opened ---
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("../.git/annex/objects/a/b", "is a link whose content was not fetched .* datalad get"),
+        ("nowhere.nii", "is a link to nowhere.nii, which cannot be reached"),
+    ],
+)
+def test_a_link_to_nowhere(tmp_path: Path, target: str, found: str) -> None:
+    (tmp_path / "x_seg.nii").symlink_to(target)
+    refused(tmp_path / "x_seg.nii", found, read_label)
+
+
+def test_a_folder_with_one_volume_is_no_stack(tmp_path: Path, good: Path) -> None:
+    """Its advice is right whether the file or its folder was passed."""
+    error = refused(good, "expected a 4-D volume", lambda path: read_case(find_case(path.parent)))
+    assert error.advice == "Pass a case folder that holds a file for each modality."

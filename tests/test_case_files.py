@@ -391,6 +391,8 @@ def named(prefixes: str) -> list[str]:
         (named("20240131 20240131 20240131 20240131"), "20240131"),
         (["P1_T1_3.nii", "P1_T1_post_11.nii", "P1_T2_4.nii", "P1_FLAIR_5a.nii"], "P1"),
         (["P1_T1_20240131_3.nii", "P1_T1ce_20240131_4.nii", "P1_T2_20240131_5.nii", "P1_FLAIR_20240131_6.nii"], "P1"),
+        (["P1_T1_1.nii", "P1_T1ce_1.nii", "P1_T2_2.nii", "P1_FLAIR.nii"], "P1"),
+        (["t1_001.nii", "t1ce_001.nii", "t2_001.nii", "flair_1mm.nii"], "case"),
         (["P1_T1.nii", "P1_T1ce_reg.nii", "P1_T2_n4.nii", "P1_FLAIR_bet.nii"], "P1"),
         (["P1_AX_T1.nii", "P1_3D_T1_post.nii", "P1_SAG_T2.nii", "P1_FLAIR.nii"], "P1"),
         (["bet_P1_T1.nii", "P1_T1ce.nii", "P1_T2.nii", "P1_FLAIR.nii"], "case"),
@@ -438,6 +440,7 @@ def test_series_numbers_are_allowed_and_told(tmp_path: Path, prefixes: str, numb
         ("case", named("20240131 20240131 20240131 20230131"), "flair"),
         ("case", ["P1_T1_20240131.nii", "P1_T1ce_20240131.nii", "P1_T2_20230131.nii", "P1_FLAIR_20240131.nii"], "t2"),
         ("case", named("P1 P1 P1 P01"), "flair"),
+        ("case", ["t1_001.nii", "t1ce_001.nii", "t2_002.nii", "flair_001.nii"], "t2"),
         ("case", ["t1.nii", "P1_t1ce.nii", "t2.nii", "P2_flair.nii"], "flair"),
     ],
 )

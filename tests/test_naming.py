@@ -110,6 +110,9 @@ def test_the_examples_in_messages_are_understood(kind: str) -> None:
         ("P1_AX_T1_20240131_5", "P1", "p1 20240131"),  # another date, another case
         ("P1_T1_20240131101500_5a", "P1", "p1 20240131"),
         ("8-AX_T1_pre_gd-14019a", "8", "8"),
+        ("P1_T1_3", "P1", "p1"),
+        ("T1_003", "", "003"),
+        ("T1_1mm", "", ""),
         ("s9", "", ""),
         ("P7_a", "P7", ""),  # not understood: the case is a guess, and is not compared
     ],
