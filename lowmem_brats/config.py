@@ -188,7 +188,11 @@ class TrainConfig:
             "--transplant": (self.transplant, 0 <= self.transplant <= 1, "0 to 1"),
             "--validation": (self.validation, 0 <= self.validation < 1, "0 or more and less than 1"),
             "--test": (self.test, 0 <= self.test < 1, "0 or more and less than 1"),
-            "--fold": (self.fold, self.fold is None or 1 <= self.fold[0] <= self.fold[1] >= 2, "K/N, as in 1/5"),
+            "--fold": (
+                self.fold and f"{self.fold[0]}/{self.fold[1]}",
+                self.fold is None or 1 <= self.fold[0] <= self.fold[1] >= 2,
+                "K/N, as in 1/5, with N at least 2 and K from 1 to N",
+            ),
             "--seed": (self.seed, self.seed >= 0, "0 or more"),
             "--allow-missing": (
                 self.allow_missing,
