@@ -34,7 +34,7 @@ BRIGHT = 0.2
 LARGEST_BRAIN_ML = 2100
 """Brains have 1100 to 1910 mL in 84 BraTS cases; a head with skull and scalp has 2500 and more."""
 LARGEST_SHARE = 0.75
-"""A volume cropped to its brain is half brain; where more is not background, none was found."""
+"""A volume cropped to its brain is about half brain. If more than this is not background, no brain was found."""
 SMALLEST_BRAIN_ML = 700
 """What several modalities agree on is only taken for the brain if it is at least this large."""
 SPECK = 0.01
@@ -52,7 +52,7 @@ class _Look:
     background: float
     """The intensity of the air."""
     level: float
-    """By how much the brain differs from it."""
+    """By how much the brain's intensities differ from the background's."""
     mask_XYZ: Mask
     """Where it differs."""
     exact: bool
@@ -144,10 +144,10 @@ def _from_faces(mask_XYZ: Mask) -> Mask:
 
 
 def _agree(masks: Sequence[Mask], voxel_mm3: float) -> tuple[Mask, list[str]]:
-    """The brain that the modalities agree on.
+    """The brain that the modalities agree on, and a note if they disagree.
 
-    It is where any modality has signal. If that is larger than a brain, it is where so many of them have signal that
-    it is the size of one: then only some show a skull.
+    It is where any modality has signal. If that is larger than a brain, some images show a skull. Then it is where at
+    least two modalities have signal, or as many more as it takes for the volume to be that of a brain.
     """
     count_XYZ = np.zeros(masks[0].shape, np.uint8)
     for mask_XYZ in masks:

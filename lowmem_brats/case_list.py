@@ -128,7 +128,8 @@ def _read_list(path: Path) -> list[Any]:
     """The entries of a list. Raises InputError, and what its parsers raise."""
     kind = path.suffix.lower()
     if kind not in (".csv", ".json") or not path.is_file():
-        raise InputError(path, "is not a folder", "a folder of case folders, or a .csv or .json", "Check the path.")
+        found = "is not a folder" if path.exists() else "does not exist"
+        raise InputError(path, found, "a folder of case folders, or a .csv or .json", "Check the path.")
     with path.open(encoding="utf-8-sig", newline="") as file:
         if kind == ".csv":
             rows = csv.DictReader(file, strict=True)

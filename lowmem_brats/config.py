@@ -94,7 +94,7 @@ class SegmentConfig:
     min_component: float = 0.0
     """Drop connected tumour components smaller than this many mm³; 0: keep all."""
     tta: bool = False
-    """Segment axial and coronal slices mirrored left to right too and average: nearly twice the time."""
+    """Segment axial and coronal slices mirrored left to right too and average: five passes in place of three."""
     skip_slices: bool = True
     """Run TC on slices with WT only and ET on slices with TC only; exact under nested fusion."""
     fast: bool = False
@@ -188,7 +188,11 @@ class TrainConfig:
             "--transplant": (self.transplant, 0 <= self.transplant <= 1, "0 to 1"),
             "--validation": (self.validation, 0 <= self.validation < 1, "0 or more and less than 1"),
             "--test": (self.test, 0 <= self.test < 1, "0 or more and less than 1"),
-            "--fold": (self.fold, self.fold is None or 1 <= self.fold[0] <= self.fold[1] >= 2, "K/N, as in 1/5"),
+            "--fold": (
+                self.fold and f"{self.fold[0]}/{self.fold[1]}",
+                self.fold is None or 1 <= self.fold[0] <= self.fold[1] >= 2,
+                "K/N, as in 1/5, with N at least 2 and K from 1 to N",
+            ),
             "--seed": (self.seed, self.seed >= 0, "0 or more"),
             "--allow-missing": (
                 self.allow_missing,

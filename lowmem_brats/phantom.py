@@ -65,7 +65,7 @@ def make_phantom(seed: int, shape: tuple[int, int, int] = BRATS_SHAPE) -> Phanto
         raise InputError("phantom seed", str(seed), "0 or more", "Use 0.")
     if min(shape) < _SMALLEST_AXIS:
         found = "×".join(map(str, shape))
-        raise InputError("phantom shape", found, f"at least {_SMALLEST_AXIS} voxels per axis", "Use 48×56×40.")
+        raise InputError("phantom shape", found, f"at least {_SMALLEST_AXIS} voxels per axis", "Use 48 56 40.")
     rng = np.random.default_rng(seed)
     box, grid = _head_grid(shape)
     depth = _brain_depth(grid, rng)

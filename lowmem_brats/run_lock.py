@@ -33,7 +33,7 @@ class InUseError(InputError):
 
 @contextmanager
 def hold(folder: Path) -> Iterator[list[str]]:
-    """Keep all other trainings out of a folder, which is made where it is missing, while the block runs.
+    """Keep all other trainings out of a folder while the block runs; the folder is made if it is missing.
 
     Yields notes: that a killed training's lock was taken over, or that the file system has no locks. A folder that was
     made for it and is empty in the end is removed. Raises InUseError where another training holds the folder, and

@@ -202,7 +202,7 @@ def segment_case(
         write_label_map(label_XYZ, case.reference, output, origin(files, config, weights), overwrite)
     report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
     if gone[Region.ET]:
-        doubtful = f"{report.doubtful_millilitres['et']:.1f} mL of enhancing tumour"
+        doubtful = f"{1000 * report.doubtful_millilitres['et']:.0f} mm³ of enhancing tumour"
         report.warnings.append(f"{doubtful} are doubtful and counted as core (--min-confidence 0 keeps them)")
     _count(report, label_XYZ, convention, voxel_mm3)
     return Segmentation(case, label_XYZ, report)

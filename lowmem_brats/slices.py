@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 FLATTEST = 2.0
-"""Times that a brain may be longer than high, in voxels; it is 1.3 times in mm, so slices may be 1.5 mm apart."""
+"""How many times longer than high a brain may be in voxels. In mm it is 1.3 times, so slices may be 1.5 mm apart."""
 
 THICK = 1.5
 """Times that slices along X or Y may be thicker than the finest axis before they are interpolated."""
@@ -100,7 +100,10 @@ def _times_thicker(size_mm: float, spacing_mm: tuple[float, float, float]) -> in
 def _interpolate(
     slices_ZCHW: npt.NDArray[np.float16], brain_ZHW: npt.NDArray[np.bool_], axis: int, factor: int
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
-    """Make `factor` pixels of each along an axis, linearly between the centres, of brain alone; brain: nearer to it."""
+    """Split each pixel along an axis into `factor`, interpolating linearly between the centres of brain pixels only.
+
+    A new pixel is brain if it lies nearer to a brain pixel than to background.
+    """
     place = (np.arange(brain_ZHW.shape[axis] * factor) + 0.5) / factor - 0.5
     before = np.floor(place).astype(int)
     shape = np.ones(3, int)

@@ -19,7 +19,7 @@ from lowmem_brats.held_out import score_held_out
 from lowmem_brats.labels import Region, names_of
 from lowmem_brats.loss import find_loss
 from lowmem_brats.memory.device import choose_device, open_budget
-from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks import SliceNetwork, stride_of
 from lowmem_brats.run_folder import RunFolder, fresh_runs
 from lowmem_brats.run_lock import InUseError, hold
 from lowmem_brats.train_networks import Run, TrainListener, prepare_network, train_networks
@@ -48,6 +48,7 @@ def train_set(
         _check_processes(config)
         tell = tell if tell and parallel.rank() == 0 else TrainListener()
         find_loss(config.loss)
+        stride_of(config.network)  # a network that does not exist is told before a folder is made
         device, notes = choose_device(parallel.local_device(config.device))
         budget = open_budget(config.vram, device)
         out, taken_over = stack.enter_context(_folder_of_its_own(out))

@@ -74,7 +74,7 @@ class Run:
         self.told.add(text)
 
     def attempt(self, what: str, action: Callable[..., None], *arguments: object) -> None:
-        """Do what the weights can do without, in the first process; where it fails, note it and go on."""
+        """Call an action that the weights do not depend on, in the first process; if it fails, note that and go on."""
         try:
             if parallel.rank() == 0:
                 action(*arguments)
@@ -112,7 +112,7 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
 def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
     """Train one network after another; returns where each region's weights lie, beside the checkpoints.
 
-    It is one and the same: each region continues from its parent's weights, the same anatomy and a nested target.
+    All regions use this one network: each goes on from the weights of its parent region, which shows the same anatomy.
     """
     config = run.report.config
     paths: dict[Region, Path] = {}

@@ -20,7 +20,7 @@ from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.slice_cache import digest
 
 MAY_CHANGE = ("regions", "device", "precision", "vram", "epochs", "max_seconds", "patience", "strict", "allow_missing")
-"""What a resumed training may do otherwise; all else would make it another training."""
+"""Options that may change when a training is resumed; any other would make it another training."""
 MOST_LISTED = 5
 
 
@@ -97,6 +97,9 @@ def read_run(folder: Path) -> TrainReport:
         report.processes = int(run.get("processes", 1))
         report.patients, report.checksums = dict(run.get("patients", {})), dict(run.get("checksums", {}))
         return report
+    except FileNotFoundError as error:
+        advice = "Check -o, or leave out --resume to start anew."
+        raise InputError(path, "does not exist", "the run.json of a training that took a step", advice) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         found = f"cannot be read ({type(error).__name__}: {error})"
         raise InputError(path, found, "the run.json of a training", "Leave out --resume to start anew.") from error
@@ -112,7 +115,7 @@ def check_resumable(config: TrainConfig, stored: TrainConfig, folder: Path) -> N
 
 
 def changes_since(stored: TrainReport, now: TrainReport) -> list[str]:
-    """What is otherwise than when the training began, though it goes on: data, processes, versions."""
+    """A note on each change since the training began that does not stop it: data, processes, versions."""
     changed = [case for case, checksum in stored.checksums.items() if now.checksums.get(case, checksum) != checksum]
     notes = []
     if changed:

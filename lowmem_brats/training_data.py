@@ -1,7 +1,7 @@
 """The cases of a training: prepared on disk, split by patient, and checked, all before the first step.
 
-What could only be found out at the end, such as a label map of another convention among the cases held out for the
-test, would cost a night.
+An error that is found only at the end, such as a label map of another convention among the test cases, would cost a
+whole training.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _of_one_patient(alike: Sequence[str], patients: Mapping[str, str]) -> list[s
 def copies(cached: Sequence[CachedCase]) -> list[list[str]]:
     """Groups of cases that share an image, voxel by voxel, as a case does that was copied to another name.
 
-    Only those are read whose brains fill the same slices.
+    Only cases whose brains fill the same slices are read and compared.
     """
     shapes: dict[object, list[CachedCase]] = {}
     for case in cached:

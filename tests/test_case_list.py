@@ -68,7 +68,10 @@ def test_no_labelled_case_is_an_error(tmp_path: Path) -> None:
         read_cases(tmp_path)
     with pytest.raises(InputError, match=r"is not a folder"):
         read_cases(tmp_path / "C0" / "C0_t1.nii")
-    with pytest.raises(InputError, match=r"is not a folder"):
+
+
+def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.csv: does not exist; expected a folder of case folders"):
         read_cases(tmp_path / "absent.csv")
 
 

@@ -464,7 +464,7 @@ def test_a_case_that_was_damaged_meanwhile(interrupted: Path, tmp_path: Path) ->
 
 
 def test_nothing_to_resume(easy_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"run\.json: cannot be read.*Leave out --resume"):
+    with pytest.raises(InputError, match=r"run\.json: does not exist; expected .* leave out --resume"):
         train_set(easy_data, tmp_path / "new", EASY, resume=True)
 
 

@@ -19,7 +19,7 @@ from lowmem_brats.errors import InputError, LowmemError
 from lowmem_brats.files import check_output, replace_when_complete
 
 SOME_FAILED = 3
-"""Exit code of a command of whose cases some failed and some did not."""
+"""Exit code of a command if some of its cases failed, but not all."""
 
 
 class Cohort:
@@ -34,7 +34,7 @@ class Cohort:
         self._status: dict[Path, str] = {}
         self._entries: dict[str, dict[str, Any]] = {}
         self._content: bytes | None = None
-        """What this command knows to be in the report; None: nothing."""
+        """What the report file holds if no other program changes it; None if there is nothing of ours in it yet."""
         self._unwritten: LowmemError | None = None
         if report:
             if stem(report) != report.name:
@@ -44,7 +44,7 @@ class Cohort:
             check_output(report, overwrite or self._content is not None)
 
     def _continue(self, report: Path) -> None:
-        """Take over the entries where there is a report of `segment` already."""
+        """Take over the entries of a report that an earlier `segment` wrote, if there is one."""
         try:
             content = report.read_bytes()
             self._entries = {entry["case"]: entry for entry in json.loads(content)["cases"] if entry["status"]}
@@ -54,9 +54,10 @@ class Cohort:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Around all cases: show the counts at the end, also of an interrupt.
+        """Show how many cases are done, skipped and failed when the block ends, also when it is interrupted.
 
-        Raises click's Exit where cases failed, and an InputError where the report could not be written.
+        The block is the work on all cases. Raises click's Exit if any case failed, and InputError if the report could
+        not be written.
         """
         try:
             yield
@@ -79,9 +80,10 @@ class Cohort:
 
     @contextmanager
     def case(self, path: Path) -> Iterator[None]:
-        """Around the work on one case: what goes wrong there is told and is this case's failure alone.
+        """Show an error that ends the block, which is the work on one case, and count the case as failed.
 
-        Of a command for one case it is raised, as a LowmemError. Interrupts pass through.
+        The command then goes on with the next case. If it is for one case only, the error is raised as a LowmemError.
+        Interrupts are not caught.
         """
         try:
             yield
@@ -103,7 +105,7 @@ class Cohort:
         self._add(path, "done", facts)
 
     def skip(self, path: Path, output: Path) -> None:
-        """Count a case as segmented before; what the report says of it already stays."""
+        """Count a case as skipped because its result exists; its entry in an earlier report is kept."""
         if not self._quiet:
             console.err.print(f"{path}: skipped: {output} exists (--overwrite segments it anew)")
         before = self._entries.get(str(path), {})

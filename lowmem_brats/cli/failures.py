@@ -1,4 +1,4 @@
-"""What went wrong, in words: every error that ends a command or a case is told as one that the user can act on."""
+"""Turn every error that ends a command or a case into a message that the user can act on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class UnforeseenError(LowmemError):
 
 
 def explain(error: Exception, where: object) -> LowmemError:
-    """The error as one of ours; `where` it struck, for those that do not say it."""
+    """Return any error as a LowmemError; `where` it happened is used if the error does not say so itself."""
     if isinstance(error, LowmemError):
         return error
     text = str(error)

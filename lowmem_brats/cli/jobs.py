@@ -23,17 +23,17 @@ class Job:
     """A case to segment."""
 
     path: Path
-    """As the user names it."""
+    """The path as the user gave it."""
     files: CaseFiles
     outputs: list[Path]
-    """Of the label map and, where wanted, the picture."""
+    """The paths of the label map and, if wanted, of the picture."""
     done: bool
-    """Whether the very result is there already, to be skipped."""
+    """Whether this result exists already, so that the case can be skipped."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a command says of all its cases; makes their jobs one after the other."""
+    """The settings that all cases of a command share, and the making of each case's job."""
 
     find: Callable[[Path], CaseFiles]
     named: bool
@@ -72,9 +72,9 @@ class Preparation:
         return Job(path, files, outputs, done=False)
 
     def _is_result(self, target: Path, files: CaseFiles) -> bool:
-        """Whether `target` was made of the same images, with the same weights and settings, and corrected or not.
+        """Whether `target` was made from the same images with the same weights and settings, even if corrected since.
 
-        Raises InputError where this program made it otherwise. Always False where nothing is to be skipped.
+        Raises InputError if this program made it in another way. Always False if nothing is to be skipped.
         """
         from lowmem_brats.nifti import origin_of
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     type=click.Path(),
     help="A .nii or .nii.gz file for the label map, or a folder. Default: CASE/<case_id>_seg.nii.gz.",
 )
-@click.option("--t1", type=options.FILE, help="T1 image, where its name is of no known convention; also:")
+@click.option("--t1", type=options.FILE, help="T1 image, if its name is not understood; likewise:")
 @click.option("--t1ce", type=options.FILE, help="T1 with contrast agent.")
 @click.option("--t2", type=options.FILE, help="T2 image.")
 @click.option("--flair", type=options.FILE, help="FLAIR image.")
@@ -62,8 +62,10 @@ if TYPE_CHECKING:
     of=SegmentConfig,
     metavar="MM3",
 )
-@click.option("--fast", is_flag=True, help="Axial slices, by the first set: two to three times as fast, less accurate.")
-@click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: nearly twice the time.")
+@click.option(
+    "--fast", is_flag=True, help="Look at axial slices only, with the first set: about half the time, less accurate."
+)
+@click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: five passes in place of three.")
 @click.option(
     "--narrow/--every-slice",
     default=SegmentConfig.narrow,

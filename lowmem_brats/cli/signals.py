@@ -18,7 +18,7 @@ AGAIN_S = 0.5
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Around all that a process does: a signal leaves the block as an exception would, KeyboardInterrupt or SystemExit.
+    """End the block by an exception when a signal arrives: KeyboardInterrupt for Ctrl-C, SystemExit for the others.
 
     Signals that the parent process ignores, as `nohup` does, are ignored. To be used in the main thread.
     """

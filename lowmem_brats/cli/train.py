@@ -77,7 +77,11 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
     help="A binary network per region (the paper's U-Net 2C), or one of three outputs (its U-Net 3C).",
 )
 @click.option(
-    "--region", "regions", multiple=True, type=click.Choice(TrainConfig.regions), help="Only this; repeatable."
+    "--region",
+    "regions",
+    multiple=True,
+    type=click.Choice(TrainConfig.regions),
+    help="Train only this region; repeatable.",
 )
 @click.option("--finetune", metavar="WEIGHTS", help="Start from a shipped set's name, or a folder written by `train`.")
 @_option(
@@ -102,7 +106,7 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
 @_option("--schedule", "schedule", "How the learning rate falls.", type=click.Choice(SCHEDULES))
 @_option("--warmup", "warmup", "Steps over which the learning rate rises.")
 @_option("--weight-decay", "weight_decay", "Of AdamW; 0 is Adam.")
-@_option("--clip", "clip_norm", "Longest gradient.")
+@_option("--clip", "clip_norm", "Longest gradient norm; longer gradients are scaled down.")
 @_option("--average", "average", "Decay per 10 steps of the weights' moving average, which is kept; 0: none.")
 @_option("--balance/--no-balance", "balance", "Draw small cases, and slices with tumour, more often.")
 @_option("--augment/--no-augment", "augment", "Warp the slices and change their contrast.")
