@@ -468,6 +468,12 @@ def test_nothing_to_resume(easy_data: Path, tmp_path: Path) -> None:
         train_set(easy_data, tmp_path / "new", EASY, resume=True)
 
 
+def test_a_network_that_does_not_exist_makes_no_folder(easy_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="network: 'unet'; expected one of"):
+        train_set(easy_data, tmp_path / "new", replace(EASY, network=NetworkConfig(name="unet")))
+    assert not (tmp_path / "new").exists()
+
+
 def test_starting_anew_takes_nothing_from_before(easy_data: Path, interrupted: Path, tmp_path: Path) -> None:
     config = replace(SHORT, seed=9)
     run(easy_data, interrupted, config)

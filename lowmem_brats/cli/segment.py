@@ -62,9 +62,7 @@ if TYPE_CHECKING:
     of=SegmentConfig,
     metavar="MM3",
 )
-@click.option(
-    "--fast", is_flag=True, help="Look at axial slices only, with the first set: about half the time, less accurate."
-)
+@click.option("--fast", is_flag=True, help="See axial slices only, with the first set: half the time, less accurate.")
 @click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: five passes in place of three.")
 @click.option(
     "--narrow/--every-slice",
