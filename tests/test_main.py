@@ -49,6 +49,8 @@ def command():
     time.sleep(60)
 lowmem_brats.cli.main = command
 """
+AS_USUAL = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""Tests that run in the background inherit that Ctrl-C is ignored."""
 RUN = "from lowmem_brats.__main__ import main; main()"
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -60,7 +62,7 @@ def start() -> Iterator[Start]:
     started = []
 
     def begin(change: str, *arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", change + RUN, *map(str, arguments)]
+        command = [sys.executable, "-c", AS_USUAL + change + RUN, *map(str, arguments)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout
@@ -84,7 +86,7 @@ def test_a_signal_leaves_no_partial_file(
     weights = write_tiny_set(tmp_path / "weights")
     process = start(change, "segment", case, "-o", out, "--weights", weights, "--device", "cpu", "-q")
     process.send_signal(number)
-    output = process.communicate(timeout=30)
+    output = process.communicate(timeout=120)
     assert process.returncode == code, output
     assert "Traceback" not in output[1]
     assert not list(out.iterdir())
@@ -92,7 +94,7 @@ def test_a_signal_leaves_no_partial_file(
 
 def test_a_signal_that_is_dropped_comes_again(start: Start) -> None:
     process = start(DROPPING_LIBRARY)
-    assert process.communicate(timeout=30) == ("", "")
+    assert process.communicate(timeout=120) == ("", "")
     assert process.returncode == 143
 
 
