@@ -199,9 +199,10 @@ def test_neighbours_count_from_where_training_goes_on(name: str) -> None:
     assert all(first.grad[:, channel].any() for channel in range(20))
 
 
-def test_unknown_name() -> None:
-    with pytest.raises(InputError, match=r"network: 'unet9'; expected one of unet2d.*Check the spelling"):
-        build_network(NetworkConfig(name="unet9"))
+@pytest.mark.parametrize(("name", "advice"), [("unet9", r"Did you mean 'unet2d'\?"), ("xyz", "Check the spelling")])
+def test_unknown_name(name: str, advice: str) -> None:
+    with pytest.raises(InputError, match=rf"network: '{name}'; expected one of unet2d.*{advice}"):
+        build_network(NetworkConfig(name=name))
 
 
 @every_network
