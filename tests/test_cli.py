@@ -564,6 +564,7 @@ def test_an_unknown_network_lists_the_known(command: tuple[str, ...], tmp_path: 
     assert "one of unet2d, emcad-b0, emcad-b2" in fails(*command, "--network", "emcad-b9")
 
 
+@pytest.mark.slow
 def test_plan_and_bench_of_emcad_pad_to_its_stride() -> None:
     output = run("plan", "--network", "emcad-b0", "--train", "--vram", "2G", "--batch", 25).output
     assert "emcad-b0, slices of 256 × 256" in output
@@ -596,6 +597,7 @@ def test_bad_options(case: Path, tiny: Path, arguments: tuple[str, object]) -> N
     assert str(arguments[0]) in fails("segment", case, "--weights", tiny, *arguments)
 
 
+@pytest.mark.slow
 def test_plan_shows_the_ladder_without_weights_or_data() -> None:
     result = run("plan", "--train", "--width", 16)
     assert result.exit_code == 0, result.output
