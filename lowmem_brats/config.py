@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lowmem_brats.errors import InputError
 
@@ -15,6 +16,9 @@ PREPROCESSING = "zscore-brain"
 
 BRATS_SHAPE = (240, 240, 155)
 """Voxels X, Y, Z of a BraTS volume, 1 mm each."""
+
+FORMER: dict[str, object] = {"members": 1}
+"""Settings that weights and trainings of earlier versions hold, with the only value that still has a meaning."""
 
 PRESETS: dict[str, dict[str, object]] = {
     "shipped": {"mode": "one-network", "width": 24, "views": 3, "loss": "dice+ce"},
@@ -30,6 +34,11 @@ PRESETS: dict[str, dict[str, object]] = {
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 SCHEDULES = ("cosine", "plateau")
+
+
+def without_former(settings: Mapping[str, object]) -> dict[str, Any]:
+    """Stored settings without those of FORMER that have no effect; any other stays, for the class to refuse."""
+    return {key: value for key, value in dict(settings).items() if key not in FORMER or value != FORMER[key]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +59,6 @@ class NetworkConfig:
     """From how many sides it sees a volume, one after another: 1 axial; 2 coronal too; 3 sagittal too."""
     context: int = 0
     """How many slices before each and as many after it are further channels of the network's input."""
-    members: int = 1
-    """How many networks of this kind are averaged, in segmenting; they are trained one by one."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
@@ -64,8 +71,6 @@ class NetworkConfig:
             raise InputError("network outputs", str(self.outputs), "1 region or 3", "Use 1.")
         if not 1 <= self.views <= 3:
             raise InputError("network views", str(self.views), "1 to 3", "Use 1, axial slices only.")
-        if self.members < 1:
-            raise InputError("network members", str(self.members), "1 or more", "Use 1.")
         if not 0 <= self.context <= 3:
             raise InputError("network context", str(self.context), "0 to 3 slices", "Use 0, each slice alone.")
 

@@ -2,8 +2,8 @@
 
 A network of all regions looks at every slice with brain. Of three networks WT's does, TC's looks where WT was found and
 ET's where TC was found, which is exact, because fusion is nested: a slice without WT can hold no TC or ET. On which of
-these slices it runs `routing` decides. Several sets share the views, so they cost no time. One network is in memory at
-a time, or those that are averaged.
+these slices it runs `routing` decides. Several sets share the views, so they cost no time; a flat stack has one view,
+and each set looks at it. One network is in memory at a time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from lowmem_brats.postprocess import drop_doubtful, drop_small_components
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
 from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, to_voxels, views_of
-from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, load_networks, open_set, versions
+from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -184,8 +184,7 @@ def segment_case(
         precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)
         views = _views(weights, stack, config)
         size_HW = max((seen.shape[2:] for seen in views_of(stack.slices_ZCHW, views)), key=math.prod)
-        network = replace(weights.network, members=len(weights.by_view(views)[0][0]))
-        plan = plan_inference(network, size_HW, budget, str(device), precision)
+        plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
         on_plan(plan)
     report = SegmentReport(
         files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
@@ -228,41 +227,56 @@ def _predict_regions(
     views = _views(weights, stack, config)
     if stack.flat and (weights.network.views > 1 or weights.network.context):
         report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
-    brain_VN = occupied(stack.brain_ZHW, views)
-    active_VN = brain_VN
-    for files_V in weights.by_view(views):
-        plan, name, regions = report.plan, files_V[0][0].name, files_V[0][0].regions
+    brain_VN = active_VN = occupied(stack.brain_ZHW, views)
+    for files in weights.by_region():
+        name, regions = files[0].name, files[0].regions
+        turns = [[file] for file in files] if stack.flat else [files]
+        report.slices[name] = {"run": 0, "skipped": len(turns) * count_passes(brain_VN, config.tta)}
         with _timed(report.seconds, name):
-            prediction = predict_stack(
-                _network_of(files_V, plan),
-                stack.slices_ZCHW,
-                active_VN,
-                plan,
-                config.tta,
-                partial(on_progress, name.upper()),
-                config.narrow,
-                stack.flat,
-            )
-        if prediction.batch < plan.batch:
-            report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
-            report.plan = replace(plan, batch=prediction.batch)
-        logit_ZHW |= zip(regions, prediction.sum_KZHW, strict=True)
-        report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
-        report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
-        in_all = count_passes(brain_VN, config.tta)
-        report.slices[name] = {"run": prediction.run, "skipped": in_all - prediction.run}
+            sums = [_look(turn, stack, active_VN, config, report, on_progress) for turn in turns]
+        logit_ZHW |= zip(regions, sum(sums[1:], sums[0]), strict=True)
         if config.skip_slices:
             found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
             active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
     return logit_ZHW
 
 
-def _network_of(files_V: Sequence[Sequence[WeightsFile]], plan: InferencePlan) -> Callable[[int], SliceNetwork]:
-    """View → the network that looks from there; loaded once where one looks from all sides."""
-    if all(files == files_V[0] for files in files_V):
-        network = place(load_networks(files_V[0]), plan)
+def _look(
+    files: Sequence[WeightsFile],
+    stack: SliceStack,
+    active_VN: Sequence[npt.NDArray[np.bool_]],
+    config: SegmentConfig,
+    report: SegmentReport,
+    on_progress: OnProgress,
+) -> npt.NDArray[np.float32]:
+    """Run networks of one kind that share the views, and report it; returns `Prediction.sum_KZHW`."""
+    plan, name = report.plan, files[0].name
+    prediction = predict_stack(
+        _network_of(files, plan),
+        stack.slices_ZCHW,
+        active_VN,
+        plan,
+        config.tta,
+        partial(on_progress, name.upper()),
+        config.narrow,
+        stack.flat,
+    )
+    if prediction.batch < plan.batch:
+        report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
+        report.plan = replace(plan, batch=prediction.batch)
+    report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
+    report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
+    report.slices[name]["run"] += prediction.run
+    report.slices[name]["skipped"] -= prediction.run
+    return prediction.sum_KZHW
+
+
+def _network_of(files: Sequence[WeightsFile], plan: InferencePlan) -> Callable[[int], SliceNetwork]:
+    """View → the network that looks from there. Several take turns; one is loaded once."""
+    if len(files) == 1:
+        network = place(load_network(files[0]), plan)
         return lambda view: network
-    return lambda view: place(load_networks(files_V[view]), plan)
+    return lambda view: place(load_network(files[view % len(files)]), plan)
 
 
 def _count(
