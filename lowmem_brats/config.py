@@ -17,7 +17,7 @@ PREPROCESSING = "zscore-brain"
 BRATS_SHAPE = (240, 240, 155)
 """Voxels X, Y, Z of a BraTS volume, 1 mm each."""
 
-FORMER: dict[str, object] = {"members": 1}
+FORMER: dict[str, object] = {"members": 1, "transplant": 0.0}
 """Settings that weights and trainings of earlier versions hold, with the only value that still has a meaning."""
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -130,8 +130,6 @@ class TrainConfig:
     """Warp the training slices and change their contrast at random."""
     modality_dropout: float = 0.1
     """Share of training slices that lose one or two modalities, so that a missing one is survivable; with `augment`."""
-    transplant: float = 0.0
-    """Share of training slices that get another case's lesion in its place; cases must be in one space."""
     epochs: int = 80
     """Passes over the training slices per network (80 in the paper)."""
     max_seconds: float | None = None
@@ -190,7 +188,6 @@ class TrainConfig:
             "--clip": (self.clip_norm, self.clip_norm > 0, "more than 0"),
             "--average": (self.average, 0 <= self.average < 1, "0 or more and less than 1"),
             "--modality-dropout": (self.modality_dropout, 0 <= self.modality_dropout <= 1, "0 to 1"),
-            "--transplant": (self.transplant, 0 <= self.transplant <= 1, "0 to 1"),
             "--validation": (self.validation, 0 <= self.validation < 1, "0 or more and less than 1"),
             "--test": (self.test, 0 <= self.test < 1, "0 or more and less than 1"),
             "--fold": (

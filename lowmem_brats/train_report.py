@@ -82,7 +82,7 @@ def read_run(folder: Path) -> TrainReport:
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        stored = run["config"]
+        stored = without_former(run["config"])
         fold = stored["fold"] and tuple(stored["fold"])
         plain = {
             "network": NetworkConfig(**without_former(stored["network"])),

@@ -46,7 +46,7 @@ FLOORS = (
     ),
     ("case", "memory", "case_list"),
     ("weights", "slice_cache"),
-    ("predict", "dataset", "transplant"),
+    ("predict", "dataset"),
     ("batches", "validate"),
     ("fit",),
     ("segment", "evaluate", "preview", "bench", "doctor", "train_report"),

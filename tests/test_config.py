@@ -51,7 +51,6 @@ WATCHED = "--patience or --schedule plateau with --validation 0"
         (TrainConfig, {"clip_norm": 0.0}, "--clip", "0.0"),
         (TrainConfig, {"average": 1.0}, "--average", "1.0"),
         (TrainConfig, {"modality_dropout": 1.1}, "--modality-dropout", "1.1"),
-        (TrainConfig, {"transplant": -0.1}, "--transplant", "-0.1"),
         (TrainConfig, {"regions": ()}, "--region", "()"),
         (TrainConfig, {"regions": ("et",), "network": NetworkConfig(outputs=3)}, "--region", "et"),
         (TrainConfig, {"regions": ("wt", "ed")}, "--region", "('wt', 'ed')"),
