@@ -96,8 +96,6 @@ class SegmentConfig:
     """Label convention of the result, a key of `labels.CONVENTIONS`."""
     min_confidence: float = 0.5
     """Of islands and of enhancing tumour, as a share of the main tumour's mean logit (`drop_doubtful`); 0: keep all."""
-    min_component: float = 0.0
-    """Drop connected tumour components smaller than this many mm³; 0: keep all."""
     tta: bool = False
     """Segment axial and coronal slices mirrored left to right too and average: five passes in place of three."""
     skip_slices: bool = True
@@ -110,8 +108,6 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.min_confidence <= 1:
             raise InputError("--min-confidence", str(self.min_confidence), "0 to 1", "Use 0 to keep everything.")
-        if self.min_component < 0:
-            raise InputError("--min-component", f"{self.min_component} mm³", "0 or more", "Use 0 to keep everything.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
 from lowmem_brats.networks import SliceNetwork, stride_of
 from lowmem_brats.nifti import is_own_result, write_label_map
-from lowmem_brats.postprocess import drop_doubtful, drop_small_components
+from lowmem_brats.postprocess import drop_doubtful
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
 from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, to_voxels, views_of
@@ -196,7 +196,6 @@ def segment_case(
         masks, gone = drop_doubtful(logit_ZHW, config.min_confidence)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
         voxel_mm3 = float(np.prod(case.spacing_mm))
-        label_XYZ = drop_small_components(label_XYZ, config.min_component, voxel_mm3)
     with _timed(seconds, "write"):
         write_label_map(label_XYZ, case.reference, output, origin(files, config, weights), overwrite)
     report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}

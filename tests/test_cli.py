@@ -31,7 +31,7 @@ from lowmem_brats.weights import open_set
 
 COMMANDS = sorted(main.commands)
 FLAGS = {
-    "segment": "allow-missing device every-slice fast flair labels min-component min-confidence narrow no-preview "
+    "segment": "allow-missing device every-slice fast flair labels min-confidence narrow no-preview "
     "output overwrite precision preview quiet report t1 t1ce t2 tta vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
     "train": "allow-missing augment average balance batch cache clip context device encoder-weights epochs finetune "
@@ -586,7 +586,6 @@ def test_durations(text: str, seconds: float) -> None:
     "arguments",
     [
         ("--vram", "2X"),
-        ("--min-component", -1),
         ("--min-confidence", 2),
         ("--device", "tpu"),
         ("--precision", "fp8"),

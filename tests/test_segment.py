@@ -383,12 +383,6 @@ def test_doubtful_findings_are_left_out_and_told(tmp_path: Path, tiny: str, phan
     assert not [text for text in kept.report.warnings if "doubtful" in text]
 
 
-def test_small_components_are_dropped_on_request(tmp_path: Path, tiny: str, phantom: Path) -> None:
-    kept = run(phantom, tmp_path / "a.nii.gz", weights=tiny).label_XYZ
-    assert kept.any()
-    assert not run(phantom, tmp_path / "b.nii.gz", weights=tiny, min_component=1e6).label_XYZ.any()
-
-
 def test_nan_in_half_precision_falls_back_to_fp32(
     tmp_path: Path, tiny: str, phantom: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,7 +480,7 @@ def test_the_origin_is_of_all_that_decides_the_result(tmp_path: Path, tiny: str,
         assert different != made_of
 
 
-CHANGES = {"labels": "msd", "min_confidence": 0.1, "min_component": 1.0, "fast": True, "tta": True, "narrow": False}
+CHANGES = {"labels": "msd", "min_confidence": 0.1, "fast": True, "tta": True, "narrow": False}
 
 
 def test_a_label_map_says_what_it_was_made_of(tmp_path: Path, tiny: str, phantom: Path) -> None:

@@ -55,13 +55,6 @@ if TYPE_CHECKING:
     of=SegmentConfig,
     metavar="SHARE",
 )
-@options.setting(
-    "--min-component",
-    "min_component",
-    "Drop connected tumour components smaller than this.",
-    of=SegmentConfig,
-    metavar="MM3",
-)
 @click.option("--fast", is_flag=True, help="See axial slices only, with the first set: half the time, less accurate.")
 @click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: five passes in place of three.")
 @click.option(
