@@ -98,8 +98,6 @@ class SegmentConfig:
     """Of islands and of enhancing tumour, as a share of the main tumour's mean logit (`drop_doubtful`); 0: keep all."""
     tta: bool = False
     """Segment axial and coronal slices mirrored left to right too and average: five passes in place of three."""
-    skip_slices: bool = True
-    """Run TC on slices with WT only and ET on slices with TC only; exact under nested fusion."""
     fast: bool = False
     """See axial slices only, by the first set, whatever the network can see."""
     narrow: bool = True

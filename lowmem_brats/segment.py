@@ -234,9 +234,8 @@ def _predict_regions(
         with _timed(report.seconds, name):
             sums = [_look(turn, stack, active_VN, config, report, on_progress) for turn in turns]
         logit_ZHW |= zip(regions, sum(sums[1:], sums[0]), strict=True)
-        if config.skip_slices:
-            found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
-            active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
+        found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
+        active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
     return logit_ZHW
 
 
