@@ -62,10 +62,9 @@ class Batches:
         return max(len(self._rows) // self._config.batch, 1)
 
     def read(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch (from 0), beginning with number `first`; each is read one batch ahead."""
+        """The batches of an epoch (from 0), beginning with number `first`; each is read one batch ahead."""
         order = self._draw(self._rng(0, epoch))
-        for batch in read_ahead(partial(self._read, order, epoch, n) for n in range(first, self.per_epoch)):
-            yield batch.result()
+        return read_ahead(partial(self._read, order, epoch, n) for n in range(first, self.per_epoch))
 
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Draw as many rows as there are, in random order: each as often as its weight says, rounded up or down."""

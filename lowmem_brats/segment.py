@@ -15,7 +15,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -67,7 +66,7 @@ class SegmentReport:
     plan: InferencePlan
     """Made when the size of the brain is known."""
     seconds: dict[str, float]
-    """Per stage, in order; `load` is what it waited for reading and slicing, and for torch's planning tools."""
+    """Per stage, in order; `load` is reading and slicing, and loading torch's planning tools."""
     slices: dict[str, dict[str, int]] = field(default_factory=dict)
     """Per network, named by its regions: `run` and `skipped`, of the slices that hold brain."""
     voxels: dict[str, int] = field(default_factory=dict)
@@ -83,14 +82,6 @@ class SegmentReport:
     process_peak_bytes: int | None = None
     """Most resident host memory of the whole process so far, torch itself included; None where unknown."""
     warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class LoadedCase:
-    """A case read and cut into slices."""
-
-    case: Case
-    stack: SliceStack
 
 
 @dataclass(frozen=True)
@@ -149,26 +140,19 @@ def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet) -> str:
     return digest.hexdigest()
 
 
-def load_case(files: CaseFiles, stride: int) -> LoadedCase:
-    """Read a case and cut it into slices; `stride`: as `prepare`. Raises InputError."""
-    case = read_case(files)
-    return LoadedCase(case, prepare(case.images_CXYZ, stride, case.spacing_mm))
-
-
 def segment_case(
     files: CaseFiles,
     output: Path,
     config: SegmentConfig,
     on_progress: OnProgress = lambda stage, done, total: None,
     on_plan: Callable[[InferencePlan], None] = lambda plan: None,
-    loading: Future[LoadedCase] | None = None,
     overwrite: bool = True,
 ) -> Segmentation:
     """Segment one case and write its label map to `output`, in the grid of its first image.
 
-    `on_progress(regions, slices done, slices in all)`; `on_plan` is called before a network runs; `loading`: of the
-    same files, where `load_case` is already at work. Raises InputError, WeightsError or BudgetError before anything is
-    written; without `overwrite` also where there is an `output` by then.
+    `on_progress(regions, slices done, slices in all)`; `on_plan` is called before a network runs. Raises
+    InputError, WeightsError or BudgetError before anything is written; without `overwrite` also where there is an
+    `output` by then.
     """
     convention, seconds = CONVENTIONS[config.labels], dict[str, float]()
     weights = open_set(config.weights, alone=config.fast)
@@ -177,8 +161,8 @@ def segment_case(
     budget = open_budget(config.vram, device)
     with _timed(seconds, "load"):
         warm_up()
-        loaded = loading.result() if loading else load_case(files, stride_of(weights.network))
-        case, stack = loaded.case, loaded.stack
+        case = read_case(files)
+        stack = prepare(case.images_CXYZ, stride_of(weights.network), case.spacing_mm)
     with _timed(seconds, "plan"):
         load = partial(load_network, weights.files[0])
         precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)

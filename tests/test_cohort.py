@@ -282,15 +282,15 @@ def test_a_single_case_says_how_to_go_on(three: list[Path], segment: Run, tmp_pa
 def test_a_file_that_appears_during_the_work_is_not_replaced(
     three: list[Path], segment: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = segment_module.load_case
+    load = segment_module.read_case
 
-    def load_slowly(files: CaseFiles, stride: int) -> Any:
+    def load_slowly(files: CaseFiles) -> Any:
         (tmp_path / "out" / f"{files.case_id}_{'seg.nii.gz' if files.case_id == 'a' else 'preview.png'}").write_text(
             "x"
         )
-        return load(files, stride)
+        return load(files)
 
-    monkeypatch.setattr(segment_module, "load_case", load_slowly)
+    monkeypatch.setattr(segment_module, "read_case", load_slowly)
     result = segment(*three[:2])
     assert result.exit_code == 2
     assert result.stderr.count("exists already") == 2
@@ -325,14 +325,14 @@ def test_a_report_may_lie_in_the_folder_of_the_results(three: list[Path], segmen
 def test_a_report_that_another_command_changes_is_told_and_kept(
     three: list[Path], segment: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report, load = tmp_path / "r.json", segment_module.load_case
+    report, load = tmp_path / "r.json", segment_module.read_case
 
-    def load_and_disturb(files: CaseFiles, stride: int) -> Any:
+    def load_and_disturb(files: CaseFiles) -> Any:
         if files.case_id == "b":
             report.write_text("theirs")
-        return load(files, stride)
+        return load(files)
 
-    monkeypatch.setattr(segment_module, "load_case", load_and_disturb)
+    monkeypatch.setattr(segment_module, "read_case", load_and_disturb)
     result = segment(*three, "--report", report)
     assert result.exit_code == 2
     assert result.stderr.count("was changed by another program") == 2  # after b and at the end

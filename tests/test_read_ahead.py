@@ -10,17 +10,17 @@ import pytest
 from lowmem_brats.read_ahead import read_ahead
 
 
-def test_results_come_in_order_and_errors_with_their_own_task() -> None:
+def test_results_come_in_order_and_errors_in_their_place() -> None:
     def failing() -> int:
         raise KeyError("second")
 
-    first, second, third = read_ahead([lambda: 1, failing, lambda: 3])
-    assert (first.result(), third.result()) == (1, 3)
+    results = read_ahead([lambda: 1, failing, lambda: 3])
+    assert next(results) == 1
     with pytest.raises(KeyError, match="second"):
-        second.result()
+        next(results)
 
 
-def test_no_task_no_future() -> None:
+def test_no_task_no_result() -> None:
     assert list(read_ahead([])) == []
 
 
@@ -34,8 +34,8 @@ def test_exactly_one_is_read_ahead() -> None:
 
         return run
 
-    for number, future in enumerate(read_ahead(map(task, range(3)))):
-        assert future.result() == number
+    for number, result in enumerate(read_ahead(map(task, range(3)))):
+        assert result == number
         if number == 0:
             assert began[1].wait(timeout=60), "the next is read while this one is in use"
             assert not began[2].is_set(), "but the one after that is not"
@@ -43,8 +43,7 @@ def test_exactly_one_is_read_ahead() -> None:
 
 def test_who_stops_early_leaves_nothing_running() -> None:
     before = threading.active_count()
-    for future in read_ahead(map(lambda number: lambda: number, range(100))):
-        if future.result() == 1:
-            break
-    del future
+    results = read_ahead(map(lambda number: lambda: number, range(100)))
+    assert [next(results), next(results)] == [0, 1]
+    results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

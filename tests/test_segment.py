@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 import torch
 from tiny_weights import (
     SMALL_SHAPE,
-    TINY,
     write_changed,
     write_seeing_neighbours,
     write_three_of_one,
@@ -24,22 +22,16 @@ from tiny_weights import (
 
 import lowmem_brats.segment as module
 from lowmem_brats import predict
-from lowmem_brats.case_files import CaseFiles, find_case
-from lowmem_brats.cli.jobs import Job
+from lowmem_brats.case_files import find_case
 from lowmem_brats.cli.phantom import write_phantom
-from lowmem_brats.cli.segment import load_ahead
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.labels import CONVENTIONS, Region
-from lowmem_brats.memory import device as device_module
 from lowmem_brats.memory import planner
-from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import is_own_result, origin_of, read_label
 from lowmem_brats.segment import (
-    LoadedCase,
     Segmentation,
     check_not_reference,
-    load_case,
     names_label_map,
     origin,
     output_path,
@@ -137,35 +129,6 @@ def test_fast_is_axial_only_and_says_nothing(tmp_path: Path, bold: dict[int, str
     np.testing.assert_array_equal(axial.label_XYZ, fast.label_XYZ)
     assert axial.report.slices == fast.report.slices
     assert fast.report.warnings == []
-
-
-def test_a_case_loaded_before_gives_the_same_result(tmp_path: Path, tiny: str, phantom: Path) -> None:
-    files, config = find_case(phantom), SegmentConfig(weights=tiny, device="cpu")
-    loading: Future[LoadedCase] = Future()
-    loading.set_result(load_case(files, stride_of(TINY)))
-    before = segment_case(files, tmp_path / "a.nii.gz", config, loading=loading)
-    straight = segment_case(files, tmp_path / "b.nii.gz", config)
-    np.testing.assert_array_equal(before.label_XYZ, straight.label_XYZ)
-    assert before.report.slices == straight.report.slices
-
-
-def test_the_next_case_is_read_ahead_on_a_card_only(
-    tiny: str, phantom: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    good, bad = find_case(phantom), CaseFiles("bad", tmp_path, {"t1": tmp_path / "nowhere.nii"})
-    jobs = [Job(files.folder, files, [], done=False) for files in (good, bad)]
-    arguments = SegmentConfig(weights=tiny), stride_of(TINY)
-    monkeypatch.setattr(device_module, "choose_device", lambda requested: (torch.device("cpu"), []))
-    assert list(load_ahead(iter(jobs), *arguments)) == [(job, None) for job in jobs]
-    monkeypatch.setattr(device_module, "choose_device", lambda requested: (torch.device("cuda"), []))
-    (first, found), (second, broken) = load_ahead(iter(jobs), *arguments)
-    assert [first, second] == jobs
-    assert found is not None
-    assert broken is not None
-    straight = load_case(good, stride_of(TINY))
-    np.testing.assert_array_equal(found.result().stack.slices_ZCHW, straight.stack.slices_ZCHW)
-    with pytest.raises(InputError, match="nowhere"):
-        broken.result()
 
 
 def test_narrowing_leaves_out_slices_but_not_where_they_lie_far_apart(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +17,9 @@ from lowmem_brats.cli.jobs import Job, Preparation, case_folders, make_folder
 from lowmem_brats.config import MODALITIES, SegmentConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
-from lowmem_brats.read_ahead import read_ahead
 
 if TYPE_CHECKING:
-    from lowmem_brats.segment import LoadedCase, Segmentation
+    from lowmem_brats.segment import Segmentation
 
 
 @click.command()
@@ -93,7 +90,6 @@ def segment(
       143  ended by SIGTERM
     """
     from lowmem_brats.memory.device import choose_device, open_budget
-    from lowmem_brats.networks import stride_of
     from lowmem_brats.segment import names_label_map, origin
     from lowmem_brats.weights import open_set
 
@@ -114,11 +110,11 @@ def segment(
     taken = {report.resolve()} if report else set[Path]()
     prepare = Preparation(find, bool(explicit), output, preview, overwrite, made_of, several, taken)
     with cohort.counted():
-        for job, loading in load_ahead(_to_do(paths, prepare, cohort), config, stride_of(weights.network)):
+        for job in _to_do(paths, prepare, cohort):
             with cohort.case(job.path):
                 if several and not quiet:
                     console.err.print(f"case {paths.index(job.path) + 1} of {len(paths)}: {job.path}")
-                cohort.done(job.path, segment_one(job.files, job.outputs, config, quiet, overwrite, loading))
+                cohort.done(job.path, segment_one(job.files, job.outputs, config, quiet, overwrite))
 
 
 def _to_do(paths: Sequence[Path], prepare: Preparation, cohort: Cohort) -> Iterator[Job]:
@@ -132,40 +128,23 @@ def _to_do(paths: Sequence[Path], prepare: Preparation, cohort: Cohort) -> Itera
                 yield job
 
 
-def load_ahead(
-    jobs: Iterable[Job], config: SegmentConfig, stride: int
-) -> Iterable[tuple[Job, Future[LoadedCase] | None]]:
-    """Each job with what `segment_case` takes as `loading`: on a card the next case is read while networks run.
-
-    On the CPU, where reading would take cores from them (1.15 times the time on two), None.
-    """
-    from lowmem_brats.memory.device import choose_device
-    from lowmem_brats.segment import load_case
-
-    if choose_device(config.device)[0].type == "cpu":
-        return ((job, None) for job in jobs)
-    waiting, reading = tee(jobs)
-    return zip(waiting, read_ahead(partial(load_case, job.files, stride) for job in reading), strict=True)
-
-
 def segment_one(
     files: CaseFiles,
     outputs: list[Path],
     config: SegmentConfig,
     quiet: bool,
     overwrite: bool,
-    loading: Future[LoadedCase] | None = None,
 ) -> dict[str, object]:
     """Segment a case, write its label map and, where a second path is given, its picture; show the tables.
 
-    `loading`: as `segment_case`. Returns the report as plain values.
+    Returns the report as plain values.
     """
     from lowmem_brats.segment import segment_case
 
     target, *pictures = outputs
     with console.progress(quiet) as on_progress:
         show_plan = (lambda plan: None) if quiet else console.show_plan
-        result = segment_case(files, target, config, on_progress, show_plan, loading, overwrite)
+        result = segment_case(files, target, config, on_progress, show_plan, overwrite)
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
     for picture in pictures:
