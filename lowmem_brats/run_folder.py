@@ -7,7 +7,6 @@
 | `curves.png` | loss and validation Dice |
 | `examples/` | predictions on validation slices, of the first and every tenth epoch |
 | `checkpoints/` | per network `last` (to go on from) and `best` (weights, fp32) |
-| `events/` | the same numbers for TensorBoard, where that is asked for |
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from dataclasses import asdict
 from datetime import date
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -42,9 +40,8 @@ EXAMPLES_EVERY = 10  # epochs
 class RunFolder:
     """Writes and reads one training's folder; every file whole or not at all."""
 
-    def __init__(self, path: Path, tensorboard: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._events = _open_events(path / "events") if tensorboard else None
         for folder in ("checkpoints", "examples"):
             (path / folder).mkdir(parents=True, exist_ok=True)
 
@@ -87,16 +84,11 @@ class RunFolder:
             self._draw("curves.png", draw_curves(panels_of(report), f"{self.path.resolve().name}: training"))
 
     def add_epoch(self, epoch: Epoch, validation: Validation) -> None:
-        """Draw the first and every tenth epoch's examples and pass the numbers to TensorBoard."""
+        """Draw the first and every tenth epoch's examples."""
         if validation.examples and (epoch.number == 1 or epoch.number % EXAMPLES_EVERY == 0):
             name = f"{epoch.network.replace(' ', '-')}-epoch-{epoch.number:03d}.png"
             title = f"{epoch.network.upper()}, epoch {epoch.number}, mean validation Dice {epoch.mean_dice:.3f}"
             self._draw(f"examples/{name}", draw_examples(validation.examples, title))
-        if self._events:
-            self._events.add_scalar(f"loss/{epoch.network}", epoch.loss, epoch.steps)
-            for region, mean in epoch.region_dice.items():
-                self._events.add_scalar(f"validation Dice/{region}", mean, epoch.steps)
-            self._events.flush()
 
     def holds(self, network: str) -> bool:
         """Whether there is a checkpoint to go on from, of a network named by its regions."""
@@ -157,12 +149,3 @@ def _fits(path: Path, region: Region, report: TrainReport) -> bool:
         return False
     alike = file.network == report.config.network and file.training.get("held_out") == report.held_out
     return alike and file.regions == (region,)
-
-
-def _open_events(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        advice = "pip install tensorboard, or leave the option out."
-        raise InputError("--tensorboard", "tensorboard is not installed", "the package", advice) from error
-    return SummaryWriter(str(folder))

@@ -35,7 +35,6 @@ def train_set(
     tell: TrainListener | None = None,
     resume: bool = False,
     cache: Path | None = None,
-    tensorboard: bool = False,
 ) -> TrainReport | None:
     """Train on labelled cases; `out` becomes a run folder and a weights set for `segment`.
 
@@ -64,7 +63,7 @@ def train_set(
         cache = cache or (Path(stored.cache) if stored and stored.cache else None)
         report.data, report.cache, report.processes = str(data), str(cache or ""), parallel.size()
         report.notes = list(stored.notes) if stored else []
-        run = Run(RunFolder(out, tensorboard and parallel.rank() == 0), report, tell, told=set(notes))
+        run = Run(RunFolder(out), report, tell, told=set(notes))
         tell.on_folder(out)
         for text in notes:
             run.note(text)

@@ -36,7 +36,7 @@ FLAGS = {
     "evaluate": "csv json labels overwrite quiet reference-labels",
     "train": "allow-missing augment average balance batch cache clip context device encoder-weights epochs finetune "
     "fold labels learning-rate loss max-time modality-dropout mode network no-augment no-balance output overwrite "
-    "patience precision preset quiet region resume schedule seed strict tensorboard test validation views "
+    "patience precision preset quiet region resume schedule seed strict test validation views "
     "vram warmup weight-decay width",
     "phantom": "overwrite quiet seed shape",
     "demo": "device seed",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -76,32 +74,6 @@ def test_forgetting_takes_checkpoints_only(tmp_path: Path) -> None:
         (tmp_path / "checkpoints" / name).touch()
     folder.forget()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(mine)
-
-
-def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match=r"--tensorboard: tensorboard is not installed.*pip install tensorboard"):
-        RunFolder(tmp_path, tensorboard=True)
-
-
-def test_tensorboard_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, float, int]] = []
-
-    class Writer:
-        def __init__(self, folder: str) -> None:
-            assert folder == str(tmp_path / "events")
-
-        def add_scalar(self, *scalar: object) -> None:
-            seen.append(scalar)  # type: ignore[arg-type]
-
-        def flush(self) -> None:
-            pass
-
-    module = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Writer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    RunFolder(tmp_path, tensorboard=True).add_epoch(epoch(2), Validation({}, [], 0))
-    assert seen == [("loss/wt", 0.4, 20), ("validation Dice/wt", 0.375, 20)]
 
 
 def weights(folder: Path, name: str, regions: tuple[Region, ...], held_out: str, network: NetworkConfig = TINY) -> Path:

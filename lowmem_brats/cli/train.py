@@ -127,7 +127,6 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
 @_option("--seed", "seed", "Of split, weights, order and augmentation.")
 @click.option("--strict", is_flag=True, help="Stop at a case that cannot be read, instead of leaving it out.")
 @click.option("--cache", type=options.FILE, help="Folder for the prepared slices. Default: OUTPUT/cache.")
-@click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard too.")
 @options.overwrite
 @options.quiet
 @click.pass_context
@@ -138,7 +137,6 @@ def train(
     output: Path | None,
     resume: bool,
     cache: Path | None,
-    tensorboard: bool,
     quiet: bool,
     **settings: Any,
 ) -> None:
@@ -175,7 +173,7 @@ def train(
             tell = replace(
                 tell, on_data=_show_data, on_plan=console.show_plan, on_epoch=_show_epoch, on_test=_show_test
             )
-        report = train_set(data or Path(), output, config, tell, resume, cache, tensorboard)
+        report = train_set(data or Path(), output, config, tell, resume, cache)
     if report is None or quiet:
         return
     for plan in report.plans:
