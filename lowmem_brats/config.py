@@ -21,7 +21,7 @@ FORMER: dict[str, object] = {"members": 1, "transplant": 0.0}
 """Settings that weights and trainings of earlier versions hold, with the only value that still has a meaning."""
 
 PRESETS: dict[str, dict[str, object]] = {
-    "shipped": {"mode": "one-network", "width": 24, "views": 3, "loss": "dice+ce"},
+    "three-views": {"mode": "one-network", "width": 24, "views": 3, "loss": "dice+ce"},
     "emcad": {
         "network": "emcad-b0",
         "loss": "dice+ce",
@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "weight_decay": 1e-4,
     },
 }
-"""Options of `train` set together: the shipped weights' recipe, and the one of Uzor et al. for EMCAD."""
+"""Options of `train` set together: network and loss of the shipped weights; the recipe of Uzor et al. for EMCAD."""
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 SCHEDULES = ("cosine", "plateau")

@@ -546,7 +546,7 @@ def test_presets_are_defaults_that_options_change(monkeypatch: pytest.MonkeyPatc
     found = configured(monkeypatch, tmp_path, "--preset", "emcad", "--batch", 25)
     expected = {"loss": "dice+ce", "learning_rate": 1e-4, "weight_decay": 1e-4, "batch": 25}
     assert found == TrainConfig(network=NetworkConfig(name="emcad-b0"), **expected)
-    found = configured(monkeypatch, tmp_path, "--width", 16, "--preset", "shipped")
+    found = configured(monkeypatch, tmp_path, "--width", 16, "--preset", "three-views")
     assert found == TrainConfig(network=NetworkConfig(width=16, outputs=3, views=3), loss="dice+ce")
     assert configured(monkeypatch, tmp_path) == TrainConfig()
     assert "--preset" in fails("train", tmp_path, "-o", tmp_path, "--resume", "--preset", "emcad")

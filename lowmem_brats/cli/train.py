@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,10 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
     return value
 
 
+def _as_options(preset: Mapping[str, object]) -> str:
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in preset.items())
+
+
 @click.command()
 @click.argument("data", type=options.FILE, required=False)
 @click.option(
@@ -51,7 +56,7 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
     type=click.Choice(list(PRESETS)),
     is_eager=True,
     callback=_use_preset,
-    help="The recipe of the shipped weights, or of the EMCAD paper on BraTS; other options change it.",
+    help="; ".join(f"{name}: {_as_options(preset)}" for name, preset in PRESETS.items()) + ". Other options change it.",
 )
 @options.network
 @options.setting("--width", "width", "Channels of the U-Net's first level.", of=NetworkConfig)
