@@ -127,11 +127,11 @@ def find_case(
     return CaseFiles(case_id, path, images, labels=labels, numbered=numbered, notes=notes)
 
 
-def named_case(images: Mapping[str, Path], allow_missing: Collection[str] = (), say: Say = as_columns) -> CaseFiles:
+def named_case(images: Mapping[str, Path], allow_missing: Collection[str] = ()) -> CaseFiles:
     """A case whose files are all named, modality → file. Raises InputError as `find_case`, or for one file twice."""
     first = next(iter(images.values()))
-    _check_present(first, images, allow_missing, [], [], say)
-    _check_usable(images, say)
+    _check_present(first, images, allow_missing, [], [], as_columns)
+    _check_usable(images, as_columns)
     case_id = _case_id(first.parent, [read_name(file) for file in images.values()])
     return CaseFiles(case_id, first.parent, images)
 

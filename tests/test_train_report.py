@@ -37,9 +37,19 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     for key in ("data", "cache", "patients", "checksums", "processes"):
         del run[key]
     del run["config"]["allow_missing"]
+    run["config"] |= {"transplant": 0.0, "network": run["config"]["network"] | {"members": 1}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert read_run(tmp_path) == report()
     assert changes_since(read_run(tmp_path), changed(checksums={"a": "0f"})) == []
+
+
+def test_a_run_with_a_setting_that_is_gone_is_not_gone_on_with(tmp_path: Path) -> None:
+    RunFolder(tmp_path).write_report(report())
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["config"]["transplant"] = 0.3
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(InputError, match="unexpected keyword argument 'transplant'"):
+        read_run(tmp_path)
 
 
 def changed(**changes: object) -> TrainReport:
