@@ -22,8 +22,6 @@ DEEPEST, MOST_FOLDERS = 4, 1000
 class Job:
     """A case to segment."""
 
-    path: Path
-    """The path as the user gave it."""
     files: CaseFiles
     outputs: list[Path]
     """The paths of the label map and, if wanted, of the picture."""
@@ -63,13 +61,13 @@ class Preparation:
         check_apart(outputs, [*files.images.values(), *filter(None, [files.stacked])], self.taken)
         check_output(target, overwrite=True)
         if os.path.isfile(target) and not self.overwrite and self._is_result(target, files):
-            return Job(path, files, outputs, done=True)
+            return Job(files, outputs, done=True)
         check_not_reference(files, target)
         if os.path.lexists(target) and not self.overwrite:
             raise InputError(target, "exists already", "a new file", ELSEWHERE)
         for each in outputs:
             check_output(each, self.overwrite)
-        return Job(path, files, outputs, done=False)
+        return Job(files, outputs, done=False)
 
     def _is_result(self, target: Path, files: CaseFiles) -> bool:
         """Whether `target` was made from the same images with the same weights and settings, even if corrected since.

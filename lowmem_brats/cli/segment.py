@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from lowmem_brats.case_files import CaseFiles, find_case, stem
 from lowmem_brats.cli import console, options
 from lowmem_brats.cli.cohort import Cohort
-from lowmem_brats.cli.jobs import Job, Preparation, case_folders, make_folder
+from lowmem_brats.cli.jobs import Preparation, case_folders, make_folder
 from lowmem_brats.config import MODALITIES, SegmentConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
@@ -110,22 +109,15 @@ def segment(
     taken = {report.resolve()} if report else set[Path]()
     prepare = Preparation(find, bool(explicit), output, preview, overwrite, made_of, several, taken)
     with cohort.counted():
-        for job in _to_do(paths, prepare, cohort):
-            with cohort.case(job.path):
+        for number, path in enumerate(paths, 1):
+            with cohort.case(path):
+                job = prepare.job(path)
+                if job.done:
+                    cohort.skip(path, job.outputs[0])
+                    continue
                 if several and not quiet:
-                    console.err.print(f"case {paths.index(job.path) + 1} of {len(paths)}: {job.path}")
-                cohort.done(job.path, segment_one(job.files, job.outputs, config, quiet, overwrite))
-
-
-def _to_do(paths: Sequence[Path], prepare: Preparation, cohort: Cohort) -> Iterator[Job]:
-    """The cases left to segment, each prepared when it is asked for; the others are told and counted."""
-    for path in paths:
-        with cohort.case(path):
-            job = prepare.job(path)
-            if job.done:
-                cohort.skip(path, job.outputs[0])
-            else:
-                yield job
+                    console.err.print(f"case {number} of {len(paths)}: {path}")
+                cohort.done(path, segment_one(job.files, job.outputs, config, quiet, overwrite))
 
 
 def segment_one(
