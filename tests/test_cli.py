@@ -19,12 +19,11 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tiny_weights import SMALL_SHAPE, write_tiny_set
+from tiny_weights import SMALL_SHAPE
 
 from lowmem_brats import __version__
 from lowmem_brats.bench import Row
 from lowmem_brats.cli import main
-from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.cli.train import Duration
 from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.weights import open_set
@@ -57,16 +56,6 @@ def fails(*arguments: object, code: int = 2) -> str:
     assert isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
     return result.output
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_set(tmp_path_factory.mktemp("weights") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom(tmp_path_factory.mktemp("case"), 0, SMALL_SHAPE, overwrite=False)
 
 
 @pytest.fixture

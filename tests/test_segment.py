@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import torch
 from tiny_weights import (
-    SMALL_SHAPE,
     TINY,
     write_changed,
     write_seeing_neighbours,
     write_three_of_one,
-    write_tiny_set,
     write_tiny_single,
 )
 
@@ -50,8 +48,8 @@ REAL_CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_tiny_set(tmp_path_factory.mktemp("weights") / "tiny"))
+def tiny(tiny: Path) -> str:
+    return str(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +58,8 @@ def single(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom(tmp_path_factory.mktemp("case"), 0, SMALL_SHAPE, overwrite=False)
+def phantom(pristine: Path) -> Path:
+    return pristine
 
 
 def run(case: Path, output: Path, narrow: bool = False, **settings: object) -> Segmentation:
