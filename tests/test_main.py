@@ -75,8 +75,13 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
-@pytest.mark.parametrize("change", [SLOW_WRITE, ENDLESS_NETWORK], ids=["writing", "network"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(
+    ("change", "number", "code"),
+    [
+        pytest.param(SLOW_WRITE, signal.SIGTERM, 143, id="writing"),
+        pytest.param(ENDLESS_NETWORK, signal.SIGINT, 1, id="network"),
+    ],
+)
 def test_a_signal_leaves_no_partial_file(
     tmp_path: Path, start: Start, pristine: Path, tiny: Path, change: str, number: signal.Signals, code: int
 ) -> None:
