@@ -259,6 +259,7 @@ def test_several_sets_share_the_views(tmp_path: Path, bold: dict[int, str], phan
     assert (other.label_XYZ != alone.label_XYZ).any()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.skipif(not REAL_CASES.is_dir(), reason="the real cases are not beside this checkout")
 def test_narrowing_finds_the_tumour_of_a_real_case(tmp_path: Path) -> None:
@@ -286,10 +287,14 @@ def test_skipping_is_exact_on_a_real_case_with_the_shipped_weights(tmp_path: Pat
     reference = read_label(case / "BraTS2021_00006_seg.nii.gz").data > 0
     found = full.label_XYZ > 0
     assert 2 * (found & reference).sum() / (found.sum() + reference.sum()) > 0.8
+    narrow = run(case, tmp_path / "c.nii.gz", narrow=True, fast=True, weights="unet2d-w24")
+    near = narrow.label_XYZ > 0
+    assert 2 * (found & near).sum() / (found.sum() + near.sum()) > 0.99
+    assert narrow.report.slices["wt tc et"]["run"] < full.report.slices["wt tc et"]["run"]
 
 
 def test_the_shipped_weights_find_the_tumour_of_a_phantom(tmp_path: Path) -> None:
-    case = write_phantom(tmp_path, 0, (240, 240, 155), overwrite=False)
+    case = write_phantom(tmp_path, 0, (96, 96, 64), overwrite=False)
     found = run(case, tmp_path / "seg.nii.gz").label_XYZ > 0
     truth = read_label(case / "phantom_000_seg.nii.gz").data > 0
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.7
