@@ -101,7 +101,12 @@ def test_numbers_that_the_project_promises() -> None:
         assert plan_train(wide, slices, 10, two_gib, "cuda", precision).batch == 10
     for precision in ("bf16", "fp32"):
         plan_train(network, slices, 10, MemoryBudget(256 * MIB), "cpu", precision)
-        plan_train(network, slices, 155, MemoryBudget(512 * MIB), "cpu", precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_batch_of_all_slices_of_a_case_fits_into_512_mib(precision: str) -> None:
+    plan_train(NetworkConfig(width=32), (240, 240), 155, MemoryBudget(512 * MIB), "cpu", precision)
 
 
 def test_a_loss_that_keeps_more_needs_more() -> None:
