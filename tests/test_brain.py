@@ -272,7 +272,7 @@ def test_a_real_case_in_another_scale(
 @pytest.mark.real
 def test_a_real_case_after_splines(real: tuple[Path, Images], tmp_path: Path) -> None:
     case, true = real
-    (box,) = ndimage.find_objects((true != 0).any(0))
+    (box,) = ndimage.find_objects((true != 0).any(0).astype(np.uint8))
     around = tuple(slice(max(s.start - 8, 0), s.stop + 8) for s in box)
 
     def move(modality: str, image_XYZ: Images) -> Images:

@@ -179,7 +179,7 @@ def test_a_network_of_fixed_size_has_smaller_slices_to_concede() -> None:
     network = NetworkConfig(name="emcad-b0")
     for plan in (
         lambda: plan_inference(network, SIZE_HW, MemoryBudget(0), "cuda", "fp16"),
-        lambda: plan_train(network, SIZE_HW, 6, MemoryBudget(0), "cuda", "fp16"),
+        lambda: plan_train(network, SIZE_HW, 1, MemoryBudget(0), "cuda", "fp16"),
     ):
         with pytest.raises(BudgetError, match=r"too little for emcad-b0; expected .*Next to concede: smaller slices"):
             plan()
