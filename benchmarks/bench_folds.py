@@ -1,12 +1,14 @@
 """Cross-validation: every patient is segmented once, from NIfTI to NIfTI, by a set that was trained without it.
 
-    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe context] [--minutes 30] [--folds 5] [--only 1 3]
+    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe plain] [--minutes 30] [--folds 5] [--only 1 3]
         [--seeds 0 1] [--also LIST]
 
-DATA: a folder of labelled cases, split by patient. Of each fold, a set per seed is trained from fresh weights
-on the other folds and, with --also, on further cases of other patients, --minutes each. Nothing is chosen by the fold
-that is scored: the last weights are taken, and sets of several seeds share the views. WORK keeps the run folders: a
-finished set is not trained again, an interrupted one goes on.
+DATA: a folder or list of labelled cases, split by patient. Of each fold, a set per seed is trained from fresh weights,
+--minutes each, on the other folds and, with --also, on those cases of LIST whose patients are not in the fold. Whom a
+case shows is told by the column `patient` of a list, or else by its name: where data sets number one patient
+differently, only the column prevents that a patient is trained on and scored. Nothing is chosen by the fold that is
+scored: the last weights are taken, and sets of several seeds share the views. WORK keeps the run folders: a finished
+set is not trained again, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -17,14 +19,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from bench_accuracy import per_patient, score, summary_of
 
-from lowmem_brats.case_files import CaseFiles
-from lowmem_brats.case_list import read_cases
+from lowmem_brats.case_list import LabelledCase, read_cases
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
-from lowmem_brats.dataset import split_cases
+from lowmem_brats.dataset import Split, split_cases
 from lowmem_brats.evaluate import PatientScores
 from lowmem_brats.labels import Region
 from lowmem_brats.train import train_set
@@ -33,20 +33,29 @@ from lowmem_brats.weights import load_network, open_set, save_network, write_ind
 # Three binary networks of axial slices, batch Dice: the paper's, of the shipped width.
 PLAIN = TrainConfig(network=NetworkConfig(width=24), validation=0.0, test=0.0, device="cpu")
 SHIPPED = replace(PLAIN, network=replace(PLAIN.network, outputs=3, views=3), loss="dice+ce")
-RECIPES = {
-    "plain": PLAIN,
-    "shipped": SHIPPED,
-}
+RECIPES = {"plain": PLAIN, "shipped": SHIPPED}
 MASKS_AT = {"plain": 0.0, "shipped": -1.5}
-"""Logit above which a pixel is tumour; for -1.5 see bench_threshold.py."""
+"""Logit above which a pixel is tumour."""
 
 
-def write_list(cases: Sequence[CaseFiles], out: Path) -> Path:
-    """A list of cases that `train` reads, with absolute paths."""
+def training_cases(split: Split, others: Sequence[LabelledCase]) -> list[LabelledCase]:
+    """The cases that a fold's sets learn from: its own, and those of `others` whose patients it does not validate.
+
+    A case of `others` that has the name of one in the fold is left out too: it is the same case.
+    """
+    own = [case for part in split.parts for case in part]
+    names, validated = {case.case_id for case in own}, {case.patient for case in split.validation}
+    added = [case for case in others if case.case_id not in names and case.patient not in validated]
+    return [*split.training, *added]
+
+
+def write_list(cases: Sequence[LabelledCase], out: Path) -> Path:
+    """A list of cases that `train` reads, with absolute paths and the patients."""
     rows = []
     for case in cases:
         paths = dict(case.images) | ({"case": case.stacked} if case.stacked else {}) | {"seg": case.labels[0]}
-        rows.append({key: str(path.resolve()) for key, path in paths.items()} | {"case_id": case.case_id})
+        named = {"case_id": case.case_id, "patient": case.patient}
+        rows.append({key: str(path.resolve()) for key, path in paths.items()} | named)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(rows, indent=1) + "\n")
     return out
@@ -57,14 +66,15 @@ def lower_masks(run: Path, threshold: float) -> None:
     weights, paths = open_set(str(run)), dict[Region, Path]()
     for file in weights.files:
         network = load_network(file)
-        with torch.no_grad():
-            network.last_bias().sub_(threshold)
+        network.take_masks_at([threshold] * len(file.regions))
         save_network(network, file)
         paths |= dict.fromkeys(file.regions, file.path)
     write_index(run, weights.name, paths)
 
 
-def train_member(training: Sequence[CaseFiles], work: Path, config: TrainConfig, threshold: float) -> dict[str, object]:
+def train_member(
+    training: Sequence[LabelledCase], work: Path, config: TrainConfig, threshold: float
+) -> dict[str, object]:
     """Train one set of a fold, unless it is there; returns what it took."""
     done = work / "done"
     if not done.exists():
@@ -95,14 +105,13 @@ def main() -> None:
     parser.add_argument("--also", type=Path)
     options = parser.parse_args()
     cases = read_cases(options.data)[0]
-    names = {case.case_id for case in cases}
-    others = [case for case in read_cases(options.also)[0] if case.case_id not in names] if options.also else []
+    others = read_cases(options.also)[0] if options.also else []
     config, threshold = replace(RECIPES[options.recipe], max_seconds=60 * options.minutes), MASKS_AT[options.recipe]
     scores, folds = list[PatientScores](), []
     for k in options.only or range(1, options.folds + 1):
         split = split_cases(cases, 0.0, 0.0, (k, options.folds), config.seed)
         members = {seed: options.work / f"{options.recipe}_{k}_{seed}" for seed in options.seeds}
-        training, took = [*split.training, *others], []
+        training, took = training_cases(split, others), []
         for seed, work in members.items():
             took.append(train_member(training, work, replace(config, seed=seed), threshold))
         results = options.work / "_".join(map(str, (options.recipe, k, "of", *options.seeds)))

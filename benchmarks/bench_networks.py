@@ -14,19 +14,24 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
-from bench_ablation import row_of, train_timed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lowmem_brats import fit
 from lowmem_brats.case_list import read_cases
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import BRATS_SHAPE, MODALITIES, PRESETS, NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.labels import Region
 from lowmem_brats.networks import build_network, padded_size
 from lowmem_brats.segment import segment_case
+from lowmem_brats.train import train_set
 
 OURS = TrainConfig(loss="dice+ce", test=0.2)
 PAPER = {key: value for key, value in PRESETS["emcad"].items() if key != "network"}
@@ -39,8 +44,38 @@ RUNS: dict[str, TrainConfig] = {
 
 
 def train(name: str, data: Path, work: Path, minutes: float) -> None:
-    """Train and score one network in its own folder."""
-    train_timed(data, work / name, RUNS[name], minutes, work / f"cache {RUNS[name].network.name}")
+    """Train and score one network in its own folder, in so many minutes of one thread's processor time.
+
+    Does nothing if the folder holds scores already.
+    """
+    out, cache = work / name, work / f"cache {RUNS[name].network.name}"
+    if (out / "test" / "scores.csv").exists():
+        return
+    torch.set_num_threads(1)
+    fit.time = SimpleNamespace(monotonic=time.process_time)
+    train_set(data, out, replace(RUNS[name], max_seconds=minutes * 60, device="cpu"), cache=cache)
+
+
+def row_of(name: str, out: Path) -> dict[str, object]:
+    """What a network's run folder says."""
+    run = json.loads((out / "run.json").read_text())
+    lines = [line.split(",") for line in (out / "test" / "scores.csv").read_text().splitlines()[1:]]
+    dice = {r.value: [float(c[2]) for c in lines if c[1] == r.value and c[0] not in ("mean", "std")] for r in Region}
+    last = [network["epochs"][-1] for network in run["networks"].values()]
+    return {
+        "variant": name,
+        "mean_dice": {region: round(float(np.mean(values)), 4) for region, values in dice.items()},
+        "mean_of_three": round(float(np.mean(list(dice.values()))), 4),
+        "dice": dice,
+        "steps": {epoch["network"]: epoch["steps"] for epoch in last},
+        "seconds_per_step": round(sum(e["seconds"] for e in last) / sum(e["steps"] for e in last), 4),
+        "fallback_steps": sum(epoch["fallback_steps"] for epoch in last),
+        "switches": {key: network["switches"] for key, network in run["networks"].items()},
+        "peak_bytes": {key: network["peak_bytes"] for key, network in run["networks"].items()},
+        "plans": run["plans"],
+        "test_cases": run["test_cases"],
+        "training_cases": len(run["training_cases"]),
+    }
 
 
 def cost_of(network: NetworkConfig) -> dict[str, object]:

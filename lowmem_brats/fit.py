@@ -156,9 +156,7 @@ class NetworkTraining:
                 self.best_state, self.config.network, self.validation, self.regions, plan.device, plan.precision
             )
         )
-        bias_K = self.network.last_bias()
-        with torch.no_grad():
-            bias_K.sub_(bias_K.new_tensor([found[region.value][0] for region in self.regions]))
+        self.network.take_masks_at([found[region.value][0] for region in self.regions])
         return found
 
     @property

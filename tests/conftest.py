@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from lowmem_brats.config import MODALITIES
 # The same examples on every run, whatever the load of the machine: a test fails because the code changed.
 hypothesis.settings.register_profile("lowmem", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("lowmem")
+
+# One thread for each process: as many tests run at a time as there are cores. torch reads it when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHAPE_XYZ = (12, 14, 10)
 LPS_AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -98,6 +102,24 @@ def save_nifti() -> SaveNifti:
 def write_case() -> WriteCase:
     """`write_case(folder, names="brats2021", *, modalities, suffix, shape, dtype, affine)`."""
     return _write_case
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a set of three tiny networks."""
+    from tiny_weights import write_tiny_set
+
+    return write_tiny_set(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small phantom with its label map; not to be written to."""
+    from tiny_weights import SMALL_SHAPE
+
+    from lowmem_brats.cli.phantom import write_phantom
+
+    return write_phantom(tmp_path_factory.mktemp("case"), 0, SMALL_SHAPE, overwrite=False)
 
 
 @pytest.fixture(scope="session")

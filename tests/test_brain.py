@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -97,6 +97,7 @@ def test_any_scale_gives_the_same_brain_and_z_scores(change: Callable[[Images], 
 
 
 @given(st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
+@settings(max_examples=30)
 def test_gain_and_offset_do_not_matter(gain: float, offset: float) -> None:
     # In units of the gain: float32 holds no difference of 1 beside an offset of a billion.
     cleaned_CXYZ, _ = isolate(CLEAN * gain + offset * gain)
@@ -233,13 +234,22 @@ def test_a_modality_of_another_place_is_refused() -> None:
 # --- on a real case: what is read is what the ordinary file gives ---
 
 
-def rewrite(case: Path, out: Path, change: Callable[[str, Images], Images]) -> Path:
-    """A copy of a case with each image changed."""
-    for modality, path in find_case(case).images.items():
-        image = nibabel.load(path)
+def rewrite(
+    case: Path, out: Path, change: Callable[[str, Images], Images], modalities: tuple[str, ...] = MODALITIES
+) -> Path:
+    """A copy of a case, or of some of its modalities, with each image changed."""
+    for modality in modalities:
+        image = nibabel.load(find_case(case).images[modality])
         changed = change(modality, np.asarray(image.dataobj, np.float32))
         nibabel.save(nibabel.Nifti1Image(changed, image.affine), out / f"x_{modality}.nii")
     return out
+
+
+@pytest.fixture(scope="module")
+def real(real_cases: Path) -> tuple[Path, Images]:
+    """A real case and its images as they are read."""
+    case = real_cases / "BraTS20_Training_001"
+    return case, read_case(find_case(case)).images_CXYZ
 
 
 @pytest.mark.real
@@ -252,19 +262,23 @@ def rewrite(case: Path, out: Path, change: Callable[[str, Images], Images]) -> P
     ],
 )
 def test_a_real_case_in_another_scale(
-    real_cases: Path, tmp_path: Path, change: Callable[[str, Images], Images]
+    real: tuple[Path, Images], tmp_path: Path, change: Callable[[str, Images], Images]
 ) -> None:
-    case = real_cases / "BraTS20_Training_001"
-    true_CXYZ = zscore_brain(read_case(find_case(case)).images_CXYZ)
+    case, true_CXYZ = real
     found = read_case(find_case(rewrite(case, tmp_path, change)))
-    np.testing.assert_allclose(zscore_brain(found.images_CXYZ), true_CXYZ, atol=5e-3)
+    np.testing.assert_allclose(zscore_brain(found.images_CXYZ), zscore_brain(true_CXYZ), atol=5e-3)
 
 
 @pytest.mark.real
-def test_a_real_case_after_splines(real_cases: Path, tmp_path: Path) -> None:
-    case = real_cases / "BraTS20_Training_001"
-    true = read_case(find_case(case)).images_CXYZ
-    moved = rewrite(case, tmp_path, lambda m, i: np.round(ndimage.shift(i, (0.4, -0.3, 0.45), order=3)))
-    found = read_case(find_case(moved)).images_CXYZ
-    true_XYZ = ndimage.shift((true != 0).any(0).astype(np.float32), (0.4, -0.3, 0.45), order=1) > 0.5
-    assert min(overlap(found, true_XYZ)) > 0.985
+def test_a_real_case_after_splines(real: tuple[Path, Images], tmp_path: Path) -> None:
+    case, true = real
+    (box,) = ndimage.find_objects((true != 0).any(0).astype(np.uint8))
+    around = tuple(slice(max(s.start - 8, 0), s.stop + 8) for s in box)
+
+    def move(modality: str, image_XYZ: Images) -> Images:
+        return np.round(ndimage.shift(image_XYZ[around], (0.4, -0.3, 0.45), order=3))
+
+    moved = rewrite(case, tmp_path, move, ("t1ce", "flair"))  # each takes seconds
+    found = read_case(find_case(moved, allow_missing=("t1", "t2"))).images_CXYZ
+    true_XYZ = ndimage.shift((true != 0).any(0)[around].astype(np.float32), (0.4, -0.3, 0.45), order=1) > 0.5
+    assert min(overlap(found, true_XYZ)[m] for m in (1, 3)) > 0.985

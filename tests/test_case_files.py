@@ -44,8 +44,6 @@ def used(case: CaseFiles) -> list[str]:
 # --- names of every convention ---
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".NII", ".NII.GZ"])
-@pytest.mark.parametrize("upper", [False, True])
 @pytest.mark.parametrize(
     ("case_id", "endings"),
     [
@@ -68,14 +66,15 @@ def used(case: CaseFiles) -> list[str]:
         ("P3_post", "_t1 _t1ce _t2 _flair _seg"),  # after surgery
     ],
 )
-def test_every_convention(tmp_path: Path, case_id: str, endings: str, upper: bool, suffix: str) -> None:
-    names = [case_id + (e.upper() if upper else e) + suffix for e in endings.split()]
-    case = find_case(touch(tmp_path / "folder", *names))
-    assert case.case_id == case_id
-    assert used(case) == names[:4]
-    assert [path.name for path in case.labels] == [names[4]]
-    assert (case.stacked, case.missing, case.notes) == (None, [], ())
-    assert case.numbered == ("_0000" in endings)
+def test_every_convention(tmp_path: Path, case_id: str, endings: str) -> None:
+    for spelled, suffix in ((endings, ".nii"), (endings, ".nii.gz"), (endings.upper(), ".NII.GZ")):
+        names = [case_id + ending + suffix for ending in spelled.split()]
+        case = find_case(touch(tmp_path / f"folder {spelled} {suffix}", *names))
+        assert case.case_id == case_id
+        assert used(case) == names[:4]
+        assert [path.name for path in case.labels] == [names[4]]
+        assert (case.stacked, case.missing, case.notes) == (None, [], ())
+        assert case.numbered == ("_0000" in endings)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,11 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tiny_weights import SMALL_SHAPE, write_tiny_set
+from tiny_weights import SMALL_SHAPE
 
 from lowmem_brats import __version__
 from lowmem_brats.bench import Row
 from lowmem_brats.cli import main
-from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.cli.train import Duration
 from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.weights import open_set
@@ -57,16 +56,6 @@ def fails(*arguments: object, code: int = 2) -> str:
     assert isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
     return result.output
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_set(tmp_path_factory.mktemp("weights") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom(tmp_path_factory.mktemp("case"), 0, SMALL_SHAPE, overwrite=False)
 
 
 @pytest.fixture
@@ -408,9 +397,10 @@ def test_phantom_writes_cases_that_segment_reads(tmp_path: Path) -> None:
 
 
 def test_train_gives_a_set_that_segment_takes(case: Path, tmp_path: Path) -> None:
-    shape = [str(n) for n in SMALL_SHAPE]
+    shape = 32, 32, 32
     assert run("phantom", tmp_path / "data", "-n", 2, "--shape", *shape).exit_code == 0
     arguments = ("--width", 8, "--epochs", 1, "--batch", 8, "--validation", 0.5, "--vram", "2G", "--device", "cpu")
+    arguments += ("--precision", "fp32")
     result = run("train", tmp_path / "data", "-o", tmp_path / "set", *arguments)
     assert result.exit_code == 0, result.output
     assert "validation Dice" in result.output
@@ -428,11 +418,12 @@ def test_train_gives_a_set_that_segment_takes(case: Path, tmp_path: Path) -> Non
 
 
 def test_train_touches_nothing_but_its_set(tmp_path: Path) -> None:
-    shape = [str(n) for n in SMALL_SHAPE]
+    shape = 32, 32, 32
     out = tmp_path / "out"
     assert run("phantom", out / "cache", "-n", 2, "--shape", *shape).exit_code == 0
     arguments = ("train", out / "cache", "-o", out, "--width", 8, "--epochs", 1, "--validation", 0.5, "--device", "cpu")
-    fails(*arguments, "--vram", "0.1M")
+    arguments += ("--precision", "fp32")
+    fails(*arguments, "--batch", 1, "--vram", "0.1M")
     mine = [out / "cache" / "phantom_001-notes.json", out / "checkpoints" / "mine.safetensors"]
     for path in mine:
         path.parent.mkdir(exist_ok=True)
@@ -446,7 +437,7 @@ def test_train_touches_nothing_but_its_set(tmp_path: Path) -> None:
 
 
 def test_train_says_which_cases_it_leaves_out_or_doubts(tmp_path: Path) -> None:
-    shape = [str(n) for n in SMALL_SHAPE]
+    shape = 32, 32, 32
     assert run("phantom", tmp_path / "data", "-n", 3, "--shape", *shape).exit_code == 0
     next((tmp_path / "data" / "phantom_000").glob("*_seg*")).unlink()
     next((tmp_path / "data" / "phantom_001").glob("*_t2*")).unlink()
@@ -474,7 +465,7 @@ def test_train_needs_labelled_cases(tmp_path: Path) -> None:
 
 def test_train_where_the_cases_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands of the README, without a path: train, go on, segment."""
-    assert run("phantom", tmp_path / "cases", "-n", 2, "--shape", *SMALL_SHAPE).exit_code == 0
+    assert run("phantom", tmp_path / "cases", "-n", 2, "--shape", 32, 32, 32).exit_code == 0
     monkeypatch.chdir(tmp_path / "cases" / "phantom_000")
     assert "holds images itself" in fails("train", "--vram", "2G")
     monkeypatch.chdir(tmp_path)
@@ -604,7 +595,7 @@ def test_plan_shows_the_ladder_without_weights_or_data() -> None:
         assert text in result.output
 
 
-@pytest.mark.parametrize("arguments", [(), ("--train",)])
+@pytest.mark.parametrize("arguments", [(), ("--train", "--batch", "2")])
 def test_plan_fails_where_nothing_fits(arguments: tuple[str, ...]) -> None:
     command = ("plan", "--width", 8, "--size", 32, 32, "--device", "cpu", *arguments)
     result = run(*command, "--vram", "0.1M")
@@ -632,7 +623,7 @@ def test_no_arguments_show_the_help() -> None:
 
 
 def test_plan_of_too_small_a_budget_names_one_that_works() -> None:
-    arguments = ("plan", "--train", "--device", "cpu", "--width", 16, "--size", 64, 64)
+    arguments = ("plan", "--train", "--device", "cpu", "--width", 16, "--size", 64, 64, "--batch", 2)
     found = re.search(r"needs (\d+)M", run(*arguments, "--vram", "5M").output)
     assert found
     assert "needs" not in run(*arguments, "--vram", f"{found[1]}M").output

@@ -15,27 +15,16 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tiny_weights import SMALL_SHAPE, write_tiny_set
+from tiny_weights import SMALL_SHAPE
 
 import lowmem_brats.segment as segment_module
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.cli import main
 from lowmem_brats.cli.jobs import case_folders
-from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.errors import InputError
 from lowmem_brats.nifti import is_own_result, origin_of
 
 MakeCase = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_set(tmp_path_factory.mktemp("weights") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom(tmp_path_factory.mktemp("case"), 0, SMALL_SHAPE, overwrite=False)
 
 
 @pytest.fixture

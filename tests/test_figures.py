@@ -78,7 +78,7 @@ value = st.one_of(st.floats(-1e9, 1e9), st.just(math.nan), st.just(math.inf), st
     series=st.lists(st.lists(st.tuples(st.floats(0, 1e7), value), max_size=12), max_size=8),
     marks=st.lists(st.tuples(st.floats(0, 1e7), st.text(max_size=5)), max_size=3),
 )
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_no_series_breaks_it(series: list[list[tuple[float, float]]], marks: list[tuple[float, str]]) -> None:
     panel = Panel("a", {str(n): line for n, line in enumerate(series)}, marks)
     page = draw_curves([panel, panel, panel], "title")

@@ -213,31 +213,30 @@ def test_half_logits_of_many_pixels_do_not_overflow(dtype: torch.dtype) -> None:
 
 
 @every_loss
-@one_region_or_three
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("right", [-1, 0, 1])
-def test_extreme_logits_stay_finite(name: str, regions: int, dtype: torch.dtype, right: int) -> None:
+def test_extreme_logits_stay_finite(name: str, dtype: torch.dtype) -> None:
     """All right, all wrong, or either at random."""
-    target = random_batch(regions)[1].float()
-    signs = right * (target * 2 - 1) if right else random_logits(regions).sign()
-    logits = (signs * 1e3).to(dtype).requires_grad_()
-    loss = find_loss(name)(logits, target)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert logits.grad.isfinite().all()
+    target = random_batch(3)[1].float()
+    for signs in (target * 2 - 1, 1 - target * 2, random_logits(3).sign()):
+        logits = (signs * 1e3).to(dtype).requires_grad_()
+        loss = find_loss(name)(logits, target)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert loss.isfinite()
+        assert logits.grad.isfinite().all()
 
 
 @every_loss
 @one_region_or_three
-@pytest.mark.parametrize("size", [1, 2, 3, 5, SLICES])
-def test_micro_batches_give_the_full_batch_s_loss_and_gradient(name: str, regions: int, size: int) -> None:
+def test_micro_batches_give_the_full_batch_s_loss_and_gradient(name: str, regions: int) -> None:
+    """Slices one by one, in unequal parts, and all at once."""
     slices, target = random_batch(regions)
     network = small_network(regions)
     expected, loss = plain_gradient(network, name, slices, target)
-    found, found_loss = gradient_of(network, name, split_batch(slices, target, size))
-    assert found_loss == pytest.approx(loss, rel=1e-12)
-    assert relative_error(found, expected) < 1e-12
+    for size in (1, 5, SLICES):
+        found, found_loss = gradient_of(network, name, split_batch(slices, target, size))
+        assert found_loss == pytest.approx(loss, rel=1e-12)
+        assert relative_error(found, expected) < 1e-12
 
 
 @every_loss

@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_weights import SMALL_SHAPE, write_tiny_set
 
 from lowmem_brats.cli import main
-from lowmem_brats.cli.phantom import write_phantom
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 SLOW_WRITE = """
@@ -77,14 +75,18 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
-@pytest.mark.parametrize("change", [SLOW_WRITE, ENDLESS_NETWORK], ids=["writing", "network"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(
+    ("change", "number", "code"),
+    [
+        pytest.param(SLOW_WRITE, signal.SIGTERM, 143, id="writing"),
+        pytest.param(ENDLESS_NETWORK, signal.SIGINT, 1, id="network"),
+    ],
+)
 def test_a_signal_leaves_no_partial_file(
-    tmp_path: Path, start: Start, change: str, number: signal.Signals, code: int
+    tmp_path: Path, start: Start, pristine: Path, tiny: Path, change: str, number: signal.Signals, code: int
 ) -> None:
-    case, out = write_phantom(tmp_path, 0, SMALL_SHAPE, overwrite=False), tmp_path / "out"
-    weights = write_tiny_set(tmp_path / "weights")
-    process = start(change, "segment", case, "-o", out, "--weights", weights, "--device", "cpu", "-q")
+    out = tmp_path / "out"
+    process = start(change, "segment", pristine, "-o", out, "--weights", tiny, "--device", "cpu", "-q")
     process.send_signal(number)
     output = process.communicate(timeout=120)
     assert process.returncode == code, output

@@ -32,12 +32,11 @@ def run(network: SliceNetwork, names: Sequence[str]) -> tuple[list[Tensor], dict
 
 
 @pytest.mark.parametrize("name", EACH_NETWORK)
-@pytest.mark.parametrize("norm", ["group", "batch"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("norm", "dtype"), [("group", torch.float32), ("batch", torch.float64)])
 def test_gradients_and_running_statistics_are_the_plain_ones(name: str, norm: str, dtype: torch.dtype) -> None:
     stages = list(network_of(name, norm, dtype).stages())
     gradients, state = run(network_of(name, norm, dtype), ())
-    for names in (stages, stages[:1], stages[1::2]):
+    for names in (stages, stages[1::2]):
         network = network_of(name, norm, dtype)
         found, found_state = run(network, names)
         assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from each_network import EACH_NETWORK
 from torch import nn
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
@@ -21,7 +22,7 @@ from lowmem_brats.networks import (
     widened,
 )
 
-every_network = pytest.mark.parametrize("name", NETWORKS)
+every_network = pytest.mark.parametrize("name", EACH_NETWORK)
 
 
 def build(name: str, norm: str = "group", depth: int = 2, outputs: int = 1) -> SliceNetwork:
@@ -35,9 +36,8 @@ def slices(n: int, height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.randn(n, len(MODALITIES), height, width, generator=torch.Generator().manual_seed(1))
 
 
-@every_network
-@pytest.mark.parametrize("norm", ["group", "batch"])
-@pytest.mark.parametrize("shape_HW", [(64, 64), (32, 96)])
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("norm", "shape_HW"), [("group", (32, 96)), ("batch", (64, 64))])
 def test_one_logit_per_pixel(name: str, norm: str, shape_HW: tuple[int, int]) -> None:
     network = build(name, norm).eval()
     logits_N1HW = network(slices(3, *shape_HW))

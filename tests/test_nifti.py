@@ -70,8 +70,9 @@ def assert_same_places(path: Path, label_XYZ: npt.NDArray[np.uint8], lps_affine:
     np.testing.assert_array_equal(np.asarray(image.dataobj)[i, j, k], label_XYZ[tuple(indices_LPS)])
 
 
-@pytest.mark.parametrize("codes", FORM_CODES)
-@pytest.mark.parametrize(("axes", "flips"), ORIENTATIONS)
+@pytest.mark.parametrize(
+    ("axes", "flips", "codes"), [(*each, FORM_CODES[(i + i // 4) % 4]) for i, each in enumerate(ORIENTATIONS)]
+)
 def test_every_axis_order_comes_in_and_goes_out(
     tmp_path: Path, save_nifti: SaveNifti, axes: tuple[int, ...], flips: tuple[bool, ...], codes: tuple[int, int]
 ) -> None:
@@ -181,23 +182,22 @@ def patch(path: Path, offset: int, layout: str, *values: float) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize(
     "dtype",
     ["int8", "uint8", "<i2", ">i2", "<u2", ">u2", "int32", "uint32", "int64", "uint64", "<f4", ">f4", "<f8", ">f8"],
 )
-def test_every_number_type_keeps_its_values(tmp_path: Path, dtype: str, suffix: str) -> None:
+def test_every_number_type_keeps_its_values(tmp_path: Path, dtype: str) -> None:
     kind = np.dtype(dtype)
     largest = 60000.25 if kind.kind == "f" else min(np.iinfo(kind).max, 60000)
     data_XYZ = np.linspace(0, largest, 210).reshape(6, 7, 5).astype(kind)
     header = nibabel.Nifti1Header(endianness=kind.byteorder if kind.byteorder in "<>" else "<")
     header.set_data_dtype(kind)
-    nibabel.save(nibabel.Nifti1Image(data_XYZ, LPS_AFFINE, header), tmp_path / f"in{suffix}")
-    volume = read_volume(tmp_path / f"in{suffix}")
+    nibabel.save(nibabel.Nifti1Image(data_XYZ, LPS_AFFINE, header), tmp_path / "in.nii")
+    volume = read_volume(tmp_path / "in.nii")
     np.testing.assert_array_equal(volume.data, data_XYZ.astype(np.float32) if kind.kind == "f" else data_XYZ)
     assert volume.data.dtype.kind == kind.kind
     write_label_map(numbered(6, 7, 5), volume, tmp_path / "out.nii")
-    assert_same_grid(tmp_path / "out.nii", tmp_path / f"in{suffix}")
+    assert_same_grid(tmp_path / "out.nii", tmp_path / "in.nii")
 
 
 def test_scaled_integers_are_read_as_what_they_stand_for(tmp_path: Path, save_nifti: SaveNifti) -> None:

@@ -12,11 +12,9 @@ import numpy.typing as npt
 import pytest
 import torch
 from tiny_weights import (
-    SMALL_SHAPE,
     write_changed,
     write_seeing_neighbours,
     write_three_of_one,
-    write_tiny_set,
     write_tiny_single,
 )
 
@@ -44,8 +42,8 @@ REAL_CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_tiny_set(tmp_path_factory.mktemp("weights") / "tiny"))
+def tiny(tiny: Path) -> str:
+    return str(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +52,8 @@ def single(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom(tmp_path_factory.mktemp("case"), 0, SMALL_SHAPE, overwrite=False)
+def phantom(pristine: Path) -> Path:
+    return pristine
 
 
 def run(case: Path, output: Path, narrow: bool = False, **settings: object) -> Segmentation:
@@ -239,6 +237,7 @@ def test_several_sets_share_the_views(tmp_path: Path, bold: dict[int, str], phan
     assert (other.label_XYZ != alone.label_XYZ).any()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.skipif(not REAL_CASES.is_dir(), reason="the real cases are not beside this checkout")
 def test_narrowing_finds_the_tumour_of_a_real_case(tmp_path: Path) -> None:
@@ -251,6 +250,7 @@ def test_narrowing_finds_the_tumour_of_a_real_case(tmp_path: Path) -> None:
     assert narrow.report.slices["wt tc et"]["run"] < 0.6 * full.report.slices["wt tc et"]["run"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.skipif(not REAL_CASES.is_dir(), reason="the real cases are not beside this checkout")
 def test_skipping_is_exact_on_a_real_case_with_the_shipped_weights(tmp_path: Path) -> None:
@@ -262,14 +262,20 @@ def test_skipping_is_exact_on_a_real_case_with_the_shipped_weights(tmp_path: Pat
     np.testing.assert_array_equal(skipping.label_XYZ, full.label_XYZ)
     assert full.report.slices["wt tc et"]["skipped"] == skipping.report.slices["wt"]["skipped"] == 0
     assert 20 < skipping.report.slices["tc"]["skipped"] < skipping.report.slices["et"]["skipped"]
-    # The tumour is found, and on the right side of the head: an orientation mistake would not reach this.
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL_CASES.is_dir(), reason="the real cases are not beside this checkout")
+def test_the_shipped_weights_find_the_tumour_of_a_real_case(tmp_path: Path) -> None:
+    """On the right side of the head: an orientation mistake would not reach this."""
+    case = REAL_CASES / "BraTS2021_00006"
+    found = run(case, tmp_path / "seg.nii.gz", narrow=True, fast=True).label_XYZ > 0
     reference = read_label(case / "BraTS2021_00006_seg.nii.gz").data > 0
-    found = full.label_XYZ > 0
     assert 2 * (found & reference).sum() / (found.sum() + reference.sum()) > 0.8
 
 
 def test_the_shipped_weights_find_the_tumour_of_a_phantom(tmp_path: Path) -> None:
-    case = write_phantom(tmp_path, 0, (240, 240, 155), overwrite=False)
+    case = write_phantom(tmp_path, 0, (96, 96, 64), overwrite=False)
     found = run(case, tmp_path / "seg.nii.gz").label_XYZ > 0
     truth = read_label(case / "phantom_000_seg.nii.gz").data > 0
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.7

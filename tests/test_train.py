@@ -218,7 +218,8 @@ def test_another_network_trains_and_segments(easy_data: Path, tmp_path: Path) ->
     encoder = tmp_path / "pvt_v2_b0.pth"
     torch.manual_seed(5)
     torch.save(PVTv2(B0, channels=3).state_dict(), encoder)
-    config = replace(SHORT, epochs=4, network=config, learning_rate=2e-3, loss="dice+ce", encoder_weights=str(encoder))
+    config = replace(SHORT, epochs=3, batch=4, network=config, learning_rate=4e-3, loss="dice+ce")
+    config = replace(config, encoder_weights=str(encoder))
     run(easy_data, tmp_path / "out", replace(config, epochs=1))
     encoder.unlink()  # what it gave is in the checkpoint
     report = run(easy_data, tmp_path / "out", config, resume=True)

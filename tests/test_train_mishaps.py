@@ -207,12 +207,7 @@ def test_an_early_stop_needs_somebody_to_watch(tmp_path: Path) -> None:
     data = write_easy_data(tmp_path / "data")
     config = replace(EASY, epochs=4, batch=8, patience=1, schedule="plateau")
     parts: list[TrainReport] = []
-    run(
-        data,
-        None if False else tmp_path / "first",
-        replace(config, epochs=1, regions=("wt",)),
-        tell={"on_data": parts.append},
-    )
+    run(data, tmp_path / "first", replace(config, epochs=1, regions=("wt",)), tell={"on_data": parts.append})
     (name,) = parts[0].validation_cases
     path = data / name / f"{name}_seg.nii.gz"
     image = nibabel.load(path)

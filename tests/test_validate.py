@@ -75,14 +75,20 @@ def test_examples_are_the_busiest_slices_of_the_first_patients(tmp_path: Path, c
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_the_threshold_is_where_dice_is_best(
-    cases: list[CachedCase], monkeypatch: pytest.MonkeyPatch, threshold: float, views: int
+    tmp_path: Path, cases: list[CachedCase], monkeypatch: pytest.MonkeyPatch, threshold: float, views: int
 ) -> None:
-    """Mean logits a little above it in the tumour, a little below it in the brain around, 0 outside the brain."""
+    """Mean logits a little above it in the tumour, a little below it in the brain around, 0 outside the brain.
+
+    Two cases are too flat to be seen from three sides, the third is not.
+    """
     config = NetworkConfig(width=8, depth=1, outputs=3, views=views)
+    high = [np.repeat(array, 4, axis=0) for array in (cases[0].slices_ZCHW, cases[0].depth_ZHW)]
+    cases.append(store_case(tmp_path / "high.json", "high", *high))
+    assert [case.usable(views) for case in cases] == [1, 1, views]
     given = []
     for case in cases:
         deeper_KZHW = case.depth_ZHW >= np.array([1, 2, 3])[:, None, None, None]
-        used = min(views, len(case.brain_VN))
+        used = case.usable(views)
         sum_KZHW = (used * np.where(deeper_KZHW, threshold + 0.1, threshold - 0.1)).astype(np.float32)
         sum_KZHW[..., :4] = 0
         assert not deeper_KZHW[..., :3].any()

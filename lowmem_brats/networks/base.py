@@ -6,9 +6,10 @@ Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lowmem_brats.errors import InputError
@@ -48,6 +49,12 @@ class SliceNetwork(nn.Module, ABC):
     @abstractmethod
     def last_bias(self) -> nn.Parameter:
         """The bias that is added last to the logits of each region, [K]; lowering it makes masks smaller."""
+
+    def take_masks_at(self, logits_K: Sequence[float]) -> None:
+        """Shift the last bias so that 0 is from now on what these logits, one per region, were."""
+        bias_K = self.last_bias()
+        with torch.no_grad():
+            bias_K.sub_(bias_K.new_tensor(logits_K))
 
     def load_encoder(self, path: Path) -> None:
         """Load the encoder's public checkpoint. Raises InputError for a network that has no such encoder."""
