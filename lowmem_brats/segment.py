@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -28,20 +27,20 @@ from lowmem_brats import __version__
 from lowmem_brats.case import Case, read_case
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import SegmentConfig
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.files import add_to_checksum
 from lowmem_brats.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
 from lowmem_brats.memory import cuda
-from lowmem_brats.memory.device import choose_device, open_budget
+from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
 from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
-from lowmem_brats.networks import SliceNetwork, stride_of
+from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import is_own_result, write_label_map
 from lowmem_brats.postprocess import drop_doubtful, drop_small_components
 from lowmem_brats.precision import choose_precision
-from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
+from lowmem_brats.predict import Prediction, count_passes, place, predict_finite, predict_stack
 from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, to_voxels, views_of
-from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, load_networks, open_set, versions
+from lowmem_brats.weights import WeightsFile, WeightsSet, load_networks, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -180,18 +179,21 @@ def segment_case(
         loaded = loading.result() if loading else load_case(files, stride_of(weights.network))
         case, stack = loaded.case, loaded.stack
     with _timed(seconds, "plan"):
-        load = partial(load_network, weights.files[0])
-        precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)
         views = _views(weights, stack, config)
         size_HW = max((seen.shape[2:] for seen in views_of(stack.slices_ZCHW, views)), key=math.prod)
         network = replace(weights.network, members=len(weights.by_view(views)[0][0]))
-        plan = plan_inference(network, size_HW, budget, str(device), precision)
-        on_plan(plan)
+
+        def plan_in(precision: str) -> InferencePlan:
+            plan = plan_inference(network, size_HW, budget, str(device), precision)
+            on_plan(plan)
+            return plan
+
+        plan = plan_in(precision)
     report = SegmentReport(
         files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
     )
-    report.warnings = warnings + notes + case.warnings + stack.notes
-    found = _predict_regions(weights, stack, config, report, on_progress)
+    report.warnings = warnings + case.warnings + stack.notes
+    found = _predict_regions(weights, stack, config, report, plan_in, on_progress)
     with _timed(seconds, "fuse"):
         logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
         masks, gone = drop_doubtful(logit_ZHW, config.min_confidence)
@@ -208,22 +210,23 @@ def segment_case(
     return Segmentation(case, label_XYZ, report)
 
 
-def _middle_slice(stack: SliceStack) -> npt.NDArray[np.float16]:
-    """A slice with brain."""
-    brain = np.flatnonzero(stack.brain_ZHW.any(axis=(1, 2)))
-    middle_CHW: npt.NDArray[np.float16] = stack.slices_ZCHW[brain[len(brain) // 2]]
-    return middle_CHW
-
-
 def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int:
     """From how many sides the case is seen."""
     return 1 if config.fast or stack.flat else weights.network.views
 
 
 def _predict_regions(
-    weights: WeightsSet, stack: SliceStack, config: SegmentConfig, report: SegmentReport, on_progress: OnProgress
+    weights: WeightsSet,
+    stack: SliceStack,
+    config: SegmentConfig,
+    report: SegmentReport,
+    plan_in: Callable[[str], InferencePlan],
+    on_progress: OnProgress,
 ) -> dict[Region, npt.NDArray[np.float32]]:
-    """Run the networks, one in memory at a time: region → logits added up over the views, as `Prediction.sum_KZHW`."""
+    """Run the networks, one in memory at a time: region → logits added up over the views, as `Prediction.sum_KZHW`.
+
+    `plan_in`: precision → plan, for a network whose logits are not finite in the report's.
+    """
     logit_ZHW: dict[Region, npt.NDArray[np.float32]] = {}
     views = _views(weights, stack, config)
     if stack.flat and (weights.network.views > 1 or weights.network.context):
@@ -233,15 +236,11 @@ def _predict_regions(
     for files_V in weights.by_view(views):
         plan, name, regions = report.plan, files_V[0][0].name, files_V[0][0].regions
         with _timed(report.seconds, name):
-            prediction = predict_stack(
-                _network_of(files_V, plan),
-                stack.slices_ZCHW,
-                active_VN,
+            tell = partial(on_progress, name.upper())
+            prediction, plan = predict_finite(
+                partial(_predict, files_V, stack, active_VN, config, tell),
                 plan,
-                config.tta,
-                partial(on_progress, name.upper()),
-                config.narrow,
-                stack.flat,
+                partial(_plan_fp32, name, report, plan_in),
             )
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
@@ -257,12 +256,32 @@ def _predict_regions(
     return logit_ZHW
 
 
-def _network_of(files_V: Sequence[Sequence[WeightsFile]], plan: InferencePlan) -> Callable[[int], SliceNetwork]:
-    """View → the network that looks from there; loaded once where one looks from all sides."""
-    if all(files == files_V[0] for files in files_V):
-        network = place(load_networks(files_V[0]), plan)
-        return lambda view: network
-    return lambda view: place(load_networks(files_V[view]), plan)
+def _predict(
+    files_V: Sequence[Sequence[WeightsFile]],
+    stack: SliceStack,
+    active_VN: Sequence[npt.NDArray[np.bool_]],
+    config: SegmentConfig,
+    on_progress: Callable[[int, int], None],
+    plan: InferencePlan,
+) -> Prediction:
+    """Load the networks, once where one looks from all sides, and run them as planned."""
+    alike = all(files == files_V[0] for files in files_V)
+    only = place(load_networks(files_V[0]), plan) if alike else None
+    how = plan, config.tta, on_progress, config.narrow, stack.flat
+    return predict_stack(
+        lambda view: only or place(load_networks(files_V[view]), plan), stack.slices_ZCHW, active_VN, *how
+    )
+
+
+def _plan_fp32(name: str, report: SegmentReport, plan_in: Callable[[str], InferencePlan]) -> InferencePlan:
+    """Plan in fp32 for this network and those after it, and report why. Raises BudgetError where that does not fit."""
+    why = f"{report.plan.precision} gives NaN or infinity in {name.upper()}"
+    try:
+        report.plan = plan_in("fp32")
+    except BudgetError as error:
+        raise BudgetError(error.where, f"{why}, and fp32 does not fit", error.expected, "Give more.") from error
+    report.warnings.append(f"{why}: it is run again in fp32, and so is every network after it")
+    return report.plan
 
 
 def _count(
@@ -271,16 +290,7 @@ def _count(
     for tissue, label in convention.tissues.items():
         report.voxels[tissue] = int((label_XYZ == label).sum())
         report.millilitres[tissue] = report.voxels[tissue] * voxel_mm3 / 1000
-    report.process_peak_bytes = _process_peak_bytes()
-
-
-def _process_peak_bytes() -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource  # does not exist on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+    report.process_peak_bytes = process_peak_bytes()
 
 
 @contextmanager

@@ -60,6 +60,16 @@ def test_the_weights_given_stay_as_they_are(cases: list[CachedCase]) -> None:
         assert all(value.dtype == torch.float32 and torch.equal(value, before[key]) for key, value in state.items())
 
 
+def test_what_half_precision_cannot_hold_is_validated_in_fp32(cases: list[CachedCase]) -> None:
+    state = says_tumour()
+    state["head.bias"] *= 1e6
+    half, full = (validate(state, TINY, cases, [Region.WT], "cpu", precision) for precision in ("fp16", "fp32"))
+    assert half.precision == full.precision == "fp32"
+    assert half.dice == full.dice
+    assert min(half.dice["wt"].values()) > 0
+    assert best_thresholds(state, TINY, cases, [Region.WT], "cpu", "fp16")["wt"][1] > 0
+
+
 def test_examples_are_the_busiest_slices_of_the_first_patients(tmp_path: Path, cases: list[CachedCase]) -> None:
     more = [easy_cached(tmp_path, f"more {n}") for n in range(EXAMPLES)]
     found = validate(says_tumour(), TINY, [cases[1], *more], [Region.WT], "cpu", "fp32")
