@@ -36,9 +36,8 @@ SHIPPED = replace(PLAIN, network=replace(PLAIN.network, outputs=3, views=3), los
 RECIPES = {
     "plain": PLAIN,
     "shipped": SHIPPED,
-    "context": replace(SHIPPED, network=replace(SHIPPED.network, context=2), transplant=0.3),
 }
-MASKS_AT = {"plain": 0.0, "shipped": -1.5, "context": -1.5}
+MASKS_AT = {"plain": 0.0, "shipped": -1.5}
 """Logit above which a pixel is tumour; for -1.5 see bench_threshold.py."""
 
 

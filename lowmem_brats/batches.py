@@ -23,7 +23,6 @@ from lowmem_brats.memory.step import split_batch
 from lowmem_brats.read_ahead import read_ahead
 from lowmem_brats.slice_cache import CachedCase
 from lowmem_brats.slices import SYMMETRIC_VIEWS
-from lowmem_brats.transplant import draw_donors, transplant
 
 
 @dataclass(frozen=True)
@@ -77,21 +76,13 @@ class Batches:
         size = self._config.batch
         chosen = order[number * size : (number + 1) * size][parallel.rank() :: parallel.size()]
         rows, config = self._rows[chosen], self._config
-        slices_NCHW, depth_N1HW = self._gather(rows)
+        slices_NCHW, depth_N1HW = gather(self._cases, rows, self._frame_HW, config.network.context)
         rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)
         augmentation = None
         if config.augment:
             shape_NCHW = (len(rows), len(MODALITIES), *self._frame_HW)
             augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, rows[:, 1] < SYMMETRIC_VIEWS)
-        taken, donors = draw_donors(rng, self._cases, rows, config.transplant)
-        if len(taken):
-            slices_NCHW[taken], depth_N1HW[taken] = transplant(
-                slices_NCHW[taken], depth_N1HW[taken], *self._gather(donors)
-            )
         return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation)
-
-    def _gather(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        return gather(self._cases, rows, self._frame_HW, self._config.network.context)
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, self._regions[0].depth, purpose, number])

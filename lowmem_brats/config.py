@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lowmem_brats.errors import InputError
 
@@ -15,6 +16,9 @@ PREPROCESSING = "zscore-brain"
 
 BRATS_SHAPE = (240, 240, 155)
 """Voxels X, Y, Z of a BraTS volume, 1 mm each."""
+
+FORMER: dict[str, object] = {"members": 1, "transplant": 0.0}
+"""Settings that weights and trainings of earlier versions hold, with the only value that still has a meaning."""
 
 PRESETS: dict[str, dict[str, object]] = {
     "shipped": {"mode": "one-network", "width": 24, "views": 3, "loss": "dice+ce"},
@@ -30,6 +34,11 @@ PRESETS: dict[str, dict[str, object]] = {
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 SCHEDULES = ("cosine", "plateau")
+
+
+def without_former(settings: Mapping[str, object]) -> dict[str, Any]:
+    """Stored settings without those of FORMER that have no effect; any other stays, for the class to refuse."""
+    return {key: value for key, value in dict(settings).items() if key not in FORMER or value != FORMER[key]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +59,6 @@ class NetworkConfig:
     """From how many sides it sees a volume, one after another: 1 axial; 2 coronal too; 3 sagittal too."""
     context: int = 0
     """How many slices before each and as many after it are further channels of the network's input."""
-    members: int = 1
-    """How many networks of this kind are averaged, in segmenting; they are trained one by one."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
@@ -64,8 +71,6 @@ class NetworkConfig:
             raise InputError("network outputs", str(self.outputs), "1 region or 3", "Use 1.")
         if not 1 <= self.views <= 3:
             raise InputError("network views", str(self.views), "1 to 3", "Use 1, axial slices only.")
-        if self.members < 1:
-            raise InputError("network members", str(self.members), "1 or more", "Use 1.")
         if not 0 <= self.context <= 3:
             raise InputError("network context", str(self.context), "0 to 3 slices", "Use 0, each slice alone.")
 
@@ -91,12 +96,8 @@ class SegmentConfig:
     """Label convention of the result, a key of `labels.CONVENTIONS`."""
     min_confidence: float = 0.5
     """Of islands and of enhancing tumour, as a share of the main tumour's mean logit (`drop_doubtful`); 0: keep all."""
-    min_component: float = 0.0
-    """Drop connected tumour components smaller than this many mm³; 0: keep all."""
     tta: bool = False
     """Segment axial and coronal slices mirrored left to right too and average: five passes in place of three."""
-    skip_slices: bool = True
-    """Run TC on slices with WT only and ET on slices with TC only; exact under nested fusion."""
     fast: bool = False
     """See axial slices only, by the first set, whatever the network can see."""
     narrow: bool = True
@@ -105,8 +106,6 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.min_confidence <= 1:
             raise InputError("--min-confidence", str(self.min_confidence), "0 to 1", "Use 0 to keep everything.")
-        if self.min_component < 0:
-            raise InputError("--min-component", f"{self.min_component} mm³", "0 or more", "Use 0 to keep everything.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +124,6 @@ class TrainConfig:
     """Warp the training slices and change their contrast at random."""
     modality_dropout: float = 0.1
     """Share of training slices that lose one or two modalities, so that a missing one is survivable; with `augment`."""
-    transplant: float = 0.0
-    """Share of training slices that get another case's lesion in its place; cases must be in one space."""
     epochs: int = 80
     """Passes over the training slices per network (80 in the paper)."""
     max_seconds: float | None = None
@@ -185,7 +182,6 @@ class TrainConfig:
             "--clip": (self.clip_norm, self.clip_norm > 0, "more than 0"),
             "--average": (self.average, 0 <= self.average < 1, "0 or more and less than 1"),
             "--modality-dropout": (self.modality_dropout, 0 <= self.modality_dropout <= 1, "0 to 1"),
-            "--transplant": (self.transplant, 0 <= self.transplant <= 1, "0 to 1"),
             "--validation": (self.validation, 0 <= self.validation < 1, "0 or more and less than 1"),
             "--test": (self.test, 0 <= self.test < 1, "0 or more and less than 1"),
             "--fold": (

@@ -1,6 +1,6 @@
-"""Remove components of a prediction that are doubtful or too small.
+"""Remove findings that are doubtful.
 
-Shape suffixes: Z slices of a case, H W in-plane; X Y Z a volume.
+Shape suffixes: Z slices of a case, H W in-plane.
 """
 
 from __future__ import annotations
@@ -44,23 +44,6 @@ def drop_doubtful(
         masks[Region.ET][:] = False
         gone[Region.ET] = int(enhancing_ZHW.sum())
     return masks, gone
-
-
-def drop_small_components(
-    label_XYZ: npt.NDArray[np.uint8], smallest_mm3: float, voxel_mm3: float
-) -> npt.NDArray[np.uint8]:
-    """Set connected components of the whole tumour to background if they are smaller than a given volume.
-
-    `label_XYZ`: label map, 0 is background; all other labels together form the components, so a tumour is kept or
-    dropped as a whole. `smallest_mm3`: smallest volume to keep, 0 keeps everything; `voxel_mm3`: volume of one voxel.
-    Returns a new array of the same shape and dtype.
-    """
-    tumour_XYZ = label_XYZ > 0
-    component, voxels = _components(tumour_XYZ)
-    is_small = voxels * voxel_mm3 < smallest_mm3
-    kept_XYZ = label_XYZ.copy()
-    kept_XYZ[tumour_XYZ] = np.where(is_small[component], 0, label_XYZ[tumour_XYZ])
-    return kept_XYZ
 
 
 def _components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -2,16 +2,14 @@
 
 A network of all regions looks at every slice with brain. Of three networks WT's does, TC's looks where WT was found and
 ET's where TC was found, which is exact, because fusion is nested: a slice without WT can hold no TC or ET. On which of
-these slices it runs `routing` decides. Several sets share the views, so they cost no time. One network is in memory at
-a time, or those that are averaged.
+these slices it runs `routing` decides. Several sets share the views, so they cost no time; a flat stack has one view,
+and each set looks at it. One network is in memory at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -27,30 +25,22 @@ from lowmem_brats import __version__
 from lowmem_brats.case import Case, read_case
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import SegmentConfig
-from lowmem_brats.errors import BudgetError, InputError
+from lowmem_brats.errors import BudgetError
 from lowmem_brats.files import add_to_checksum
 from lowmem_brats.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
 from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
-from lowmem_brats.networks import stride_of
-from lowmem_brats.nifti import is_own_result, write_label_map
-from lowmem_brats.postprocess import drop_doubtful, drop_small_components
+from lowmem_brats.networks import SliceNetwork, stride_of
+from lowmem_brats.nifti import write_label_map
+from lowmem_brats.postprocess import drop_doubtful
 from lowmem_brats.precision import choose_precision
 from lowmem_brats.predict import Prediction, count_passes, place, predict_finite, predict_stack
 from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, to_voxels, views_of
-from lowmem_brats.weights import WeightsFile, WeightsSet, load_networks, open_set, versions
+from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
-
-OTHER_FORMATS = re.compile(
-    r"\.(nii\..*|7z|avi|bmp|bz2|csv|dcm|dicom|gif|gipl|gz|h5|hdf5|hdr|html|img|jpe?g|json|log|mat|mgh|mgz|mha|mhd|mnc|"
-    r"mp4|nhdr|npy|npz|nrrd|par|parquet|pdf|pkl|png|ppm|pth?|raw|rec|safetensors|stl|tar|tgz|tiff?|tsv|txt|vtk|vti|xlsx|"
-    r"xml|xz|ya?ml|zip|zst)$",
-    re.IGNORECASE,
-)
-"""Endings of names that nobody gives a folder."""
 
 
 @dataclass
@@ -101,40 +91,6 @@ class Segmentation:
     report: SegmentReport
 
 
-def output_path(files: CaseFiles, requested: str | Path | None) -> Path:
-    """Where a case's label map goes: `requested` if that names one, else `<case_id>_seg.nii.gz` in that folder.
-
-    None: the case's own folder. Raises InputError as `names_label_map`.
-    """
-    if requested is not None and names_label_map(requested):
-        return Path(requested)
-    return Path(files.folder if requested is None else requested) / f"{files.case_id}_seg.nii.gz"
-
-
-def names_label_map(requested: str | Path) -> bool:
-    """Whether a path is that of a label map, .nii or .nii.gz, and not of a folder for it.
-
-    A folder is what is one already, what ends with a slash, and whatever has no suffix of a file. Raises InputError
-    for other files.
-    """
-    path = Path(requested)
-    if os.path.isdir(path) or str(requested).endswith(("/", os.sep)):
-        return False
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        return True
-    if (ending := OTHER_FORMATS.search(path.name)) or os.path.lexists(path):
-        found = f"ends in {ending[0]}" if ending else "is a file, but no .nii or .nii.gz"
-        raise InputError(requested, found, "a .nii or .nii.gz file, or a folder", "Choose another -o.")
-    return False
-
-
-def check_not_reference(files: CaseFiles, output: Path) -> None:
-    """Raise InputError if writing to `output` would replace a label map that a person has drawn or corrected."""
-    if output.exists() and any(map(output.samefile, files.labels)) and not is_own_result(output):
-        found = "the case's own label map, drawn or corrected by a person"
-        raise InputError(output, found, "another place for the result", "Choose one with -o.")
-
-
 def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet) -> str:
     """Checksum of all that a label map is made from: the bytes of images and weights, the settings, this version.
 
@@ -181,10 +137,9 @@ def segment_case(
     with _timed(seconds, "plan"):
         views = _views(weights, stack, config)
         size_HW = max((seen.shape[2:] for seen in views_of(stack.slices_ZCHW, views)), key=math.prod)
-        network = replace(weights.network, members=len(weights.by_view(views)[0][0]))
 
         def plan_in(precision: str) -> InferencePlan:
-            plan = plan_inference(network, size_HW, budget, str(device), precision)
+            plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
             on_plan(plan)
             return plan
 
@@ -199,7 +154,6 @@ def segment_case(
         masks, gone = drop_doubtful(logit_ZHW, config.min_confidence)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
         voxel_mm3 = float(np.prod(case.spacing_mm))
-        label_XYZ = drop_small_components(label_XYZ, config.min_component, voxel_mm3)
     with _timed(seconds, "write"):
         write_label_map(label_XYZ, case.reference, output, origin(files, config, weights), overwrite)
     report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
@@ -231,46 +185,44 @@ def _predict_regions(
     views = _views(weights, stack, config)
     if stack.flat and (weights.network.views > 1 or weights.network.context):
         report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
-    brain_VN = occupied(stack.brain_ZHW, views)
-    active_VN = brain_VN
-    for files_V in weights.by_view(views):
-        plan, name, regions = report.plan, files_V[0][0].name, files_V[0][0].regions
+    brain_VN = active_VN = occupied(stack.brain_ZHW, views)
+    for files in weights.by_region():
+        name, regions = files[0].name, files[0].regions
+        turns = [[file] for file in files] if stack.flat else [files]
+        report.slices[name] = {"run": 0, "skipped": len(turns) * count_passes(brain_VN, config.tta)}
         with _timed(report.seconds, name):
-            tell = partial(on_progress, name.upper())
-            prediction, plan = predict_finite(
-                partial(_predict, files_V, stack, active_VN, config, tell),
-                plan,
-                partial(_plan_fp32, name, report, plan_in),
-            )
-        if prediction.batch < plan.batch:
-            report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
-            report.plan = replace(plan, batch=prediction.batch)
-        logit_ZHW |= zip(regions, prediction.sum_KZHW, strict=True)
-        report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
-        report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
-        in_all = count_passes(brain_VN, config.tta)
-        report.slices[name] = {"run": prediction.run, "skipped": in_all - prediction.run}
-        if config.skip_slices:
-            found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
-            active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
+            sums = [_look(turn, stack, active_VN, config, report, plan_in, on_progress) for turn in turns]
+        logit_ZHW |= zip(regions, sum(sums[1:], sums[0]), strict=True)
+        found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
+        active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
     return logit_ZHW
 
 
-def _predict(
-    files_V: Sequence[Sequence[WeightsFile]],
+def _look(
+    files: Sequence[WeightsFile],
     stack: SliceStack,
     active_VN: Sequence[npt.NDArray[np.bool_]],
     config: SegmentConfig,
-    on_progress: Callable[[int, int], None],
-    plan: InferencePlan,
-) -> Prediction:
-    """Load the networks, once where one looks from all sides, and run them as planned."""
-    alike = all(files == files_V[0] for files in files_V)
-    only = place(load_networks(files_V[0]), plan) if alike else None
-    how = plan, config.tta, on_progress, config.narrow, stack.flat
-    return predict_stack(
-        lambda view: only or place(load_networks(files_V[view]), plan), stack.slices_ZCHW, active_VN, *how
-    )
+    report: SegmentReport,
+    plan_in: Callable[[str], InferencePlan],
+    on_progress: OnProgress,
+) -> npt.NDArray[np.float32]:
+    """Run networks of one kind that share the views, and report it; returns `Prediction.sum_KZHW`."""
+    name, slices_ZCHW = files[0].name, stack.slices_ZCHW
+    how = config.tta, partial(on_progress, name.upper()), config.narrow, stack.flat
+
+    def run(plan: InferencePlan) -> Prediction:
+        return predict_stack(_network_of(files, plan), slices_ZCHW, active_VN, plan, *how)
+
+    prediction, plan = predict_finite(run, report.plan, partial(_plan_fp32, name, report, plan_in))
+    if prediction.batch < plan.batch:
+        report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
+        report.plan = replace(plan, batch=prediction.batch)
+    report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
+    report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
+    report.slices[name]["run"] += prediction.run
+    report.slices[name]["skipped"] -= prediction.run
+    return prediction.sum_KZHW
 
 
 def _plan_fp32(name: str, report: SegmentReport, plan_in: Callable[[str], InferencePlan]) -> InferencePlan:
@@ -282,6 +234,14 @@ def _plan_fp32(name: str, report: SegmentReport, plan_in: Callable[[str], Infere
         raise BudgetError(error.where, f"{why}, and fp32 does not fit", error.expected, "Give more.") from error
     report.warnings.append(f"{why}: it is run again in fp32, and so is every network after it")
     return report.plan
+
+
+def _network_of(files: Sequence[WeightsFile], plan: InferencePlan) -> Callable[[int], SliceNetwork]:
+    """View → the network that looks from there. Several take turns; one is loaded once."""
+    if len(files) == 1:
+        network = place(load_network(files[0]), plan)
+        return lambda view: network
+    return lambda view: place(load_network(files[view % len(files)]), plan)
 
 
 def _count(

@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem_brats.config import NetworkConfig, TrainConfig
+from lowmem_brats.config import NetworkConfig, TrainConfig, without_former
 from lowmem_brats.errors import InputError
 from lowmem_brats.figures import Panel
 from lowmem_brats.fit import Epoch
@@ -82,9 +82,13 @@ def read_run(folder: Path) -> TrainReport:
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        stored = run["config"]
+        stored = without_former(run["config"])
         fold = stored["fold"] and tuple(stored["fold"])
-        plain = {"network": NetworkConfig(**stored["network"]), "regions": tuple(stored["regions"]), "fold": fold}
+        plain = {
+            "network": NetworkConfig(**without_former(stored["network"])),
+            "regions": tuple(stored["regions"]),
+            "fold": fold,
+        }
         plain["allow_missing"] = tuple(stored.get("allow_missing", ()))
         training, validation, test = (
             [str(case) for case in run[f"{part}_cases"]] for part in ("training", "validation", "test")

@@ -1,8 +1,8 @@
 """Weights files: safetensors in fp16, one per network, each with a header that describes it.
 
 A set is three networks of one region each, or one network of all three, and an `index.json` with checksums. Several
-sets of one kind can be opened together: they share the views, or are averaged. Weights are untrusted input: they are
-checked, never unpickled, and never downloaded.
+sets of one kind can be opened together: they share the views. Weights are untrusted input: they are checked, never
+unpickled, and never downloaded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lowmem_brats import __version__
-from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig
+from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig, without_former
 from lowmem_brats.errors import InputError, WeightsError, did_you_mean
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.labels import Region, names_of
-from lowmem_brats.networks import Ensemble, SliceNetwork, build_network, mismatches, stride_of
+from lowmem_brats.networks import SliceNetwork, build_network, mismatches, stride_of
 
 FORMAT = "lowmem-brats/1"
 INDEX = "index.json"
@@ -65,14 +65,9 @@ class WeightsSet:
         """The architecture, which all networks share."""
         return self.files[0].network
 
-    def by_view(self, views: int) -> list[list[tuple[WeightsFile, ...]]]:
-        """For each region (WT first), or once for all three: view → the networks that look from there.
-
-        The sets take turns: the first looks at the first view, the second at the next. If there are more sets than
-        views, several look at one view and are averaged, for example all sets if a case is seen axially only.
-        """
-        groups = [[f for f in self.files if f.regions == each] for each in dict.fromkeys(f.regions for f in self.files)]
-        return [[tuple(group[view::views]) or (group[view % len(group)],) for view in range(views)] for group in groups]
+    def by_region(self) -> list[list[WeightsFile]]:
+        """For each region (WT first), or once for all three: the file of each set, in the order of the sets."""
+        return [[f for f in self.files if f.regions == each] for each in dict.fromkeys(f.regions for f in self.files)]
 
 
 def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet:
@@ -80,7 +75,8 @@ def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet
 
     `names`: names of shipped sets or folders, one or several to open together; none: the shipped default, which may be
     several; `alone`: open only the first of several. Raises WeightsError if there is no such set, if files are damaged
-    or have headers that this version cannot use (all listed at once), or if the sets are of different networks.
+    or have headers that this version cannot use (all listed at once), if the sets are of different networks, or if
+    there are more sets than sides from which they see a case.
     """
     places = [_find(name) for name in ([names] if isinstance(names, str) else names)] or [_find_in(SHIPPED)]
     found = [each for place in places for each in place]
@@ -88,6 +84,10 @@ def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet
     if len({weights.network for weights in opened}) > 1:
         kinds = "; ".join(f"{weights.name}: {weights.network}" for weights in opened)
         raise WeightsError("--weights", kinds, "sets of one kind", "Name one of them.")
+    views = opened[0].network.views
+    if len(opened) > views:
+        expected = f"at most {views}: each set looks from another side, and these networks see {views}"
+        raise WeightsError("--weights", f"{len(opened)} sets", expected, "Name fewer sets.")
     return WeightsSet(" + ".join(weights.name for weights in opened), tuple(f for w in opened for f in w.files))
 
 
@@ -173,9 +173,7 @@ def read_header(path: Path) -> WeightsFile:
         wanted = ", ".join(f"{key} {want!r}" for key, (_, want) in wrong.items())
         raise WeightsError(path, found, wanted, "Use weights that were trained by this version.")
     try:
-        network = NetworkConfig(**json.loads(header["network"]))
-        if network.members != 1:
-            raise ValueError(f"{network.members} networks in one file")
+        network = NetworkConfig(**without_former(json.loads(header["network"])))
         stride_of(network)  # it can be built
         training, metrics = json.loads(header["training"]), json.loads(header["metrics"])
         regions = tuple(Region(name) for name in header["region"].split())
@@ -184,12 +182,6 @@ def read_header(path: Path) -> WeightsFile:
         return WeightsFile(path, regions, network, training, metrics)
     except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
         raise WeightsError(path, f"header not understood ({error})", FORMAT, "Train or copy the file again.") from error
-
-
-def load_networks(files: Sequence[WeightsFile]) -> SliceNetwork:
-    """Build the network of one file, or the average of the networks of several; errors as `load_network`."""
-    first, *others = (load_network(file) for file in files)
-    return Ensemble([first, *others]).eval() if others else first
 
 
 def load_network(file: WeightsFile) -> SliceNetwork:

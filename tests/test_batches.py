@@ -59,7 +59,7 @@ def test_what_does_not_fill_a_batch_waits_for_another_epoch(make) -> None:  # ty
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_going_on_within_an_epoch_gives_the_rest_of_it(make, augment: bool) -> None:  # type: ignore[no-untyped-def]
-    config = replace(EASY, augment=augment, modality_dropout=0.5, transplant=0.5)
+    config = replace(EASY, augment=augment, modality_dropout=0.5)
     whole = [batch.micro_batches(2, "cpu") for batch in make(config).read(3)]
     rest = [batch.micro_batches(2, "cpu") for batch in make(config).read(3, 4)]
     assert len(rest) == len(whole) - 4
@@ -76,23 +76,6 @@ def test_another_recipe_gives_other_batches(make, change: dict[str, object]) -> 
     config = replace(EASY, augment=True)
     assert torch.equal(first(config), first(config))
     assert not torch.equal(first(config), first(replace(config, **change)))
-
-
-def test_lesions_of_other_cases_come_with_their_targets(tmp_path: Path) -> None:
-    """One volume without a lesion, one with its own in every slice: both show that one where every slice gets one."""
-    slices_ZCHW, depth_ZHW = np.ones((SIDE, 4, SIDE, SIDE), np.float16), np.zeros((SIDE, SIDE, SIDE), np.uint8)
-    healthy = store_case(tmp_path / "healthy.json", "healthy", slices_ZCHW, depth_ZHW)
-    slices_ZCHW[:, :, 8:12, 8:12], depth_ZHW[:, 8:12, 8:12] = 3, 2
-    ill = store_case(tmp_path / "ill.json", "ill", slices_ZCHW, depth_ZHW)
-    regions = tuple(Region)
-    for share in (0.0, 1.0):
-        config = replace(EASY, transplant=share, balance=False)
-        for batch in Batches([healthy, ill], regions, config).read(0):
-            np.testing.assert_array_equal(batch.slices_NCHW[:, :1] == 3, batch.target_NKHW[:, :1])
-            assert torch.equal(batch.target_NKHW[:, 0], batch.target_NKHW[:, 1])
-            assert not batch.target_NKHW[:, 2].any()
-        counts = [batch.target_NKHW[:, 0].sum((1, 2)) for batch in Batches([healthy, ill], regions, config).read(0)]
-        assert set(torch.cat(counts).tolist()) == ({0.0, 16.0} if share == 0 else {16.0})
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -31,12 +31,12 @@ from lowmem_brats.weights import open_set
 
 COMMANDS = sorted(main.commands)
 FLAGS = {
-    "segment": "allow-missing device every-slice fast flair labels min-component min-confidence narrow no-preview "
+    "segment": "allow-missing device every-slice fast flair labels min-confidence narrow no-preview "
     "output overwrite precision preview quiet report t1 t1ce t2 tta vram weights",
     "evaluate": "csv json labels overwrite quiet reference-labels",
     "train": "allow-missing augment average balance batch cache clip context device encoder-weights epochs finetune "
     "fold labels learning-rate loss max-time modality-dropout mode network no-augment no-balance output overwrite "
-    "patience precision preset quiet region resume schedule seed strict tensorboard test transplant validation views "
+    "patience precision preset quiet region resume schedule seed strict tensorboard test validation views "
     "vram warmup weight-decay width",
     "phantom": "overwrite quiet seed shape",
     "demo": "device seed",
@@ -586,7 +586,6 @@ def test_durations(text: str, seconds: float) -> None:
     "arguments",
     [
         ("--vram", "2X"),
-        ("--min-component", -1),
         ("--min-confidence", 2),
         ("--device", "tpu"),
         ("--precision", "fp8"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from tiny_weights import (
@@ -33,16 +34,15 @@ from lowmem_brats.memory import device as device_module
 from lowmem_brats.memory import planner
 from lowmem_brats.networks import stride_of
 from lowmem_brats.nifti import is_own_result, origin_of, read_label
+from lowmem_brats.result_path import check_not_reference, names_label_map, output_path
 from lowmem_brats.segment import (
     LoadedCase,
     Segmentation,
-    check_not_reference,
     load_case,
-    names_label_map,
     origin,
-    output_path,
     segment_case,
 )
+from lowmem_brats.slices import occupied
 from lowmem_brats.weights import open_set
 
 REAL_CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"
@@ -68,6 +68,19 @@ def run(case: Path, output: Path, narrow: bool = False, **settings: object) -> S
     return segment_case(find_case(case), output, SegmentConfig(narrow=narrow, **settings))  # type: ignore[arg-type]
 
 
+def run_without_skipping(case: Path, output: Path, **settings: object) -> Segmentation:
+    """As `run`, but the networks of TC and ET run on every slice with brain too."""
+    first: list[npt.NDArray[np.bool_]] = []
+
+    def with_brain(mask_ZHW: npt.NDArray[np.bool_], views: int) -> list[npt.NDArray[np.bool_]]:
+        first.append(mask_ZHW)  # the brain is asked for before anything is found
+        return occupied(first[0], views)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "occupied", with_brain)
+        return run(case, output, **settings)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_skipping_equals_not_skipping(
@@ -76,7 +89,7 @@ def test_skipping_equals_not_skipping(
     monkeypatch.setitem(planner.BATCHES, "cpu", (batch,))
     settings = {"weights": tiny, "device": "cpu", "precision": precision}
     skipping = run(phantom, tmp_path / "a.nii.gz", **settings)
-    full = run(phantom, tmp_path / "b.nii.gz", skip_slices=False, **settings)
+    full = run_without_skipping(phantom, tmp_path / "b.nii.gz", **settings)
     np.testing.assert_array_equal(skipping.label_XYZ, full.label_XYZ)
     assert set(np.unique(full.label_XYZ)) == {0, 1, 2, 4}, "the test needs all tissues to mean anything"
     assert all(count["skipped"] == 0 for count in full.report.slices.values())
@@ -101,7 +114,7 @@ def test_three_views_and_mirror_images_skip_exactly(tmp_path: Path, bold: dict[i
     found = []
     for tta in (False, True):
         skipping = run(phantom, tmp_path / "a.nii.gz", tta=tta, **settings)
-        full = run(phantom, tmp_path / "b.nii.gz", tta=tta, skip_slices=False, **settings)
+        full = run_without_skipping(phantom, tmp_path / "b.nii.gz", tta=tta, **settings)
         np.testing.assert_array_equal(skipping.label_XYZ, full.label_XYZ)
         counts = [count["run"] for count in skipping.report.slices.values()]
         assert counts[0] > counts[1] > 0
@@ -208,35 +221,35 @@ def test_one_network_finds_what_three_networks_find(
     settings = {"device": "cpu", "precision": "fp32"}
     three = run(phantom, tmp_path / "a.nii.gz", weights=tiny, **settings)
     assert set(np.unique(three.label_XYZ)) == {0, 1, 2, 4}, "the test needs all tissues to mean anything"
-    for skip in (True, False):
-        one = run(phantom, tmp_path / "b.nii.gz", weights=single, skip_slices=skip, **settings)
-        np.testing.assert_array_equal(one.label_XYZ, three.label_XYZ)
-        assert one.report.slices == {"wt tc et": three.report.slices["wt"]}
-        assert one.report.slices["wt tc et"]["skipped"] == 0
+    one = run(phantom, tmp_path / "b.nii.gz", weights=single, **settings)
+    np.testing.assert_array_equal(one.label_XYZ, three.label_XYZ)
+    assert one.report.slices == {"wt tc et": three.report.slices["wt"]}
+    assert one.report.slices["wt tc et"]["skipped"] == 0
 
 
-def test_several_axial_sets_are_averaged(tmp_path: Path, tiny: str, phantom: Path) -> None:
+def test_every_set_looks_at_a_flat_stack(tmp_path: Path, bold: dict[int, str], phantom: Path) -> None:
     """Two sets whose logits are shifted up and down find together what the set between them finds."""
 
     def shifted(by: float) -> str:
         def shift(region: Region, head: torch.nn.Module) -> None:
             head.bias += by  # type: ignore[operator]
 
-        return str(write_changed(tmp_path / f"by{by}", tiny, shift))
+        return str(write_changed(tmp_path / f"by{by}", bold[3], shift, views=3))
 
+    thick = every_third_slice(phantom, tmp_path / "thick")
     settings = {"device": "cpu", "precision": "fp32"}
     low, high = shifted(-0.25), shifted(0.5)
-    between, mean = (
-        run(phantom, tmp_path / "a.nii.gz", weights=weights, **settings) for weights in (shifted(0.125), (low, high))
+    between, both = (
+        run(thick, tmp_path / "a.nii.gz", weights=weights, **settings) for weights in (shifted(0.125), (low, high))
     )
-    assert mean.report.weights == "by-0.25 + by0.5"
-    assert mean.report.peak_bytes == mean.report.plan.predicted_bytes
-    assert mean.report.plan.components["parameters"] == 2 * between.report.plan.components["parameters"]
-    assert mean.report.slices == between.report.slices
-    np.testing.assert_array_equal(mean.label_XYZ, between.label_XYZ)
-    first = run(phantom, tmp_path / "b.nii.gz", weights=low, **settings)
-    fast = run(phantom, tmp_path / "c.nii.gz", weights=(low, high), fast=True, **settings)
-    assert (first.label_XYZ != mean.label_XYZ).any()
+    assert both.report.weights == "by-0.25 + by0.5"
+    assert both.report.peak_bytes == both.report.plan.predicted_bytes == between.report.peak_bytes
+    for name, count in between.report.slices.items():
+        assert both.report.slices[name] == {key: 2 * number for key, number in count.items()}
+    np.testing.assert_array_equal(both.label_XYZ, between.label_XYZ)
+    first = run(thick, tmp_path / "b.nii.gz", weights=low, **settings)
+    fast = run(thick, tmp_path / "c.nii.gz", weights=(low, high), fast=True, **settings)
+    assert (first.label_XYZ != both.label_XYZ).any()
     np.testing.assert_array_equal(fast.label_XYZ, first.label_XYZ)
     assert fast.report.weights == "by-0.25"
 
@@ -381,12 +394,6 @@ def test_doubtful_findings_are_left_out_and_told(tmp_path: Path, tiny: str, phan
     assert not [text for text in kept.report.warnings if "doubtful" in text]
 
 
-def test_small_components_are_dropped_on_request(tmp_path: Path, tiny: str, phantom: Path) -> None:
-    kept = run(phantom, tmp_path / "a.nii.gz", weights=tiny).label_XYZ
-    assert kept.any()
-    assert not run(phantom, tmp_path / "b.nii.gz", weights=tiny, min_component=1e6).label_XYZ.any()
-
-
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> str:
     """The tiny set with a core so sure of itself that fp16 cannot hold its logits."""
@@ -435,14 +442,14 @@ def test_nan_in_fp32_too_is_an_error(tmp_path: Path, tiny: str, phantom: Path, m
         head.bias.fill_(6e4)  # type: ignore[operator]
 
     weights = str(write_changed(tmp_path / "bad", tiny, bad))
-    true = module.load_networks
+    true = module.load_network
 
-    def broken(files: object) -> torch.nn.Module:
-        network = true(files)  # type: ignore[arg-type]
+    def broken(file: object) -> torch.nn.Module:
+        network = true(file)  # type: ignore[arg-type]
         network.head.weight.data *= 1e38
         return network
 
-    monkeypatch.setattr(module, "load_networks", broken)
+    monkeypatch.setattr(module, "load_network", broken)
     with pytest.raises(WeightsError, match="logits that are NaN or infinite in fp32"):
         run(phantom, tmp_path / "seg.nii.gz", weights=weights, device="cpu")
     assert not (tmp_path / "seg.nii.gz").exists()
@@ -531,7 +538,7 @@ def test_the_origin_is_of_all_that_decides_the_result(tmp_path: Path, tiny: str,
         assert different != made_of
 
 
-CHANGES = {"labels": "msd", "min_confidence": 0.1, "min_component": 1.0, "fast": True, "tta": True, "narrow": False}
+CHANGES = {"labels": "msd", "min_confidence": 0.1, "fast": True, "tta": True, "narrow": False}
 
 
 def test_a_label_map_says_what_it_was_made_of(tmp_path: Path, tiny: str, phantom: Path) -> None:

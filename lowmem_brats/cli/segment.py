@@ -55,13 +55,6 @@ if TYPE_CHECKING:
     of=SegmentConfig,
     metavar="SHARE",
 )
-@options.setting(
-    "--min-component",
-    "min_component",
-    "Drop connected tumour components smaller than this.",
-    of=SegmentConfig,
-    metavar="MM3",
-)
 @click.option("--fast", is_flag=True, help="See axial slices only, with the first set: half the time, less accurate.")
 @click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: five passes in place of three.")
 @click.option(
@@ -101,7 +94,8 @@ def segment(
     """
     from lowmem_brats.memory.device import choose_device, open_budget
     from lowmem_brats.networks import stride_of
-    from lowmem_brats.segment import names_label_map, origin
+    from lowmem_brats.result_path import names_label_map
+    from lowmem_brats.segment import origin
     from lowmem_brats.weights import open_set
 
     explicit = {m: path for m in MODALITIES if isinstance(path := settings.pop(m), Path)}

@@ -111,7 +111,6 @@ def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -
 @_option("--balance/--no-balance", "balance", "Draw small cases, and slices with tumour, more often.")
 @_option("--augment/--no-augment", "augment", "Warp the slices and change their contrast.")
 @_option("--modality-dropout", "modality_dropout", "Share of slices that lose a modality or two.")
-@_option("--transplant", "transplant", "Share of slices that get a lesion of another case; for few cases in one space.")
 @_option("--validation", "validation", "Share of patients to choose the best epoch by; 0: none.")
 @_option("--test", "test", "Share of patients to score once at the end; 0: none.")
 @_option("--fold", "fold", "Validate on fold K of N instead.", type=Fold())

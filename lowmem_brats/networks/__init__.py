@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError, did_you_mean
 from lowmem_brats.networks.base import SliceNetwork, mismatches
 from lowmem_brats.networks.emcad import EMCAD
-from lowmem_brats.networks.ensemble import Ensemble
 from lowmem_brats.networks.unet2d import UNet2d
 
 NETWORKS: dict[str, Callable[[NetworkConfig], SliceNetwork]] = {
@@ -28,8 +26,6 @@ def build_network(config: NetworkConfig) -> SliceNetwork:
     if config.name not in NETWORKS:
         advice = did_you_mean(config.name, NETWORKS, "Check the spelling.")
         raise InputError("network", repr(config.name), f"one of {', '.join(NETWORKS)}", advice)
-    if config.members > 1:
-        return Ensemble([build_network(replace(config, members=1)) for _ in range(config.members)])
     return NETWORKS[config.name](config)
 
 
@@ -73,7 +69,6 @@ def _outline(config: NetworkConfig) -> SliceNetwork:
 
 __all__ = [
     "NETWORKS",
-    "Ensemble",
     "SliceNetwork",
     "build_network",
     "has_width",
