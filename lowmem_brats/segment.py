@@ -64,7 +64,11 @@ class SegmentReport:
     millilitres: dict[str, float] = field(default_factory=dict)
     """Per tissue."""
     doubtful_millilitres: dict[str, float] = field(default_factory=dict)
-    """What `min_confidence` took away: `wt`, islands that became background; `et`, which became core."""
+    """What the next took away: `wt`, islands that became background; `et`, which became core."""
+    min_confidence: float = 0.0
+    """The share that was used for `drop_doubtful`."""
+    min_confidence_of: str = ""
+    """Where it comes from: `--min-confidence`, or the name of the weights."""
     peak_bytes: int = 0
     """Most bytes of tensors on the device at once, to compare with `plan.predicted_bytes`."""
     cuda_peak: dict[str, int] | None = None
@@ -96,12 +100,17 @@ def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet) -> str:
 
     Where it computes, and in how much memory, does not count. Raises InputError for a file that cannot be read.
     """
-    settings = replace(config, weights=(), device="", vram="")
+    settings = replace(config, weights=(), device="", vram="", min_confidence=least_confidence(config, weights))
     digest = hashlib.blake2b(repr((__version__, settings, list(files.images))).encode(), digest_size=8)
     images = [files.stacked] if files.stacked else files.images.values()
     for path in (*images, *(file.path for file in weights.files)):
         add_to_checksum(digest, path)
     return digest.hexdigest()
+
+
+def least_confidence(config: SegmentConfig, weights: WeightsSet) -> float:
+    """The share for `drop_doubtful`: as asked for, else as the weights say."""
+    return weights.min_confidence if config.min_confidence is None else config.min_confidence
 
 
 def load_case(files: CaseFiles, stride: int) -> LoadedCase:
@@ -147,11 +156,13 @@ def segment_case(
     report = SegmentReport(
         files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
     )
+    report.min_confidence = least_confidence(config, weights)
+    report.min_confidence_of = weights.name if config.min_confidence is None else "--min-confidence"
     report.warnings = warnings + case.warnings + stack.notes
     found = _predict_regions(weights, stack, config, report, plan_in, on_progress)
     with _timed(seconds, "fuse"):
         logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
-        masks, gone = drop_doubtful(logit_ZHW, config.min_confidence)
+        masks, gone = drop_doubtful(logit_ZHW, report.min_confidence)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
         voxel_mm3 = float(np.prod(case.spacing_mm))
     with _timed(seconds, "write"):
@@ -159,7 +170,8 @@ def segment_case(
     report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
     if gone[Region.ET]:
         doubtful = f"{1000 * report.doubtful_millilitres['et']:.0f} mm³ of enhancing tumour"
-        report.warnings.append(f"{doubtful} are doubtful and counted as core (--min-confidence 0 keeps them)")
+        rule = f"share {report.min_confidence:g} of {report.min_confidence_of}"
+        report.warnings.append(f"{doubtful} are doubtful and counted as core ({rule}; --min-confidence 0 keeps them)")
     _count(report, label_XYZ, convention, voxel_mm3)
     return Segmentation(case, label_XYZ, report)
 

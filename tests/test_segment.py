@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -392,6 +393,31 @@ def test_doubtful_findings_are_left_out_and_told(tmp_path: Path, tiny: str, phan
     assert not (cleaned.label_XYZ == 4).any()
     assert [text for text in cleaned.report.warnings if "enhancing tumour are doubtful" in text]
     assert not [text for text in kept.report.warnings if "doubtful" in text]
+
+
+def test_the_share_of_doubtful_findings_is_the_weights_own(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    """Off where the set states none; the option counts before the set; the report says which it was."""
+    stating = tmp_path / "stating"
+    shutil.copytree(tiny, stating)
+    index = json.loads((stating / "index.json").read_text())
+    index["sets"]["tiny"]["min_confidence"] = 1.0
+    (stating / "index.json").write_text(json.dumps(index))
+    files, found = find_case(phantom), {}
+    for name, weights, asked, used, of in (
+        ("silent", tiny, None, 0.0, "tiny"),
+        ("off", tiny, 0.0, 0.0, "--min-confidence"),
+        ("stating", str(stating), None, 1.0, "tiny"),
+        ("asked", tiny, 1.0, 1.0, "--min-confidence"),
+        ("off again", str(stating), 0.0, 0.0, "--min-confidence"),
+    ):
+        config = SegmentConfig(weights=weights, device="cpu", precision="fp32", min_confidence=asked)
+        result = segment_case(files, tmp_path / f"{name}.nii.gz", config)
+        assert (result.report.min_confidence, result.report.min_confidence_of) == (used, of)
+        found[name] = result.label_XYZ.tobytes(), origin_of(tmp_path / f"{name}.nii.gz")
+    assert found["silent"] == found["off"] == found["off again"]
+    assert found["stating"] == found["asked"]
+    assert found["silent"][0] != found["asked"][0]
+    assert found["silent"][1] != found["asked"][1], "a result made with another share is not taken for this one"
 
 
 @pytest.fixture(scope="module")

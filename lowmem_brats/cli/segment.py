@@ -51,8 +51,10 @@ if TYPE_CHECKING:
 @options.setting(
     "--min-confidence",
     "min_confidence",
-    "Drop islands, and count enhancing tumour as core, of less than this share of the main tumour's mean logit.",
+    "Drop islands, and count enhancing tumour as core, of less than this share of the main tumour's mean logit. "
+    "0: none. Default: as the weights say, 0.5 for the shipped ones.",
     of=SegmentConfig,
+    type=float,
     metavar="SHARE",
 )
 @click.option("--fast", is_flag=True, help="See axial slices only, with the first set: half the time, less accurate.")
