@@ -32,8 +32,8 @@ from lowmem_brats.config import SegmentConfig
 from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.labels import CONVENTIONS, Region
 from lowmem_brats.memory import device as device_module
-from lowmem_brats.memory import planner
-from lowmem_brats.networks import stride_of
+from lowmem_brats.memory import planner, step
+from lowmem_brats.networks import SliceNetwork, stride_of
 from lowmem_brats.nifti import is_own_result, origin_of, read_label
 from lowmem_brats.result_path import check_not_reference, names_label_map, output_path
 from lowmem_brats.segment import (
@@ -418,6 +418,22 @@ def test_the_share_of_doubtful_findings_is_the_weights_own(tmp_path: Path, tiny:
     assert found["stating"] == found["asked"]
     assert found["silent"][0] != found["asked"][0]
     assert found["silent"][1] != found["asked"][1], "a result made with another share is not taken for this one"
+
+
+def test_running_out_of_memory_is_told(
+    tmp_path: Path, tiny: str, phantom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = step.predict_batch
+
+    def cramped(network: SliceNetwork, slices_NCHW: torch.Tensor) -> torch.Tensor:
+        if len(slices_NCHW) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return true(network, slices_NCHW)
+
+    monkeypatch.setattr(step, "predict_batch", cramped)
+    report = run(phantom, tmp_path / "a.nii.gz", weights=tiny, device="cpu").report
+    assert report.warnings == ["the card ran out of memory: batch 2 instead of 4"]
+    assert report.plan.batch == 2
 
 
 @pytest.fixture(scope="module")
