@@ -10,7 +10,7 @@ Axes: C modalities; X Y Z voxels in LPS order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,8 @@ LARGEST_SHARE = 0.75
 """A volume cropped to its brain is about half brain. If more than this is not background, no brain was found."""
 SMALLEST_BRAIN_ML = 700
 """What several modalities agree on is only taken for the brain if it is at least this large."""
+MOST_ALONE_ML = 100
+"""In clean BraTS cases no more than 23 mL have signal in one modality alone; a part of a skull has hundreds."""
 SPECK = 0.01
 """Pieces smaller than this share of the largest one are dropped: they are specks in the air."""
 INVERTED = 0.9
@@ -68,8 +70,8 @@ def isolate_brain(images_CXYZ: Image, missing: Sequence[str], voxel_mm3: float) 
     Raises InputError when a modality shows nothing, or nothing where the others have brain.
     """
     looks = {m: _look(image, m) for m, image in zip(MODALITIES, images_CXYZ, strict=True) if m not in missing}
-    exact = [look.mask_XYZ for look in looks.values() if look.exact]
-    brain_XYZ, notes = _agree(exact or [look.mask_XYZ for look in looks.values()], voxel_mm3)
+    exact = {modality: look.mask_XYZ for modality, look in looks.items() if look.exact}
+    brain_XYZ, notes = _agree(exact or {modality: look.mask_XYZ for modality, look in looks.items()}, voxel_mm3)
     brain_XYZ = _pieces(brain_XYZ, SPECK) if exact else _solid(brain_XYZ)
     for modality, look in looks.items():
         mask_XYZ = look.mask_XYZ & brain_XYZ if look.exact else brain_XYZ
@@ -143,14 +145,14 @@ def _from_faces(mask_XYZ: Mask) -> Mask:
     return found_XYZ
 
 
-def _agree(masks: Sequence[Mask], voxel_mm3: float) -> tuple[Mask, list[str]]:
-    """The brain that the modalities agree on, and a note if they disagree.
+def _agree(masks: Mapping[str, Mask], voxel_mm3: float) -> tuple[Mask, list[str]]:
+    """The brain that the modalities agree on, and a note if they disagree; `masks`: by modality.
 
     It is where any modality has signal. If that is larger than a brain, some images show a skull. Then it is where at
     least two modalities have signal, or as many more as it takes for the volume to be that of a brain.
     """
-    count_XYZ = np.zeros(masks[0].shape, np.uint8)
-    for mask_XYZ in masks:
+    count_XYZ = np.zeros(next(iter(masks.values())).shape, np.uint8)
+    for mask_XYZ in masks.values():
         count_XYZ += mask_XYZ
     any_ml = np.count_nonzero(count_XYZ) * voxel_mm3 / 1000
     for needed in range(2, len(masks) + 1) if any_ml > LARGEST_BRAIN_ML else ():
@@ -159,7 +161,14 @@ def _agree(masks: Sequence[Mask], voxel_mm3: float) -> tuple[Mask, list[str]]:
         if SMALLEST_BRAIN_ML <= agreed_ml <= LARGEST_BRAIN_ML:
             found = f"{any_ml:.0f} mL have signal in some modality, {agreed_ml:.0f} mL in {needed} or more"
             return agreed_XYZ, [f"{found}: the latter are taken for the brain (is the skull still on in some files?)"]
-    return count_XYZ > 0, []
+    alone_XYZ = count_XYZ == 1
+    alone_ml = {m: np.count_nonzero(mask_XYZ & alone_XYZ) * voxel_mm3 / 1000 for m, mask_XYZ in masks.items()}
+    return count_XYZ > 0, [
+        f"{modality}: {ml:.0f} mL have signal in no other modality: is some of the skull still on in it? The result "
+        "may be wrong there"
+        for modality, ml in alone_ml.items()
+        if len(masks) > 1 and ml > MOST_ALONE_ML
+    ]
 
 
 def _pieces(mask_XYZ: Mask, smallest: float) -> Mask:

@@ -94,8 +94,9 @@ class SegmentConfig:
     """Memory budget such as 2G, 512M, 75% or max: for everything on a card, for live tensors on the CPU."""
     labels: str = "brats2020"
     """Label convention of the result, a key of `labels.CONVENTIONS`."""
-    min_confidence: float = 0.5
-    """Of islands and of enhancing tumour, as a share of the main tumour's mean logit (`drop_doubtful`); 0: keep all."""
+    min_confidence: float | None = None
+    """Of islands and of enhancing tumour, as a share of the main tumour's mean logit (`drop_doubtful`); 0: keep all.
+    None: as the weights say."""
     tta: bool = False
     """Segment axial and coronal slices mirrored left to right too and average: five passes in place of three."""
     fast: bool = False
@@ -104,7 +105,7 @@ class SegmentConfig:
     """Run coarsely first, then only around what was found (`routing`)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_confidence <= 1:
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise InputError("--min-confidence", str(self.min_confidence), "0 to 1", "Use 0 to keep everything.")
 
 

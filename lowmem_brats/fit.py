@@ -240,6 +240,8 @@ class NetworkTraining:
             if parallel.rank()
             else validate(state, self.config.network, self.validation, self.regions, plan.device, plan.precision)
         )
+        if result.precision != plan.precision:
+            self.notes.append(f"validated in {result.precision}: {plan.precision} gives NaN or infinity")
         if plan.precision in self.peaks:
             # On the CPU the validation's meter does not see the training's tensors; CUDA's allocator sees them all.
             resident = sum(map(storage_bytes, self._step.resident())) if plan.device == "cpu" else 0

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lowmem_brats.errors import WeightsError
 from lowmem_brats.memory import step
 from lowmem_brats.memory.device import PeakMeter, out_of_memory, out_of_memory_told
 from lowmem_brats.memory.planner import InferencePlan
@@ -23,6 +24,10 @@ from lowmem_brats.routing import beside, every_second
 from lowmem_brats.slices import SYMMETRIC_VIEWS, occupied, views_of, with_context
 
 OnProgress = Callable[[int, int], None]
+
+
+class NotFinite(ArithmeticError):  # noqa: N818 (the format's failure, not a mistake)
+    """A network gave logits that are NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,27 @@ def _orientations(view: int, mirror: bool) -> int:
     return 2 if mirror and view < SYMMETRIC_VIEWS else 1
 
 
+def predict_finite(
+    run: Callable[[InferencePlan], Prediction], plan: InferencePlan, plan_fp32: Callable[[], InferencePlan]
+) -> tuple[Prediction, InferencePlan]:
+    """Call `run` with the plan and, where that raises NotFinite, once more with what `plan_fp32` returns.
+
+    Returns the prediction and the plan that it was made with. Raises WeightsError where fp32 fails too.
+    """
+    while True:
+        try:
+            return run(plan), plan
+        except NotFinite as error:
+            if plan.precision == "fp32":
+                advice = "Check the images for extreme intensities, or use other weights."
+                raise WeightsError(
+                    "weights", "logits that are NaN or infinite in fp32", "finite ones", advice
+                ) from error
+        # Outside the except block, because only here has the failed run released its tensors.
+        empty_cache()
+        plan = plan_fp32()
+
+
 def predict_stack(
     network_of: Callable[[int], SliceNetwork],
     slices_ZCHW: npt.NDArray[np.float16],
@@ -106,7 +132,7 @@ def predict_stack(
     each mirrored as `count_passes` says; `narrow`: of these slices run only those where `routing` looks; `flat`:
     slices lie too far apart to tell of each other, so each is shown without its neighbours, and none is left out. The
     logits of a voxel are averaged. When the device runs out of memory all the same, the batch is halved and tried
-    again. Raises BudgetError when a single slice does not fit.
+    again. Raises BudgetError when a single slice does not fit, and NotFinite at the first batch with such logits.
     """
     stack = _Stack(network_of, slices_ZCHW, active_VN, plan, mirror, on_progress, flat)
     if flat or not narrow:
@@ -185,7 +211,10 @@ class _Stack:
             try:
                 # All batches of a view have one shape and the first is never the smallest: its peak is the peak.
                 with meter if start == 0 else nullcontext():
-                    sum_KNHW[:, n] += step.predict_batch(self._network, slices_nCHW).numpy().swapaxes(0, 1)
+                    logits_nKHW = step.predict_batch(self._network, slices_nCHW)
+                if not logits_nKHW.sum().isfinite():
+                    raise NotFinite
+                sum_KNHW[:, n] += logits_nKHW.numpy().swapaxes(0, 1)
                 start += len(n)
                 self._run += len(n)
                 self._on_progress(self._run + self._left_out, self._total)

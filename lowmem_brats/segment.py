@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,30 +24,22 @@ from lowmem_brats import __version__
 from lowmem_brats.case import Case, read_case
 from lowmem_brats.case_files import CaseFiles
 from lowmem_brats.config import SegmentConfig
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import BudgetError
 from lowmem_brats.files import add_to_checksum
 from lowmem_brats.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
 from lowmem_brats.memory import cuda
-from lowmem_brats.memory.device import choose_device, open_budget
+from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
 from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
 from lowmem_brats.networks import SliceNetwork, stride_of
-from lowmem_brats.nifti import is_own_result, write_label_map
+from lowmem_brats.nifti import write_label_map
 from lowmem_brats.postprocess import drop_doubtful
 from lowmem_brats.precision import choose_precision
-from lowmem_brats.predict import count_passes, place, predict_stack, sound_precision
+from lowmem_brats.predict import Prediction, count_passes, place, predict_finite, predict_stack
 from lowmem_brats.slices import SliceStack, occupied, prepare, to_volume, to_voxels, views_of
 from lowmem_brats.weights import WeightsFile, WeightsSet, load_network, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
-
-OTHER_FORMATS = re.compile(
-    r"\.(nii\..*|7z|avi|bmp|bz2|csv|dcm|dicom|gif|gipl|gz|h5|hdf5|hdr|html|img|jpe?g|json|log|mat|mgh|mgz|mha|mhd|mnc|"
-    r"mp4|nhdr|npy|npz|nrrd|par|parquet|pdf|pkl|png|ppm|pth?|raw|rec|safetensors|stl|tar|tgz|tiff?|tsv|txt|vtk|vti|xlsx|"
-    r"xml|xz|ya?ml|zip|zst)$",
-    re.IGNORECASE,
-)
-"""Endings of names that nobody gives a folder."""
 
 
 @dataclass
@@ -74,7 +63,11 @@ class SegmentReport:
     millilitres: dict[str, float] = field(default_factory=dict)
     """Per tissue."""
     doubtful_millilitres: dict[str, float] = field(default_factory=dict)
-    """What `min_confidence` took away: `wt`, islands that became background; `et`, which became core."""
+    """What the next took away: `wt`, islands that became background; `et`, which became core."""
+    min_confidence: float = 0.0
+    """The share that was used for `drop_doubtful`."""
+    min_confidence_of: str = ""
+    """Where it comes from: `--min-confidence`, or the name of the weights."""
     peak_bytes: int = 0
     """Most bytes of tensors on the device at once, to compare with `plan.predicted_bytes`."""
     cuda_peak: dict[str, int] | None = None
@@ -93,51 +86,22 @@ class Segmentation:
     report: SegmentReport
 
 
-def output_path(files: CaseFiles, requested: str | Path | None) -> Path:
-    """Where a case's label map goes: `requested` if that names one, else `<case_id>_seg.nii.gz` in that folder.
-
-    None: the case's own folder. Raises InputError as `names_label_map`.
-    """
-    if requested is not None and names_label_map(requested):
-        return Path(requested)
-    return Path(files.folder if requested is None else requested) / f"{files.case_id}_seg.nii.gz"
-
-
-def names_label_map(requested: str | Path) -> bool:
-    """Whether a path is that of a label map, .nii or .nii.gz, and not of a folder for it.
-
-    A folder is what is one already, what ends with a slash, and whatever has no suffix of a file. Raises InputError
-    for other files.
-    """
-    path = Path(requested)
-    if os.path.isdir(path) or str(requested).endswith(("/", os.sep)):
-        return False
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        return True
-    if (ending := OTHER_FORMATS.search(path.name)) or os.path.lexists(path):
-        found = f"ends in {ending[0]}" if ending else "is a file, but no .nii or .nii.gz"
-        raise InputError(requested, found, "a .nii or .nii.gz file, or a folder", "Choose another -o.")
-    return False
-
-
-def check_not_reference(files: CaseFiles, output: Path) -> None:
-    """Raise InputError if writing to `output` would replace a label map that a person has drawn or corrected."""
-    if output.exists() and any(map(output.samefile, files.labels)) and not is_own_result(output):
-        found = "the case's own label map, drawn or corrected by a person"
-        raise InputError(output, found, "another place for the result", "Choose one with -o.")
-
-
 def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet) -> str:
     """Checksum of all that a label map is made from: the bytes of images and weights, the settings, this version.
 
     Where it computes, and in how much memory, does not count. Raises InputError for a file that cannot be read.
     """
-    settings = replace(config, weights=(), device="", vram="")
+    settings = replace(config, weights=(), device="", vram="", min_confidence=least_confidence(config, weights))
     digest = hashlib.blake2b(repr((__version__, settings, list(files.images))).encode(), digest_size=8)
     images = [files.stacked] if files.stacked else files.images.values()
     for path in (*images, *(file.path for file in weights.files)):
         add_to_checksum(digest, path)
     return digest.hexdigest()
+
+
+def least_confidence(config: SegmentConfig, weights: WeightsSet) -> float:
+    """The share for `drop_doubtful`: as asked for, else as the weights say."""
+    return weights.min_confidence if config.min_confidence is None else config.min_confidence
 
 
 def segment_case(
@@ -164,20 +128,25 @@ def segment_case(
         case = read_case(files)
         stack = prepare(case.images_CXYZ, stride_of(weights.network), case.spacing_mm)
     with _timed(seconds, "plan"):
-        load = partial(load_network, weights.files[0])
-        precision, notes = sound_precision(load, _middle_slice(stack), str(device), precision)
         views = _views(weights, stack, config)
         size_HW = max((seen.shape[2:] for seen in views_of(stack.slices_ZCHW, views)), key=math.prod)
-        plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
-        on_plan(plan)
+
+        def plan_in(precision: str) -> InferencePlan:
+            plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
+            on_plan(plan)
+            return plan
+
+        plan = plan_in(precision)
     report = SegmentReport(
         files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
     )
-    report.warnings = warnings + notes + case.warnings + stack.notes
-    found = _predict_regions(weights, stack, config, report, on_progress)
+    report.min_confidence = least_confidence(config, weights)
+    report.min_confidence_of = weights.name if config.min_confidence is None else "--min-confidence"
+    report.warnings = warnings + case.warnings + stack.notes
+    found = _predict_regions(weights, stack, config, report, plan_in, on_progress)
     with _timed(seconds, "fuse"):
         logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
-        masks, gone = drop_doubtful(logit_ZHW, config.min_confidence)
+        masks, gone = drop_doubtful(logit_ZHW, report.min_confidence)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
         voxel_mm3 = float(np.prod(case.spacing_mm))
     with _timed(seconds, "write"):
@@ -185,16 +154,10 @@ def segment_case(
     report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
     if gone[Region.ET]:
         doubtful = f"{1000 * report.doubtful_millilitres['et']:.0f} mm³ of enhancing tumour"
-        report.warnings.append(f"{doubtful} are doubtful and counted as core (--min-confidence 0 keeps them)")
+        rule = f"share {report.min_confidence:g} of {report.min_confidence_of}"
+        report.warnings.append(f"{doubtful} are doubtful and counted as core ({rule}; --min-confidence 0 keeps them)")
     _count(report, label_XYZ, convention, voxel_mm3)
     return Segmentation(case, label_XYZ, report)
-
-
-def _middle_slice(stack: SliceStack) -> npt.NDArray[np.float16]:
-    """A slice with brain."""
-    brain = np.flatnonzero(stack.brain_ZHW.any(axis=(1, 2)))
-    middle_CHW: npt.NDArray[np.float16] = stack.slices_ZCHW[brain[len(brain) // 2]]
-    return middle_CHW
 
 
 def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int:
@@ -203,9 +166,17 @@ def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int
 
 
 def _predict_regions(
-    weights: WeightsSet, stack: SliceStack, config: SegmentConfig, report: SegmentReport, on_progress: OnProgress
+    weights: WeightsSet,
+    stack: SliceStack,
+    config: SegmentConfig,
+    report: SegmentReport,
+    plan_in: Callable[[str], InferencePlan],
+    on_progress: OnProgress,
 ) -> dict[Region, npt.NDArray[np.float32]]:
-    """Run the networks, one in memory at a time: region → logits added up over the views, as `Prediction.sum_KZHW`."""
+    """Run the networks, one in memory at a time: region → logits added up over the views, as `Prediction.sum_KZHW`.
+
+    `plan_in`: precision → plan, for a network whose logits are not finite in the report's.
+    """
     logit_ZHW: dict[Region, npt.NDArray[np.float32]] = {}
     views = _views(weights, stack, config)
     if stack.flat and (weights.network.views > 1 or weights.network.context):
@@ -216,7 +187,7 @@ def _predict_regions(
         turns = [[file] for file in files] if stack.flat else [files]
         report.slices[name] = {"run": 0, "skipped": len(turns) * count_passes(brain_VN, config.tta)}
         with _timed(report.seconds, name):
-            sums = [_look(turn, stack, active_VN, config, report, on_progress) for turn in turns]
+            sums = [_look(turn, stack, active_VN, config, report, plan_in, on_progress) for turn in turns]
         logit_ZHW |= zip(regions, sum(sums[1:], sums[0]), strict=True)
         found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
         active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
@@ -229,20 +200,17 @@ def _look(
     active_VN: Sequence[npt.NDArray[np.bool_]],
     config: SegmentConfig,
     report: SegmentReport,
+    plan_in: Callable[[str], InferencePlan],
     on_progress: OnProgress,
 ) -> npt.NDArray[np.float32]:
     """Run networks of one kind that share the views, and report it; returns `Prediction.sum_KZHW`."""
-    plan, name = report.plan, files[0].name
-    prediction = predict_stack(
-        _network_of(files, plan),
-        stack.slices_ZCHW,
-        active_VN,
-        plan,
-        config.tta,
-        partial(on_progress, name.upper()),
-        config.narrow,
-        stack.flat,
-    )
+    name, slices_ZCHW = files[0].name, stack.slices_ZCHW
+    how = config.tta, partial(on_progress, name.upper()), config.narrow, stack.flat
+
+    def run(plan: InferencePlan) -> Prediction:
+        return predict_stack(_network_of(files, plan), slices_ZCHW, active_VN, plan, *how)
+
+    prediction, plan = predict_finite(run, report.plan, partial(_plan_fp32, name, report, plan_in))
     if prediction.batch < plan.batch:
         report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
         report.plan = replace(plan, batch=prediction.batch)
@@ -251,6 +219,17 @@ def _look(
     report.slices[name]["run"] += prediction.run
     report.slices[name]["skipped"] -= prediction.run
     return prediction.sum_KZHW
+
+
+def _plan_fp32(name: str, report: SegmentReport, plan_in: Callable[[str], InferencePlan]) -> InferencePlan:
+    """Plan in fp32 for this network and those after it, and report why. Raises BudgetError where that does not fit."""
+    why = f"{report.plan.precision} gives NaN or infinity in {name.upper()}"
+    try:
+        report.plan = plan_in("fp32")
+    except BudgetError as error:
+        raise BudgetError(error.where, f"{why}, and fp32 does not fit", error.expected, "Give more.") from error
+    report.warnings.append(f"{why}: it is run again in fp32, and so is every network after it")
+    return report.plan
 
 
 def _network_of(files: Sequence[WeightsFile], plan: InferencePlan) -> Callable[[int], SliceNetwork]:
@@ -267,16 +246,7 @@ def _count(
     for tissue, label in convention.tissues.items():
         report.voxels[tissue] = int((label_XYZ == label).sum())
         report.millilitres[tissue] = report.voxels[tissue] * voxel_mm3 / 1000
-    report.process_peak_bytes = _process_peak_bytes()
-
-
-def _process_peak_bytes() -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource  # does not exist on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+    report.process_peak_bytes = process_peak_bytes()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ Shape suffixes: Z slices of a case, K regions, H W in-plane.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,9 @@ from lowmem_brats.figures import Example
 from lowmem_brats.labels import Region
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.metrics import mask_dice
-from lowmem_brats.networks import build_network
+from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.precision import DTYPES
-from lowmem_brats.predict import Prediction, place, predict_stack
+from lowmem_brats.predict import Prediction, place, predict_finite, predict_stack
 from lowmem_brats.slice_cache import CachedCase
 
 EXAMPLES = 4
@@ -38,6 +39,8 @@ class Validation:
     """For each of the first patients, the slice with most of the network's region (of three regions, the first)."""
     peak_bytes: int
     """Peak bytes of the prediction alone."""
+    precision: str
+    """The format that it ran in: fp32 where the one asked for gives NaN or infinity."""
 
 
 def validate(
@@ -54,7 +57,8 @@ def validate(
     """
     scores: dict[str, dict[str, float]] = {region.value: {} for region in regions}
     examples, peak_bytes = list[Example](), 0
-    for case, found in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1)):
+    for case, found, plan in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1)):
+        precision = plan.precision
         depth_ZHW = case.depth_ZHW
         peak_bytes = max(peak_bytes, found.peak_bytes)
         for region, mask_ZHW in zip(regions, found.mask_KZHW, strict=True):
@@ -64,7 +68,7 @@ def validate(
             z = int(truth_ZHW.sum(axis=(1, 2)).argmax())
             slice_CHW, score = case.slices_ZCHW[z].astype(np.float32), scores[regions[0].value][case.case_id]
             examples.append(Example(case.case_id, slice_CHW, truth_ZHW[z], found.mask_KZHW[0, z], z, score))
-    return Validation(scores, examples, peak_bytes)
+    return Validation(scores, examples, peak_bytes, precision)
 
 
 def best_thresholds(
@@ -80,7 +84,7 @@ def best_thresholds(
     Networks that were trained on few patients find too little tumour, so 0 is seldom best.
     """
     scores = np.zeros((len(regions), len(THRESHOLDS)))
-    for case, found in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1)):
+    for case, found, _ in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1)):
         depth_ZHW, views = case.depth_ZHW, case.usable(config.views)
         for region, sum_ZHW, row in zip(regions, found.sum_KZHW, scores, strict=True):
             for i, threshold in enumerate(THRESHOLDS):
@@ -100,16 +104,28 @@ def _predict(
     cases: Sequence[CachedCase],
     regions: Sequence[Region],
     plan: InferencePlan,
-) -> Iterator[tuple[CachedCase, Prediction]]:
-    """Yield each case with the prediction for the slices that the network has to segment there."""
+) -> Iterator[tuple[CachedCase, Prediction, InferencePlan]]:
+    """Yield each case with the prediction for the slices that the network has to segment there, and how it was made."""
+    for case in cases:
+        active_VN = [case.seen_by(regions[0], view) for view in range(case.usable(config.views))]
+
+        def run(
+            plan: InferencePlan, case: CachedCase = case, active_VN: list[npt.NDArray[np.bool_]] = active_VN
+        ) -> Prediction:
+            network = _copy(state, config, plan)
+            return predict_stack(lambda view: network, case.slices_ZCHW, active_VN, plan, flat=case.flat)
+
+        found, plan = predict_finite(run, plan, partial(replace, plan, precision="fp32"))
+        yield case, found, plan
+
+
+def _copy(state: Mapping[str, Tensor], config: NetworkConfig, plan: InferencePlan) -> SliceNetwork:
+    """The network with a copy of the weights, as the plan wants it."""
     with torch.device("meta"):
         network = build_network(config)
     copies = {key: value.to(plan.device, _format(value, plan.precision), copy=True) for key, value in state.items()}
     network.load_state_dict(copies, assign=True)
-    network = place(network, plan)
-    for case in cases:
-        active_VN = [case.seen_by(regions[0], view) for view in range(case.usable(config.views))]
-        yield case, predict_stack(lambda view: network, case.slices_ZCHW, active_VN, plan, flat=case.flat)
+    return place(network, plan)
 
 
 def _dice(case: CachedCase, region: Region, mask_ZHW: npt.NDArray[np.bool_], depth_ZHW: npt.NDArray[np.uint8]) -> float:

@@ -28,6 +28,8 @@ from lowmem_brats.networks import SliceNetwork, build_network, mismatches, strid
 
 FORMAT = "lowmem-brats/1"
 INDEX = "index.json"
+MIN_CONFIDENCE = "min_confidence"
+"""Beside a set's regions in the index: `WeightsSet.min_confidence`."""
 _PACKAGE = Path(__file__).parent
 SHIPPED = next((p for p in (_PACKAGE / "_weights", _PACKAGE.parent / "weights") if p.is_dir()), _PACKAGE / "_weights")
 """Inside the wheel, or beside the package in a checkout."""
@@ -59,6 +61,8 @@ class WeightsSet:
     name: str
     files: tuple[WeightsFile, ...]
     """The files of the first set (three of one region each, WT first, or one of all three), then of the next."""
+    min_confidence: float = 0.0
+    """The share for `drop_doubtful` that suits these networks; 0, which keeps all, where a set states none."""
 
     @property
     def network(self) -> NetworkConfig:
@@ -88,7 +92,9 @@ def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet
     if len(opened) > views:
         expected = f"at most {views}: each set looks from another side, and these networks see {views}"
         raise WeightsError("--weights", f"{len(opened)} sets", expected, "Name fewer sets.")
-    return WeightsSet(" + ".join(weights.name for weights in opened), tuple(f for w in opened for f in w.files))
+    files = tuple(file for weights in opened for file in weights.files)
+    least = min(weights.min_confidence for weights in opened)
+    return WeightsSet(" + ".join(weights.name for weights in opened), files, least)
 
 
 def _find(name: str) -> list[tuple[Path, str]]:
@@ -115,7 +121,7 @@ def _open_one(folder: Path, chosen: str) -> WeightsSet:
                     folder / INDEX, f"no {region.value} in {chosen}", "wt, tc and et", "Train the region."
                 )
             key = row["file"], row["sha256"]
-            file = files[key] = files.get(key) or _open_file(folder / row["file"], row["sha256"])
+            file = files[key] = files.get(key) or _open_file(folder, row["file"], row["sha256"])
             if region not in file.regions:
                 advice = "Put the files in their places."
                 raise WeightsError(file.path, f"weights for {file.name}", f"for {region.value}", advice)
@@ -129,20 +135,23 @@ def _open_one(folder: Path, chosen: str) -> WeightsSet:
         found = "; ".join(f"{file.path.name}: {file.network}" for file in opened)
         expected = "one network of all three regions, or three of one kind"
         raise WeightsError(f"weights {chosen!r}", found, expected, "Do not mix files of different sets.")
-    return WeightsSet(chosen, opened)
+    return WeightsSet(chosen, opened, float(index["sets"][chosen].get(MIN_CONFIDENCE, 0)))
 
 
 def _read_index(path: Path) -> dict[str, Any]:
     """The sets by name, and the names of the default sets, which share the views."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        entries = [entry for rows in index["sets"].values() for entry in rows.values()]
+        sets = index["sets"].values()
+        entries = [entry for rows in sets for key, entry in rows.items() if key != MIN_CONFIDENCE]
+        shares = [rows.get(MIN_CONFIDENCE, 0) for rows in sets]
         default = index["default"]
         names = [default] if isinstance(default, str) else [*default]
         texts = [*names, *(entry[key] for entry in entries for key in ("file", "sha256"))]
-        if names and all(isinstance(text, str) for text in texts):
+        sound = all(type(share) in (float, int) and 0 <= share <= 1 for share in shares)
+        if names and sound and all(isinstance(text, str) for text in texts):
             return {"default": names, "sets": index["sets"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise WeightsError(path, "missing or damaged", "an index of weights sets", "Reinstall, or train the set again.")
 
@@ -151,7 +160,16 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _open_file(path: Path, sha256: str) -> WeightsFile:
+def _open_file(folder: Path, name: str, sha256: str) -> WeightsFile:
+    """Open a file that an index names. Raises WeightsError where it lies outside the index's folder, by a link too."""
+    path = folder / name
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # no name for a file, or links in a circle
+        inside = False
+    if not inside:
+        found, advice = f"names {name!r}, outside its folder", "Put the file itself into the folder, and name it there."
+        raise WeightsError(folder / INDEX, found, "files beside it or below", advice)
     if not path.is_file():
         raise WeightsError(path, "missing", "a weights file", "Reinstall, or train the set again.")
     if _sha256(path) != sha256:
@@ -173,15 +191,29 @@ def read_header(path: Path) -> WeightsFile:
         wanted = ", ".join(f"{key} {want!r}" for key, (_, want) in wrong.items())
         raise WeightsError(path, found, wanted, "Use weights that were trained by this version.")
     try:
-        network = NetworkConfig(**without_former(json.loads(header["network"])))
+        network = _network(json.loads(header["network"]))
         stride_of(network)  # it can be built
         training, metrics = json.loads(header["training"]), json.loads(header["metrics"])
+        if not (isinstance(training, dict) and isinstance(metrics, dict)):
+            raise TypeError("training and metrics are no tables")
         regions = tuple(Region(name) for name in header["region"].split())
         if len(regions) != network.outputs or regions != tuple(r for r in Region if r in regions):
             raise ValueError(f"region {header['region']!r} for {network.outputs} outputs")
         return WeightsFile(path, regions, network, training, metrics)
-    except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
-        raise WeightsError(path, f"header not understood ({error})", FORMAT, "Train or copy the file again.") from error
+    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError, InputError) as error:
+        found = f"header not understood ({str(error)[:200]})"
+        raise WeightsError(path, found, FORMAT, "Train or copy the file again.") from error
+
+
+def _network(stored: Any) -> NetworkConfig:
+    """The settings of a header. Raises TypeError for a value of another kind than the setting has."""
+    if not isinstance(stored, dict):
+        raise TypeError("network is no table")
+    settings = without_former(stored)
+    for key, value in settings.items():
+        if type(value) is not type(getattr(NetworkConfig, key, None)):
+            raise TypeError(f"{key} {value!r}")
+    return NetworkConfig(**settings)
 
 
 def load_network(file: WeightsFile) -> SliceNetwork:
@@ -192,9 +224,13 @@ def load_network(file: WeightsFile) -> SliceNetwork:
     with torch.device("meta"):  # no memory yet: the header is untrusted, and the file must hold as much as it says
         network = build_network(file.network)
     wanted = network.state_dict()
-    with safe_open(file.path, framework="pt") as stored:
-        found = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is not a dict)
-    if problems := mismatches(found, wanted):
+    try:
+        with safe_open(file.path, framework="pt") as stored:
+            found = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is not a dict)
+        problems = mismatches(found, wanted)
+    except (SafetensorError, RuntimeError, TypeError, OSError) as error:  # a format that torch cannot read or check
+        raise WeightsError(file.path, f"tensors not understood ({error})", "sound weights", "Copy it again.") from error
+    if problems:
         expected = f"the tensors of {file.network}"
         raise WeightsError(file.path, "; ".join(problems), expected, "Use weights of this network.")
     network.load_state_dict({key: found[key].to(like.dtype) for key, like in wanted.items()}, assign=True)

@@ -42,7 +42,7 @@ FLOORS = (
         "checkpoint",
         "figures",
     ),
-    ("case", "memory", "case_list"),
+    ("case", "memory", "case_list", "result_path"),
     ("weights", "slice_cache"),
     ("predict", "dataset"),
     ("batches", "validate"),

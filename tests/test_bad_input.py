@@ -166,6 +166,22 @@ def test_more_voxels_than_anyone_needs_take_no_memory(
         refused(path, "67371008 voxels; expected at most 67108864")
 
 
+def test_a_small_file_of_very_many_voxels_takes_no_memory(tmp_path: Path, good: Path) -> None:
+    content = bytearray(good.read_bytes()[:HEADER_BYTES])
+    struct.pack_into("<4h", content, 40, 3, 512, 512, 257)
+    path = tmp_path / "bomb.nii.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(content)
+        for _ in range(257):
+            file.write(bytes(2 * 512 * 512))
+    tracemalloc.start()
+    try:
+        refused(path, "67371008 voxels; expected at most 67108864")
+        assert tracemalloc.get_traced_memory()[1] < 5 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_more_volumes_than_anyone_needs_take_no_memory(tmp_path: Path, good: Path) -> None:
     content = bytearray(good.read_bytes()[:HEADER_BYTES])
     struct.pack_into("<5h", content, 40, 4, 240, 240, 155, 31)
@@ -199,7 +215,12 @@ def test_bytes_behind_the_last_voxel_are_not_all_read(tmp_path: Path, good: Path
     damaged = bytearray(path.read_bytes())
     damaged[-8] ^= 1  # the checksum, which reading to the end would find wrong
     path.write_bytes(damaged)
-    refused(path, "more than 1048576 bytes after the last voxel")
+    tracemalloc.start()
+    try:
+        refused(path, "more than 1048576 bytes after the last voxel")
+        assert tracemalloc.get_traced_memory()[1] < 2 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("offset", [0, 1, 348])

@@ -193,6 +193,24 @@ def test_a_skull_in_some_modalities_is_cut_to_the_brain_of_the_others(skulls: tu
     assert [text.split(": ")[0] for text in notes[1:]] == list(skulls)
 
 
+@pytest.mark.parametrize(("millilitres", "told"), [(90, False), (110, True), (400, True)])
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_part_of_a_skull_in_one_modality_is_a_warning(modality: str, millilitres: int, told: bool) -> None:
+    """Too little to make the whole larger than a brain."""
+    part = CLEAN.copy()
+    piece = np.zeros_like(BRAIN)
+    piece.flat[np.flatnonzero(HEAD & ~BRAIN)[: round(millilitres * 1000 / VOXEL_MM3)]] = True
+    part[MODALITIES.index(modality)][piece] = 450
+    cleaned_CXYZ, notes = isolate(part)
+    assert [text.split(" mL")[0] for text in notes] == [f"{modality}: {millilitres}"] * told
+    assert [text for text in notes if "signal in no other modality" in text] == notes
+    np.testing.assert_array_equal((cleaned_CXYZ != 0).any(axis=0), BRAIN | piece)
+    for pair in (MODALITIES[:2], MODALITIES[2:]):
+        shared = CLEAN.copy()
+        shared[[MODALITIES.index(each) for each in pair], ...] = np.where(piece, 450, CLEAN[[0, 1]])
+        assert isolate(shared)[1] == [], "in two of them it is no news"
+
+
 def test_images_without_any_air_are_a_warning() -> None:
     full = np.random.default_rng(0).normal(500, 50, (4, *SHAPE_XYZ)).astype(np.float32)
     _, notes = isolate(full)

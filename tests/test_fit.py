@@ -74,6 +74,15 @@ def losses_of(training: NetworkTraining, steps: int) -> list[float]:
     return losses
 
 
+def test_the_scale_of_the_loss_is_restored(make: Make) -> None:
+    before, after = make(), make()
+    before._step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    tensors, state = before.checkpoint()
+    assert after._step.scaler.get_scale() != 64
+    after.restore(tensors, json.loads(json.dumps(state)), {})
+    assert after._step.scaler.get_scale() == 64
+
+
 # What is kept
 
 

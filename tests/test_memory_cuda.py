@@ -63,6 +63,20 @@ def test_a_budget_on_a_card_keeps_the_context_and_caps_the_allocator(monkeypatch
     assert device.open_budget("max", CARD).total_bytes == 4000 * MIB
 
 
+def test_all_of_a_card_is_what_others_leave_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 GiB, 3000 MiB are free and 100 MiB are this process's own already, besides its context."""
+    fractions: list[tuple[float, torch.device]] = []
+    monkeypatch.setattr(cuda, "measure_context", lambda card: 300 * MIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (3000 * MIB, 8192 * MIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda card: 100 * MIB)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *call: fractions.append(call))
+    budget = device.open_budget("max", CARD)
+    assert (budget.total_bytes, budget.reserve_bytes) == (3400 * MIB, 364 * MIB)
+    assert budget.tensor_bytes == (3400 - 364) * MIB
+    assert device.open_budget("8G", CARD).tensor_bytes == (8192 - 364) * MIB
+    assert fractions == [(3100 / 8192, CARD), ((8192 - 300) / 8192, CARD)]
+
+
 @pytest.mark.parametrize("vram", ["0M", "256M", "300M", "364M"])
 def test_a_budget_that_cuda_itself_would_fill_is_refused(monkeypatch: pytest.MonkeyPatch, vram: str) -> None:
     monkeypatch.setattr(cuda, "measure_context", lambda card: 300 * MIB)

@@ -130,6 +130,22 @@ def test_units_are_kept_even_if_unknown(tmp_path: Path, save_nifti: SaveNifti, u
     assert nibabel.load(tmp_path / "out.nii").header["xyzt_units"] == units
 
 
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "SAL", "PIR"])
+def test_a_label_map_is_our_own_in_whatever_order_of_axes(tmp_path: Path, save_nifti: SaveNifti, axes: str) -> None:
+    """In that of its image, and saved again in another by an editor that changes no label."""
+    image = nibabel.Nifti1Image(numbered(6, 7, 5), np.diag([-1.0, -1, 1, 1]))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(image.affine), nibabel.orientations.axcodes2ornt(axes)
+    )
+    nibabel.save(image.as_reoriented(turn), tmp_path / "in.nii")
+    label_XYZ = (numbered(6, 7, 5) % 5).astype(np.uint8)
+    write_label_map(label_XYZ, read_volume(tmp_path / "in.nii"), tmp_path / "out.nii")
+    assert nibabel.aff2axcodes(nibabel.load(tmp_path / "out.nii").affine) == tuple(axes)
+    assert is_own_result(tmp_path / "out.nii")
+    nibabel.save(nibabel.load(tmp_path / "out.nii").as_reoriented(turn), tmp_path / "again.nii")
+    assert is_own_result(tmp_path / "again.nii")
+
+
 def test_nifti2_comes_in_and_goes_out(tmp_path: Path) -> None:
     image = nibabel.Nifti2Image(numbered(6, 7, 5), SPACED_AFFINE)
     image.set_qform(SPACED_AFFINE, 1)

@@ -161,6 +161,17 @@ def test_a_loss_that_turns_upwards_is_seen_within_forty_steps() -> None:
         assert "bends upwards" in switches[0][1]
 
 
+@pytest.mark.parametrize("slopes", [(0.0, -0.04, 0.0), (0.01, 0.0), (0.01, 0.0, -0.01), (0.0, -0.04), (-0.04, -0.004)])
+def test_a_loss_that_falls_or_rises_less_is_no_trouble(slopes: tuple[float, ...]) -> None:
+    """Bends downwards, and the end of a fall, however sharp; the usual bend is next to nothing."""
+    loss, series = 3.0, []
+    for number, slope in enumerate(slopes):
+        for step in range(40 if number else 150):
+            loss += slope
+            series.append((loss + 1e-6 * (-1) ** step, 1.0))
+    assert observe_all(PrecisionController("bf16", "fp32"), series) == []
+
+
 def test_without_a_safer_format_there_is_no_switch() -> None:
     for safer in (None, "fp32"):
         controller = PrecisionController("fp32", safer)

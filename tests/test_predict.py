@@ -18,7 +18,7 @@ from lowmem_brats.memory.footprint import inference_footprint
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.precision import DTYPES
-from lowmem_brats.predict import Prediction, half_is_sound, place
+from lowmem_brats.predict import NotFinite, Prediction, half_is_sound, place
 
 Z, SIDE = 7, 32
 ALL = np.ones(Z, np.bool_)
@@ -115,6 +115,21 @@ def test_nothing_outside_the_brain_is_tumour() -> None:
     slices_ZCHW[:, 1:, 10:20] = 0  # brain in one modality is enough
     mask_KZHW = predict_stack(Toy(bias=100.0, outputs=3), slices_ZCHW, [ALL], plan()).mask_KZHW
     np.testing.assert_array_equal(mask_KZHW, np.stack([(slices_ZCHW != 0).any(axis=1)] * 3))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_batch_that_is_not_finite_is_no_prediction(value: float) -> None:
+    """Not the first batch, and in the second region."""
+
+    class Failing(Toy):
+        def forward(self, slices_NCHW: Tensor) -> Tensor:
+            logits_NKHW = super().forward(slices_NCHW)
+            logits_NKHW[:, 1, 8, 8] += value if len(self.batches) == 3 else 0
+            return logits_NKHW
+
+    with pytest.raises(NotFinite):
+        predict_stack(Failing(outputs=3), stack(), [ALL], plan(2))
+    predict_stack(Failing(outputs=3), stack(), [ALL], plan(4))
 
 
 def test_nothing_to_run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,20 +20,18 @@ from tiny_weights import (
 )
 
 import lowmem_brats.segment as module
-from lowmem_brats import predict
 from lowmem_brats.case_files import find_case
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.labels import CONVENTIONS, Region
-from lowmem_brats.memory import planner
+from lowmem_brats.memory import planner, step
+from lowmem_brats.networks import SliceNetwork
 from lowmem_brats.nifti import is_own_result, origin_of, read_label
+from lowmem_brats.result_path import check_not_reference, names_label_map, output_path
 from lowmem_brats.segment import (
     Segmentation,
-    check_not_reference,
-    names_label_map,
     origin,
-    output_path,
     segment_case,
 )
 from lowmem_brats.slices import occupied
@@ -366,18 +365,106 @@ def test_doubtful_findings_are_left_out_and_told(tmp_path: Path, tiny: str, phan
     assert not [text for text in kept.report.warnings if "doubtful" in text]
 
 
-def test_nan_in_half_precision_falls_back_to_fp32(
+def test_the_share_of_doubtful_findings_is_the_weights_own(tmp_path: Path, tiny: str, phantom: Path) -> None:
+    """Off where the set states none; the option counts before the set; the report says which it was."""
+    stating = tmp_path / "stating"
+    shutil.copytree(tiny, stating)
+    index = json.loads((stating / "index.json").read_text())
+    index["sets"]["tiny"]["min_confidence"] = 1.0
+    (stating / "index.json").write_text(json.dumps(index))
+    files, found = find_case(phantom), {}
+    for name, weights, asked, used, of in (
+        ("silent", tiny, None, 0.0, "tiny"),
+        ("off", tiny, 0.0, 0.0, "--min-confidence"),
+        ("stating", str(stating), None, 1.0, "tiny"),
+        ("asked", tiny, 1.0, 1.0, "--min-confidence"),
+        ("off again", str(stating), 0.0, 0.0, "--min-confidence"),
+    ):
+        config = SegmentConfig(weights=weights, device="cpu", precision="fp32", min_confidence=asked)
+        result = segment_case(files, tmp_path / f"{name}.nii.gz", config)
+        assert (result.report.min_confidence, result.report.min_confidence_of) == (used, of)
+        found[name] = result.label_XYZ.tobytes(), origin_of(tmp_path / f"{name}.nii.gz")
+    assert found["silent"] == found["off"] == found["off again"]
+    assert found["stating"] == found["asked"]
+    assert found["silent"][0] != found["asked"][0]
+    assert found["silent"][1] != found["asked"][1], "a result made with another share is not taken for this one"
+
+
+def test_running_out_of_memory_is_told(
     tmp_path: Path, tiny: str, phantom: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GTX 16xx does: the check fails, everything then is planned and run in fp32, and the report says so."""
-    monkeypatch.setattr(predict, "half_is_sound", lambda *args: False)
-    monkeypatch.setattr(module, "choose_device", lambda requested: (torch.device("cpu:0"), []))
-    report = run(phantom, tmp_path / "a.nii.gz", weights=tiny, precision="fp16").report
-    assert report.plan.precision == "fp32"
-    assert report.warnings == ["fp16 gives NaN on this card: running in fp32"]
-    monkeypatch.undo()
-    straight = run(phantom, tmp_path / "b.nii.gz", weights=tiny, precision="fp32", device="cpu")
-    np.testing.assert_array_equal(np.asanyarray(nibabel.load(tmp_path / "a.nii.gz").dataobj), straight.label_XYZ)
+    true = step.predict_batch
+
+    def cramped(network: SliceNetwork, slices_NCHW: torch.Tensor) -> torch.Tensor:
+        if len(slices_NCHW) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return true(network, slices_NCHW)
+
+    monkeypatch.setattr(step, "predict_batch", cramped)
+    report = run(phantom, tmp_path / "a.nii.gz", weights=tiny, device="cpu").report
+    assert report.warnings == ["the card ran out of memory: batch 2 instead of 4"]
+    assert report.plan.batch == 2
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> str:
+    """The tiny set with a core so sure of itself that fp16 cannot hold its logits."""
+
+    def sure(region: Region, head: torch.nn.Module) -> None:
+        for parameter in head.parameters():
+            parameter.mul_(25000 if region is Region.TC else 1)
+
+    return str(write_changed(tmp_path_factory.mktemp("weights") / "sure", tiny, sure))
+
+
+def test_a_network_that_overflows_in_half_precision_runs_again_in_fp32(
+    tmp_path: Path, overflowing: str, phantom: Path
+) -> None:
+    """The second of three networks: it and the third run in fp32, with a plan for it, and the report says so."""
+    plans: list[planner.InferencePlan] = []
+    config = SegmentConfig(weights=overflowing, device="cpu", precision="fp16", min_confidence=0.0)
+    half = segment_case(find_case(phantom), tmp_path / "a.nii.gz", config, on_plan=plans.append)
+    straight = run(phantom, tmp_path / "b.nii.gz", True, weights=overflowing, precision="fp32", device="cpu")
+    assert half.report.warnings == [
+        "fp16 gives NaN or infinity in TC: it is run again in fp32, and so is every network after it"
+    ]
+    assert [plan.precision for plan in plans] == ["fp16", "fp32"]
+    assert half.report.plan == plans[1] == straight.report.plan
+    assert half.report.peak_bytes == straight.report.peak_bytes
+    assert set(np.unique(straight.label_XYZ)) == {0, 1, 2, 4}, "the test needs all tissues to mean anything"
+    core = np.isin(half.label_XYZ, (1, 4)), np.isin(straight.label_XYZ, (1, 4))
+    assert 2 * (core[0] & core[1]).sum() / (core[0].sum() + core[1].sum()) > 0.95
+
+
+def test_where_fp32_does_not_fit_an_overflow_is_an_error(
+    tmp_path: Path, overflowing: str, phantom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(planner.BATCHES, "cpu", (1,))
+    need = run(phantom, tmp_path / "a.nii.gz", weights=overflowing, precision="bf16").report.plan.predicted_bytes
+    with pytest.raises(BudgetError, match="fp16 gives NaN or infinity in TC, and fp32 does not fit; expected at least"):
+        run(phantom, tmp_path / "b.nii.gz", weights=overflowing, precision="fp16", vram=f"{need / 2**20 * 1.1}M")
+    assert not (tmp_path / "b.nii.gz").exists()
+
+
+def test_nan_in_fp32_too_is_an_error(tmp_path: Path, tiny: str, phantom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No empty label map, and nothing written."""
+
+    def bad(region: Region, head: torch.nn.Module) -> None:
+        head.weight.mul_(1e4)  # type: ignore[operator]
+        head.bias.fill_(6e4)  # type: ignore[operator]
+
+    weights = str(write_changed(tmp_path / "bad", tiny, bad))
+    true = module.load_network
+
+    def broken(file: object) -> torch.nn.Module:
+        network = true(file)  # type: ignore[arg-type]
+        network.head.weight.data *= 1e38
+        return network
+
+    monkeypatch.setattr(module, "load_network", broken)
+    with pytest.raises(WeightsError, match="logits that are NaN or infinite in fp32"):
+        run(phantom, tmp_path / "seg.nii.gz", weights=weights, device="cpu")
+    assert not (tmp_path / "seg.nii.gz").exists()
 
 
 def test_a_small_budget_gives_the_same_result_and_too_small_a_one_says_what_would_do(

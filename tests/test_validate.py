@@ -12,6 +12,7 @@ from easy_cases import DEPTH, SIDE, TINY, easy_cached, easy_depth
 from lowmem_brats import validate as validate_module
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.labels import Region
+from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import build_network
 from lowmem_brats.predict import Prediction
 from lowmem_brats.slice_cache import CachedCase, store_case
@@ -33,6 +34,30 @@ def cases(tmp_path: Path) -> list[CachedCase]:
     depth_ZHW = np.array(easy_depth())
     depth_ZHW[: DEPTH // 2] = 0
     return [full, store_case(tmp_path / "half.json", "half", full.slices_ZCHW, depth_ZHW)]
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> CachedCase:
+    """A case that is seen from three sides."""
+    slices_ZCHW = np.random.default_rng(0).normal(size=(SIDE, 4, SIDE, SIDE)).astype(np.float16)
+    case = store_case(tmp_path / "deep.json", "deep", slices_ZCHW, np.array(easy_depth(SIDE)))
+    assert not case.flat
+    return case
+
+
+def test_flat_stacks_are_seen_without_neighbours(cases: list[CachedCase], deep: CachedCase) -> None:
+    config = NetworkConfig(width=8, depth=1, context=1)
+    torch.manual_seed(0)
+    state = build_network(config).state_dict()
+    alone = {key: value.clone() for key, value in state.items()}
+    next(iter(alone.values()))[:, 4:] = 0
+    for case in (cases[0], deep):
+        sums = []
+        for weights in (state, alone):
+            plan = InferencePlan("cpu", "fp32", batch=1)
+            ((_, found, _),) = validate_module._predict(weights, config, [case], [Region.WT], plan)
+            sums.append(found.sum_KZHW)
+        assert np.array_equal(*sums) == case.flat
 
 
 def test_dice_is_by_patient_on_the_slices_seen(cases: list[CachedCase]) -> None:
@@ -60,6 +85,16 @@ def test_the_weights_given_stay_as_they_are(cases: list[CachedCase]) -> None:
         assert all(value.dtype == torch.float32 and torch.equal(value, before[key]) for key, value in state.items())
 
 
+def test_what_half_precision_cannot_hold_is_validated_in_fp32(cases: list[CachedCase]) -> None:
+    state = says_tumour()
+    state["head.bias"] *= 1e6
+    half, full = (validate(state, TINY, cases, [Region.WT], "cpu", precision) for precision in ("fp16", "fp32"))
+    assert half.precision == full.precision == "fp32"
+    assert half.dice == full.dice
+    assert min(half.dice["wt"].values()) > 0
+    assert best_thresholds(state, TINY, cases, [Region.WT], "cpu", "fp16")["wt"][1] > 0
+
+
 def test_examples_are_the_busiest_slices_of_the_first_patients(tmp_path: Path, cases: list[CachedCase]) -> None:
     more = [easy_cached(tmp_path, f"more {n}") for n in range(EXAMPLES)]
     found = validate(says_tumour(), TINY, [cases[1], *more], [Region.WT], "cpu", "fp32")
@@ -75,27 +110,25 @@ def test_examples_are_the_busiest_slices_of_the_first_patients(tmp_path: Path, c
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_the_threshold_is_where_dice_is_best(
-    tmp_path: Path, cases: list[CachedCase], monkeypatch: pytest.MonkeyPatch, threshold: float, views: int
+    cases: list[CachedCase], deep: CachedCase, monkeypatch: pytest.MonkeyPatch, threshold: float, views: int
 ) -> None:
     """Mean logits a little above it in the tumour, a little below it in the brain around, 0 outside the brain.
 
     Two cases are too flat to be seen from three sides, the third is not.
     """
     config = NetworkConfig(width=8, depth=1, outputs=3, views=views)
-    high = [np.repeat(array, 4, axis=0) for array in (cases[0].slices_ZCHW, cases[0].depth_ZHW)]
-    cases.append(store_case(tmp_path / "high.json", "high", *high))
-    assert [case.usable(views) for case in cases] == [1, 1, views]
     given = []
-    for case in cases:
+    for case in (cases := [*cases, deep]):
         deeper_KZHW = case.depth_ZHW >= np.array([1, 2, 3])[:, None, None, None]
         used = case.usable(views)
         sum_KZHW = (used * np.where(deeper_KZHW, threshold + 0.1, threshold - 0.1)).astype(np.float32)
         sum_KZHW[..., :4] = 0
         assert not deeper_KZHW[..., :3].any()
-        given.append((case, Prediction(np.where(deeper_KZHW, used * (threshold + 0.1), sum_KZHW), 0, 1, 0)))
+        found = Prediction(np.where(deeper_KZHW, used * (threshold + 0.1), sum_KZHW), 0, 1, 0)
+        given.append((case, found, InferencePlan("cpu", "fp32", 1)))
     monkeypatch.setattr(validate_module, "_predict", lambda *arguments: given)
-    found = best_thresholds({}, config, cases, list(Region), "cpu", "fp32")
-    assert found == dict.fromkeys(("wt", "tc", "et"), (threshold, 1.0))
+    best = best_thresholds({}, config, cases, list(Region), "cpu", "fp32")
+    assert best == dict.fromkeys(("wt", "tc", "et"), (threshold, 1.0))
 
 
 def test_of_equally_good_thresholds_the_first(cases: list[CachedCase]) -> None:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from lowmem_brats import weights
 from lowmem_brats.config import NetworkConfig
@@ -411,10 +411,12 @@ def test_damage_and_loss_are_listed_together(whole_set: Path) -> None:
     assert "et.safetensors" not in caught.value.found
 
 
-def one_network_set(folder: Path, regions: tuple[Region, ...] = tuple(Region), outputs: int = 3) -> Path:
+def one_network_set(
+    folder: Path, regions: tuple[Region, ...] = tuple(Region), outputs: int = 3, views: int = 1
+) -> Path:
     """Write a set of one network."""
     folder.mkdir()
-    config = dataclasses.replace(ONE, outputs=outputs)
+    config = dataclasses.replace(ONE, outputs=outputs, views=views)
     path = folder / "wt-tc-et.safetensors"
     save_network(tiny_network(config=config), WeightsFile(path, regions, config, {}, {}))
     write_index(folder, "one", dict.fromkeys(Region, path))
@@ -545,6 +547,121 @@ def test_missing_or_damaged_index(tmp_path: Path, text: str | None) -> None:
     with pytest.raises(WeightsError, match="missing or damaged") as caught:
         open_set(str(tmp_path))
     assert caught.value.where == str(tmp_path / "index.json")
+
+
+@pytest.mark.parametrize("share", [0.25, 0, 1])
+def test_a_set_says_from_where_findings_are_doubtful(whole_set: Path, tmp_path: Path, share: float) -> None:
+    """Of several sets the least counts, and none at all where one does not say."""
+    assert open_set(str(whole_set)).min_confidence == 0
+    edit_index(whole_set, lambda index: index["sets"]["toy"].update(min_confidence=share))
+    assert open_set(str(whole_set)).min_confidence == share
+    single = one_network_set(tmp_path / "one", views=2)
+    edit_index(single, lambda index: index["sets"].update(other=index["sets"]["one"] | {"min_confidence": share}))
+    edit_index(single, lambda index: index.update(default=["one", "other"]))
+    assert open_set(str(single)).min_confidence == 0
+    edit_index(single, lambda index: index["sets"]["one"].update(min_confidence=0.125))
+    assert open_set(str(single)).min_confidence == min(share, 0.125)
+
+
+def test_the_shipped_sets_drop_what_is_half_as_sure() -> None:
+    assert open_set().min_confidence == 0.5
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "0.5", None, True, [0.5]])
+def test_a_share_that_is_none_is_refused(whole_set: Path, share: object) -> None:
+    edit_index(whole_set, lambda index: index["sets"]["toy"].update(min_confidence=share))
+    with pytest.raises(WeightsError, match="missing or damaged"):
+        open_set(str(whole_set))
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link", "linked folder", "circle", "no name"])
+def test_an_index_names_no_file_outside_its_folder(whole_set: Path, tmp_path: Path, way: str) -> None:
+    outside = (whole_set / "wt.safetensors").rename(tmp_path / "wt.safetensors")
+    name = {"..": "../wt.safetensors", "absolute": str(outside), "no name": "a\0b"}.get(way, "wt.safetensors")
+    if way == "link":
+        (whole_set / name).symlink_to(outside)
+    if way == "circle":
+        (whole_set / name).symlink_to(name)
+    if way == "linked folder":
+        (whole_set / "deep").symlink_to(tmp_path)
+        name = "deep/wt.safetensors"
+    edit_index(whole_set, lambda index: index["sets"]["toy"]["wt"].update(file=name))
+    with pytest.raises(WeightsError, match="outside its folder, expected files beside it or below"):
+        open_set(str(whole_set))
+
+
+def test_a_set_may_lie_behind_a_link_and_in_folders_of_its_own(whole_set: Path, tmp_path: Path) -> None:
+    (whole_set / "deep").mkdir()
+    (whole_set / "wt.safetensors").rename(whole_set / "deep" / "wt.safetensors")
+    edit_index(whole_set, lambda index: index["sets"]["toy"]["wt"].update(file="deep/../deep/wt.safetensors"))
+    (tmp_path / "link").symlink_to(whole_set)
+    assert open_set(str(tmp_path / "link")).name == "toy"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = st.sampled_from(["name", "width", "depth", "norm", "outputs", "views", "context", "members", "other"])
+
+
+@given(st.dictionaries(FIELDS, JSON, max_size=3) | JSON, JSON, JSON)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+def test_no_header_is_a_traceback(saved: WeightsFile, network: object, training: object, metrics: object) -> None:
+    """It is understood, of settings of the right kinds, or refused."""
+    header = {"network": json.dumps(network), "training": json.dumps(training), "metrics": json.dumps(metrics)}
+    rewrite(saved.path, header)
+    try:
+        found = read_header(saved.path)
+    except WeightsError:
+        return
+    assert all(type(getattr(found.network, f.name)) is type(f.default) for f in dataclasses.fields(NetworkConfig))
+    assert isinstance(found.training, dict)
+    assert isinstance(found.metrics, dict)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("network", '{"views": 1.5}'),
+        ("network", '{"views": 1.0}'),
+        ("network", '{"views": true}'),
+        ("network", '{"width": NaN}'),
+        ("network", '{"width": 1e400}'),
+        ("network", f'{{"width": {8 * 10**30}}}'),
+        ("network", f'{{"width": {"9" * 5000}}}'),
+        ("network", '{"width": "24"}'),
+        ("network", '{"name": null}'),
+        ("network", '{"name": ["unet2d"]}'),
+        ("network", "[]"),
+        ("network", "[" * 100_000),
+        ("training", "[" * 100_000),
+        ("training", "[]"),
+        ("metrics", "1"),
+        ("region", "wt wt"),
+        ("region", ""),
+    ],
+)
+def test_a_header_of_another_kind_is_refused(saved: WeightsFile, key: str, text: str) -> None:
+    rewrite(saved.path, {key: text})
+    with pytest.raises(WeightsError, match="header not understood") as caught:
+        read_header(saved.path)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_deeply_nested_index_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="missing or damaged"):
+        open_set(str(tmp_path))
+
+
+def test_tensors_of_a_format_that_cannot_be_checked_are_refused(saved: WeightsFile) -> None:
+    tensors = tiny_network().state_dict()
+    tensors["head.bias"] = torch.zeros(1).to(torch.float8_e4m3fn)
+    saved.path.write_bytes(save(tensors, header_of(saved.path)))
+    with pytest.raises(WeightsError):
+        load_network(read_header(saved.path))
 
 
 def test_index_holds_relative_paths_and_checksums(whole_set: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Preparation:
 
         Raises InputError: no case there, outputs that exist, cannot be written or would replace other files.
         """
-        from lowmem_brats.segment import check_not_reference, output_path
+        from lowmem_brats.result_path import check_not_reference, output_path
 
         if not self.named:
             _check_holds_images(path)

@@ -47,8 +47,10 @@ if TYPE_CHECKING:
 @options.setting(
     "--min-confidence",
     "min_confidence",
-    "Drop islands, and count enhancing tumour as core, of less than this share of the main tumour's mean logit.",
+    "Drop islands, and count enhancing tumour as core, of less than this share of the main tumour's mean logit. "
+    "0: none. Default: as the weights say, 0.5 for the shipped ones.",
     of=SegmentConfig,
+    type=float,
     metavar="SHARE",
 )
 @click.option("--fast", is_flag=True, help="See axial slices only, with the first set: half the time, less accurate.")
@@ -89,7 +91,8 @@ def segment(
       143  ended by SIGTERM
     """
     from lowmem_brats.memory.device import choose_device, open_budget
-    from lowmem_brats.segment import names_label_map, origin
+    from lowmem_brats.result_path import names_label_map
+    from lowmem_brats.segment import origin
     from lowmem_brats.weights import open_set
 
     explicit = {m: path for m in MODALITIES if isinstance(path := settings.pop(m), Path)}
