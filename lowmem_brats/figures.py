@@ -112,7 +112,11 @@ def draw_examples(examples: Sequence[Example], title: str) -> Image.Image:
 
 
 def new_page(width: int, height: int, title: str) -> Image.Image:
-    """Return an empty RGB page of `width` × `height` pixels with a title at the top and the footer at the bottom."""
+    """Return an empty RGB page of `width` × `height` pixels with a title at the top and the footer at the bottom.
+
+    The title is drawn on one line, whatever characters the names in it have.
+    """
+    title = " ".join(title.encode("utf-8", "backslashreplace").decode().split())
     page = Image.new("RGB", (width, height), PAGE)
     draw = ImageDraw.Draw(page)
     draw.text((LEFT_PX, 18), title, TEXT, _fitting(draw, title, 24, width - LEFT_PX - GAP_PX))

@@ -6,6 +6,7 @@ voxel's innermost tissue: necrotic or non-enhancing core (NCR), oedema (ED) or e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -151,3 +152,9 @@ def split_regions(label: npt.NDArray[np.integer], convention: LabelConvention, w
     enhancing = label == convention.et
     core = enhancing | (label == convention.ncr)
     return {Region.WT: core | (label == convention.ed), Region.TC: core, Region.ET: enhancing}
+
+
+def format_millilitres(volume_ml: float) -> str:
+    """A volume with one decimal, or with as many as show two digits of a small one: `12.3`, `0.031`; `0.0` for none."""
+    decimals = 1 if volume_ml >= 0.1 or volume_ml <= 0 else 1 - math.floor(math.log10(volume_ml))
+    return f"{volume_ml:.{decimals}f}"

@@ -30,7 +30,7 @@ from lowmem_brats.figures import (
     windowed,
     write_upwards,
 )
-from lowmem_brats.labels import LabelConvention, LabelMap, Mask, split_regions
+from lowmem_brats.labels import LabelConvention, LabelMap, Mask, format_millilitres, split_regions
 
 Spacing = tuple[float, float, float]
 
@@ -180,8 +180,9 @@ def _legend(
     left = float(LEFT_PX)
     for tissue, colour in TISSUE_COLOURS.items():
         volume_ml = np.count_nonzero(label_XYZ == convention.tissues[tissue]) * voxel_ml
-        entry = f"{tissue}  {volume_ml:.1f} mL"
+        entry = f"{tissue}  {format_millilitres(volume_ml)} mL"
         draw.rectangle((left, top + 12, left + 15, top + 27), colour)
         draw.text((left + 24, top + 20), entry, TEXT, font(17), "lm")
         left += 24 + draw.textlength(entry, font(17)) + 32
-    draw.text((left, top + 20), f"whole tumour  {np.count_nonzero(label_XYZ) * voxel_ml:.1f} mL", TEXT, font(17), "lm")
+    whole = f"whole tumour  {format_millilitres(np.count_nonzero(label_XYZ) * voxel_ml)} mL"
+    draw.text((left, top + 20), whole, TEXT, font(17), "lm")

@@ -111,11 +111,21 @@ def read_run(folder: Path) -> TrainReport:
 
 def check_resumable(config: TrainConfig, stored: TrainConfig, folder: Path) -> None:
     """Refuse to go on with another recipe than the stored one. Raises InputError."""
-    differ = [key for key, value in vars(stored).items() if key not in MAY_CHANGE and getattr(config, key) != value]
+    now, began = _recipe(config), _recipe(stored)
+    differ = [key for key in began if now[key] != began[key]]
     if differ:
-        found = "; ".join(f"{key} {getattr(config, key)!r}" for key in differ)
-        expected = "; ".join(f"{key} {getattr(stored, key)!r}" for key in differ)
+        found, expected = ("; ".join(f"{key} {recipe[key]}" for key in differ) for recipe in (now, began))
         raise InputError(f"resuming {folder}", found, f"as it began: {expected}", "Leave these options out.")
+
+
+def _recipe(config: TrainConfig) -> dict[str, str]:
+    """What must stay as it began, in words: setting → value."""
+    network = {"network" if key == "name" else key: value for key, value in vars(config.network).items()}
+    settings = {key: value for key, value in vars(config).items() if key not in {"network", *MAY_CHANGE}}
+    return {
+        key.replace("_", " "): " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for key, value in (network | settings).items()
+    }
 
 
 def changes_since(stored: TrainReport, now: TrainReport) -> list[str]:

@@ -51,23 +51,25 @@ def validate(
     device: str,
     precision: str,
 ) -> Validation:
-    """Segment the cases with a copy of the weights in the format that `segment` will use, and score the masks.
+    """Segment the cases with a copy of the weights as `segment` will, in its format, and score the masks.
+
+    Unlike there, the slices to look at are those with the parent in the reference, and doubtful findings stay.
 
     `state`: a state dict; `regions`: in the order of the network's outputs; `precision`: a key of `precision.DTYPES`.
     """
     scores: dict[str, dict[str, float]] = {region.value: {} for region in regions}
     examples, peak_bytes = list[Example](), 0
-    for case, found, plan in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1)):
+    for case, found, plan in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1), True):
         precision = plan.precision
-        depth_ZHW = case.depth_ZHW
+        depth_ZHW, mask_KZHW = case.depth_ZHW, np.logical_and.accumulate(found.mask_KZHW)  # nested, as when fused
         peak_bytes = max(peak_bytes, found.peak_bytes)
-        for region, mask_ZHW in zip(regions, found.mask_KZHW, strict=True):
+        for region, mask_ZHW in zip(regions, mask_KZHW, strict=True):
             scores[region.value][case.case_id] = _dice(case, region, mask_ZHW, depth_ZHW)
         if len(examples) < EXAMPLES:
             truth_ZHW = depth_ZHW >= regions[0].depth
             z = int(truth_ZHW.sum(axis=(1, 2)).argmax())
             slice_CHW, score = case.slices_ZCHW[z].astype(np.float32), scores[regions[0].value][case.case_id]
-            examples.append(Example(case.case_id, slice_CHW, truth_ZHW[z], found.mask_KZHW[0, z], z, score))
+            examples.append(Example(case.case_id, slice_CHW, truth_ZHW[z], mask_KZHW[0, z], z, score))
     return Validation(scores, examples, peak_bytes, precision)
 
 
@@ -81,10 +83,11 @@ def best_thresholds(
 ) -> dict[str, tuple[float, float]]:
     """Region → (the one of THRESHOLDS at which masks have the best mean Dice, that Dice); arguments as `validate`.
 
-    Networks that were trained on few patients find too little tumour, so 0 is seldom best.
+    Networks that were trained on few patients find too little tumour, so 0 is seldom best. Every slice is looked at,
+    because where `routing` looks depends on the threshold, and each region is judged without its parent's mask.
     """
     scores = np.zeros((len(regions), len(THRESHOLDS)))
-    for case, found, _ in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1)):
+    for case, found, _ in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1), False):
         depth_ZHW, views = case.depth_ZHW, case.usable(config.views)
         for region, sum_ZHW, row in zip(regions, found.sum_KZHW, scores, strict=True):
             for i, threshold in enumerate(THRESHOLDS):
@@ -104,6 +107,7 @@ def _predict(
     cases: Sequence[CachedCase],
     regions: Sequence[Region],
     plan: InferencePlan,
+    narrow: bool,
 ) -> Iterator[tuple[CachedCase, Prediction, InferencePlan]]:
     """Yield each case with the prediction for the slices that the network has to segment there, and how it was made."""
     for case in cases:
@@ -113,7 +117,7 @@ def _predict(
             plan: InferencePlan, case: CachedCase = case, active_VN: list[npt.NDArray[np.bool_]] = active_VN
         ) -> Prediction:
             network = _copy(state, config, plan)
-            return predict_stack(lambda view: network, case.slices_ZCHW, active_VN, plan, flat=case.flat)
+            return predict_stack(lambda view: network, case.slices_ZCHW, active_VN, plan, narrow=narrow, flat=case.flat)
 
         found, plan = predict_finite(run, plan, partial(replace, plan, precision="fp32"))
         yield case, found, plan

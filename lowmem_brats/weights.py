@@ -140,6 +140,9 @@ def _open_one(folder: Path, chosen: str) -> WeightsSet:
 
 def _read_index(path: Path) -> dict[str, Any]:
     """The sets by name, and the names of the default sets, which share the views."""
+    if not path.exists() and (path.parent / "run.json").exists():
+        found, advice = "a training that has given no set yet", "Go on: lowmem-brats train DATA -o FOLDER --resume."
+        raise WeightsError(path.parent, found, "one with networks for wt, tc and et", advice)
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         sets = index["sets"].values()

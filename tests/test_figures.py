@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_brats.figures import LINE_COLOURS, OUTLINES, PLOT_PX, Example, Panel, draw_curves, draw_examples, ticks
+from lowmem_brats.figures import (
+    LINE_COLOURS,
+    OUTLINES,
+    PLOT_PX,
+    Example,
+    Panel,
+    draw_curves,
+    draw_examples,
+    new_page,
+    ticks,
+)
 
 BLUE = LINE_COLOURS[0]
 
@@ -134,3 +144,10 @@ def test_any_number_of_examples_also_empty_ones(count: int) -> None:
     page = draw_examples([empty] * count, "title")
     assert page.mode == "RGB"
     assert page.width > 300 * max(count, 1)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\n b", "a\x0bb", "\na \t b"])
+def test_a_title_is_one_line(name: str) -> None:
+    """Names of folders and weights may hold line breaks, which Pillow does not draw so."""
+    assert new_page(300, 100, name).tobytes() == new_page(300, 100, "a b").tobytes()
+    new_page(300, 100, "a\udcff")  # a byte of a path that is no UTF-8

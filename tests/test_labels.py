@@ -12,6 +12,7 @@ from lowmem_brats.labels import (
     CONVENTIONS,
     Region,
     as_labels,
+    format_millilitres,
     fuse_regions,
     nesting_depth,
     split_regions,
@@ -160,3 +161,19 @@ def test_nesting_depth_counts_the_regions_that_hold_a_voxel() -> None:
     depth = nesting_depth(split_regions(label, convention, "case"))
     assert depth.dtype == np.uint8
     assert depth.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("volume_ml", "shown"),
+    [
+        (0, "0.0"),
+        (12.34, "12.3"),
+        (0.12, "0.1"),
+        (0.1, "0.1"),
+        (0.0312, "0.031"),
+        (0.001, "0.0010"),
+        (5e-5, "0.000050"),
+    ],
+)
+def test_small_volumes_have_two_digits(volume_ml: float, shown: str) -> None:
+    assert format_millilitres(volume_ml) == shown

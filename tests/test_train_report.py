@@ -109,9 +109,18 @@ def test_only_what_leaves_the_training_the_same_may_change(tmp_path: Path) -> No
         changed = {key: other[key]} if key in other else {}
         if key in MAY_CHANGE:
             check_resumable(replace(EASY, **changed), EASY, tmp_path)
-    for changed in ({"network": other["network"]}, {"seed": 1}, {"loss": "ce"}, {"validation": 0.3}, {"average": 0.9}):
-        with pytest.raises(InputError, match=f"resuming .*{next(iter(changed))}"):
+    for changed, told in (
+        ({"network": other["network"]}, "width 16; expected as it began: width 8"),
+        ({"network": replace(TINY, name="emcad-b0")}, "network emcad-b0; expected as it began: network unet2d"),
+        ({"seed": 1}, "seed 1; expected as it began: seed 0"),
+        ({"loss": "ce"}, "loss ce; expected as it began: loss dice"),
+        ({"validation": 0.3, "average": 0.9}, "average 0.9; validation 0.3; expected as it began: average 0.5; "),
+        ({"learning_rate": 0.1}, "learning rate 0.1; expected as it began: learning rate 0.01"),
+        ({"fold": (1, 5)}, "fold 1 5; expected as it began: fold None"),
+    ):
+        with pytest.raises(InputError) as caught:
             check_resumable(replace(EASY, **changed), EASY, tmp_path)
+        assert str(caught.value).startswith(f"resuming {tmp_path}: {told}")
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -12,6 +12,7 @@ from easy_cases import DEPTH, SIDE, TINY, easy_cached, easy_depth
 from lowmem_brats import validate as validate_module
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.labels import Region
+from lowmem_brats.memory import step
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import build_network
 from lowmem_brats.predict import Prediction
@@ -55,9 +56,29 @@ def test_flat_stacks_are_seen_without_neighbours(cases: list[CachedCase], deep: 
         sums = []
         for weights in (state, alone):
             plan = InferencePlan("cpu", "fp32", batch=1)
-            ((_, found, _),) = validate_module._predict(weights, config, [case], [Region.WT], plan)
+            ((_, found, _),) = validate_module._predict(weights, config, [case], [Region.WT], plan, False)
             sums.append(found.sum_KZHW)
         assert np.array_equal(*sums) == case.flat
+
+
+def test_validation_looks_where_segmenting_does(deep: CachedCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found, so every second axial slice is enough; to choose a threshold all slices are needed."""
+    passes, true = [], step.predict_batch
+    monkeypatch.setattr(step, "predict_batch", lambda *arguments: (passes.append(1), true(*arguments))[1])
+    config, nothing = NetworkConfig(width=8, depth=1, views=3), says_tumour()
+    nothing["head.bias"] *= -1
+    validate(nothing, config, [deep], [Region.WT], "cpu", "fp32")
+    assert len(passes) == SIDE / 2
+    best_thresholds(nothing, config, [deep], [Region.WT], "cpu", "fp32")
+    assert len(passes) == SIDE / 2 + 3 * SIDE
+
+
+def test_the_regions_of_one_network_are_nested_as_when_fused(cases: list[CachedCase]) -> None:
+    """It finds core everywhere, and no whole tumour."""
+    state = says_tumour(3)
+    state["head.bias"] = torch.tensor([-1.0, 1.0, 1.0])
+    found = validate(state, NetworkConfig(width=8, depth=1, outputs=3), cases, list(Region), "cpu", "fp32")
+    assert found.dice == {region.value: {"full": 0.0, "half": 0.0} for region in Region}
 
 
 def test_dice_is_by_patient_on_the_slices_seen(cases: list[CachedCase]) -> None:

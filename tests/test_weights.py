@@ -650,6 +650,12 @@ def test_a_header_of_another_kind_is_refused(saved: WeightsFile, key: str, text:
     assert len(str(caught.value)) < 600
 
 
+def test_an_unfinished_training_is_told_from_a_damaged_set(tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch()
+    with pytest.raises(WeightsError, match=r"no set yet; .* Go on: lowmem-brats train DATA -o FOLDER --resume"):
+        open_set(str(tmp_path))
+
+
 def test_a_deeply_nested_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text("[" * 100_000)
     with pytest.raises(WeightsError, match="missing or damaged"):

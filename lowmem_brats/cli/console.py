@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lowmem_brats.labels import format_millilitres
+
 if TYPE_CHECKING:
     from lowmem_brats.evaluate import PatientScores, Summary
     from lowmem_brats.memory.planner import InferencePlan, TrainPlan
@@ -101,7 +103,7 @@ def show_segmentation(report: SegmentReport) -> None:
     """Table of voxels and millilitres per tissue, then peak memory and seconds."""
     shown = table(report.case_id, "voxels", "mL")
     for tissue, voxels in report.voxels.items():
-        shown.add_row(tissue, f"{voxels}", f"{report.millilitres[tissue]:.1f}")
+        shown.add_row(tissue, f"{voxels}", format_millilitres(report.millilitres[tissue]))
     out.print(shown)
     out.print()
     show_peak(report.peak_bytes, report.plan, report.cuda_peak)
