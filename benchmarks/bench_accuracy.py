@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem_brats.case_files import CaseFiles
-from lowmem_brats.case_list import read_cases
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import SegmentConfig
-from lowmem_brats.evaluate import PatientScores, evaluate_pairs
-from lowmem_brats.labels import CONVENTIONS, Region
-from lowmem_brats.segment import SegmentReport, segment_case
+from lowmem_brats.data.case_files import CaseFiles
+from lowmem_brats.data.case_list import read_cases
+from lowmem_brats.data.labels import CONVENTIONS, Region
+from lowmem_brats.evaluate.pairs import PatientScores, evaluate_pairs
+from lowmem_brats.segment.case import SegmentReport, segment_case
 
 DRAWS = 10_000
 CPU = SegmentConfig(device="cpu")

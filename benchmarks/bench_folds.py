@@ -21,14 +21,14 @@ from pathlib import Path
 
 from bench_accuracy import per_patient, score, summary_of
 
-from lowmem_brats.case_list import LabelledCase, read_cases
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
-from lowmem_brats.dataset import Split, split_cases
-from lowmem_brats.evaluate import PatientScores
-from lowmem_brats.labels import Region
-from lowmem_brats.train import train_set
-from lowmem_brats.weights import load_network, open_set, save_network, write_index
+from lowmem_brats.data.case_list import LabelledCase, read_cases
+from lowmem_brats.data.labels import Region
+from lowmem_brats.evaluate.pairs import PatientScores
+from lowmem_brats.train.dataset import Split, split_cases
+from lowmem_brats.train.run import train_set
+from lowmem_brats.weights.store import load_network, open_set, save_network, write_index
 
 # Three binary networks of axial slices, batch Dice: the paper's, of the shipped width.
 PLAIN = TrainConfig(network=NetworkConfig(width=24), validation=0.0, test=0.0, device="cpu")

@@ -24,14 +24,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowmem_brats import fit
-from lowmem_brats.case_list import read_cases
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import BRATS_SHAPE, MODALITIES, PRESETS, NetworkConfig, SegmentConfig, TrainConfig
-from lowmem_brats.labels import Region
+from lowmem_brats.data.case_list import read_cases
+from lowmem_brats.data.labels import Region
 from lowmem_brats.networks import build_network, padded_size
-from lowmem_brats.segment import segment_case
-from lowmem_brats.train import train_set
+from lowmem_brats.segment.case import segment_case
+from lowmem_brats.train import loop as fit
+from lowmem_brats.train.run import train_set
 
 OURS = TrainConfig(loss="dice+ce", test=0.2)
 PAPER = {key: value for key, value in PRESETS["emcad"].items() if key != "network"}

@@ -29,18 +29,18 @@ import torch
 from bench_speed import ProcessPeak, segment_counting, slices_gmac
 from peers import PEERS, gmac
 
-from lowmem_brats.case import read_case
-from lowmem_brats.case_files import CaseFiles, find_case
 from lowmem_brats.cli import console
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import NetworkConfig, SegmentConfig
-from lowmem_brats.labels import Region
+from lowmem_brats.data.case import read_case
+from lowmem_brats.data.case_files import CaseFiles, find_case
+from lowmem_brats.data.labels import Region
 from lowmem_brats.memory.budget import MemoryBudget, format_budget
 from lowmem_brats.memory.device import PeakMeter
 from lowmem_brats.memory.planner import plan_inference
 from lowmem_brats.networks import build_network
-from lowmem_brats.segment import SegmentReport, segment_case
-from lowmem_brats.weights import WeightsFile, open_set, save_network, write_index
+from lowmem_brats.segment.case import SegmentReport, segment_case
+from lowmem_brats.weights.store import WeightsFile, open_set, save_network, write_index
 
 Row = dict[str, Any]
 TIMES = "seconds", "network_seconds", "cpu_seconds"

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from bench_accuracy import per_patient, score
 
-from lowmem_brats.augment import BIAS_MEAN
-from lowmem_brats.case_files import find_case
-from lowmem_brats.case_list import read_cases
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import MODALITIES, SegmentConfig
-from lowmem_brats.evaluate import summarise
-from lowmem_brats.slices import zscore_brain
+from lowmem_brats.data.case_files import find_case
+from lowmem_brats.data.case_list import read_cases
+from lowmem_brats.data.slices import zscore_brain
+from lowmem_brats.evaluate.pairs import summarise
+from lowmem_brats.train.augment import BIAS_MEAN
 
 Volume = npt.NDArray[np.float32]
 BIAS = 0.4

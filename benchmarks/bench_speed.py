@@ -31,15 +31,15 @@ from scipy import ndimage
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from lowmem_brats.case import read_case
-from lowmem_brats.case_files import CaseFiles, find_case
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import NetworkConfig, SegmentConfig
-from lowmem_brats.memory import step
+from lowmem_brats.data.case import read_case
+from lowmem_brats.data.case_files import CaseFiles, find_case
+from lowmem_brats.engine import step
+from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.networks import SliceNetwork, build_network
-from lowmem_brats.precision import DTYPES
-from lowmem_brats.segment import SegmentReport, segment_case
-from lowmem_brats.weights import open_set
+from lowmem_brats.segment.case import SegmentReport, segment_case
+from lowmem_brats.weights.store import open_set
 
 Row = dict[str, Any]
 Size = tuple[int, ...]

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from lowmem_brats.config import NetworkConfig
+from lowmem_brats.engine.losses import find_loss
+from lowmem_brats.engine.precision import DTYPES
+from lowmem_brats.engine.step import TrainingStep, place, predict_batch, split_batch
 from lowmem_brats.errors import BudgetError
-from lowmem_brats.loss import find_loss
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.device import PeakMeter, open_budget
 from lowmem_brats.memory.planner import (
@@ -27,10 +29,8 @@ from lowmem_brats.memory.planner import (
     stages_to_recompute,
     training_rows,
 )
-from lowmem_brats.memory.step import TrainingStep, place, predict_batch, split_batch
 from lowmem_brats.networks import SliceNetwork, build_network, title_of
-from lowmem_brats.precision import DTYPES
-from lowmem_brats.predict import empty_cache
+from lowmem_brats.segment.stack import empty_cache
 
 JOBS = ("segment", "train")
 OnRow = Callable[["Row"], None]

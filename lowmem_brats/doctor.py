@@ -10,14 +10,14 @@ import torch
 
 from lowmem_brats import __version__
 from lowmem_brats.config import BRATS_SHAPE, NetworkConfig, TrainConfig
+from lowmem_brats.engine.precision import choose_precision, cpu_has_bf16
 from lowmem_brats.errors import LowmemError, WeightsError
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import format_bytes
 from lowmem_brats.memory.device import choose_device, open_budget, unsupported_card
 from lowmem_brats.memory.planner import plan_inference, plan_train
 from lowmem_brats.networks import title_of
-from lowmem_brats.precision import choose_precision, cpu_has_bf16
-from lowmem_brats.weights import open_set
+from lowmem_brats.weights.store import open_set
 
 BROKEN_ADVICE = "Check the driver with nvidia-smi, close other programs on the card, or use --device cpu."
 

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 
 from lowmem_brats.config import MODALITIES, NetworkConfig, TrainConfig
-from lowmem_brats.slice_cache import CachedCase, store_case
+from lowmem_brats.data.slice_cache import CachedCase, store_case
 
 TINY = NetworkConfig(width=8, depth=1)
 EASY = TrainConfig(

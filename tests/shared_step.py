@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from lowmem_brats import parallel
 from lowmem_brats.config import NetworkConfig
-from lowmem_brats.loss import find_loss
-from lowmem_brats.memory.step import TrainingStep, split_batch
+from lowmem_brats.engine import parallel
+from lowmem_brats.engine.losses import find_loss
+from lowmem_brats.engine.step import TrainingStep, split_batch
 from lowmem_brats.networks import build_network
 
 LOSSES = ("dice", "dice+ce")

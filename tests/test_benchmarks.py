@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import WriteCase
 
-from lowmem_brats.case_list import read_cases
-from lowmem_brats.dataset import split_cases
+from lowmem_brats.data.case_list import read_cases
+from lowmem_brats.train.dataset import split_cases
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NEED_EXTRAS = {"bench_peers", "bench_speed", "peers", "plot_results"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_brats.case_files import niftis
+from lowmem_brats.data.case_files import niftis
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import check_apart, check_output, replace_when_complete
 

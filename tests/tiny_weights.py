@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from lowmem_brats.config import MODALITIES, NetworkConfig
-from lowmem_brats.labels import Region
+from lowmem_brats.data.labels import Region
+from lowmem_brats.data.phantom import make_phantom
+from lowmem_brats.data.slices import prepare
 from lowmem_brats.networks import build_network, widened
-from lowmem_brats.phantom import make_phantom
-from lowmem_brats.slices import prepare
-from lowmem_brats.weights import WeightsFile, load_network, open_set, save_network, write_index
+from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network, write_index
 
 TINY = NetworkConfig(width=8, depth=2)
 SMALL_SHAPE = (48, 56, 40)

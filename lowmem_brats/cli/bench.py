@@ -56,10 +56,10 @@ def bench(
     `memory` takes about two minutes, `speed` several; wider networks and more budgets take longer.
     """
     from lowmem_brats.bench import JOBS, bench_concessions, bench_memory
+    from lowmem_brats.engine.precision import choose_precision
     from lowmem_brats.memory.device import choose_device
     from lowmem_brats.memory.planner import training_rows
     from lowmem_brats.networks import has_width
-    from lowmem_brats.precision import choose_precision
 
     if json:
         check_output(json, overwrite)
@@ -148,7 +148,7 @@ def conditions(device: str) -> dict[str, Any]:
     from lowmem_brats.memory.budget import format_bytes
     from lowmem_brats.memory.cuda import driver_version
     from lowmem_brats.memory.device import host_bytes
-    from lowmem_brats.weights import versions
+    from lowmem_brats.weights.store import versions
 
     name = _processor()
     if device.startswith("cuda"):

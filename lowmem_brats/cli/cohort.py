@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from lowmem_brats.case_files import stem
 from lowmem_brats.cli import console
 from lowmem_brats.cli.failures import UnforeseenError, explain, full_text
+from lowmem_brats.data.case_files import stem
 from lowmem_brats.errors import InputError, LowmemError
 from lowmem_brats.files import check_output, replace_when_complete
 

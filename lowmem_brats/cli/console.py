@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lowmem_brats.labels import format_millilitres
+from lowmem_brats.data.labels import format_millilitres
 
 if TYPE_CHECKING:
-    from lowmem_brats.evaluate import PatientScores, Summary
+    from lowmem_brats.evaluate.pairs import PatientScores, Summary
     from lowmem_brats.memory.planner import InferencePlan, TrainPlan
-    from lowmem_brats.segment import SegmentReport
+    from lowmem_brats.segment.case import SegmentReport
 
 # Paths hold brackets, and whoever reads from a pipe wants whole lines.
 _WIDTH = None if sys.stdout and sys.stdout.isatty() else 160

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from lowmem_brats.case_files import find_case
 from lowmem_brats.cli import console, options
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.cli.segment import segment_one
 from lowmem_brats.config import BRATS_SHAPE, SegmentConfig
-from lowmem_brats.labels import CONVENTIONS
+from lowmem_brats.data.case_files import find_case
+from lowmem_brats.data.labels import CONVENTIONS
 
 
 @click.command()
@@ -24,7 +24,7 @@ def demo(out: Path, seed: int, device: str) -> None:
     Everything is written to OUT (default: lowmem-brats-demo). The scores show that the program works on this machine;
     they say nothing about patients.
     """
-    from lowmem_brats.evaluate import evaluate_pairs, summarise
+    from lowmem_brats.evaluate.pairs import evaluate_pairs, summarise
 
     config = SegmentConfig(device=device)
     console.out.print("making a synthetic case (geometry and noise, not a patient) …")

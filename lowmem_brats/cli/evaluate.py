@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from lowmem_brats.cli import console, options
+from lowmem_brats.data.labels import CONVENTIONS
 from lowmem_brats.files import check_apart, check_output, replace_when_complete
-from lowmem_brats.labels import CONVENTIONS
 
 
 @click.command()
@@ -39,8 +39,8 @@ def evaluate(
     PRED and REF are two files, or two folders whose label maps are matched by case id. As in BraTS, a region that is
     empty in both gets Dice 1 and HD95 0, and a region that is empty in one of them gets Dice 0 and HD95 373.13 mm.
     """
-    from lowmem_brats.evaluate import evaluate_pairs, pair_files, summarise, to_csv, to_json
-    from lowmem_brats.nifti import is_own_result
+    from lowmem_brats.data.nifti import is_own_result
+    from lowmem_brats.evaluate.pairs import evaluate_pairs, pair_files, summarise, to_csv, to_json
 
     for path in filter(None, (csv, json)):
         check_output(path, overwrite)

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem_brats.case_files import CaseFiles, kind_of, niftis
 from lowmem_brats.cli import console
+from lowmem_brats.data.case_files import CaseFiles, kind_of, niftis
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import check_apart, check_output
 
@@ -51,7 +51,7 @@ class Preparation:
 
         Raises InputError: no case there, outputs that exist, cannot be written or would replace other files.
         """
-        from lowmem_brats.result_path import check_not_reference, output_path
+        from lowmem_brats.segment.result_path import check_not_reference, output_path
 
         if not self.named:
             _check_holds_images(path)
@@ -74,7 +74,7 @@ class Preparation:
 
         Raises InputError if this program made it in another way. Always False if nothing is to be skipped.
         """
-        from lowmem_brats.nifti import origin_of
+        from lowmem_brats.data.nifti import origin_of
 
         made_from = None
         with suppress(InputError):

@@ -10,8 +10,8 @@ import click
 from click.core import ParameterSource
 
 from lowmem_brats.config import BRATS_SHAPE, MODALITIES, PRECISIONS, NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.data.labels import CONVENTIONS
 from lowmem_brats.errors import InputError
-from lowmem_brats.labels import CONVENTIONS
 
 FILE = click.Path(path_type=Path)
 

@@ -41,8 +41,8 @@ def write_phantom(out: Path, seed: int, shape: tuple[int, int, int], overwrite: 
 
     `shape`: voxels X, Y, Z. Raises InputError for an existing file, unless `overwrite`.
     """
-    from lowmem_brats.nifti import write_volume
-    from lowmem_brats.phantom import make_phantom
+    from lowmem_brats.data.nifti import write_volume
+    from lowmem_brats.data.phantom import make_phantom
 
     case = make_phantom(seed, shape)
     folder = out / case.case_id

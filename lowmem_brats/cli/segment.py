@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lowmem_brats.case_files import CaseFiles, find_case, stem
 from lowmem_brats.cli import console, options
 from lowmem_brats.cli.cohort import Cohort
 from lowmem_brats.cli.jobs import Preparation, case_folders, make_folder
 from lowmem_brats.config import MODALITIES, SegmentConfig
+from lowmem_brats.data.case_files import CaseFiles, find_case, stem
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 
 if TYPE_CHECKING:
-    from lowmem_brats.segment import Segmentation
+    from lowmem_brats.segment.case import Segmentation
 
 
 @click.command()
@@ -91,9 +91,9 @@ def segment(
       143  ended by SIGTERM
     """
     from lowmem_brats.memory.device import choose_device, open_budget
-    from lowmem_brats.result_path import names_label_map
-    from lowmem_brats.segment import origin
-    from lowmem_brats.weights import open_set
+    from lowmem_brats.segment.case import origin
+    from lowmem_brats.segment.result_path import names_label_map
+    from lowmem_brats.weights.store import open_set
 
     explicit = {m: path for m in MODALITIES if isinstance(path := settings.pop(m), Path)}
     config = SegmentConfig(**settings)  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def segment_one(
 
     Returns the report as plain values.
     """
-    from lowmem_brats.segment import segment_case
+    from lowmem_brats.segment.case import segment_case
 
     target, *pictures = outputs
     with console.progress(quiet) as on_progress:
@@ -152,8 +152,8 @@ def segment_one(
 
 def write_preview(result: Segmentation, path: Path, title: str, overwrite: bool) -> None:
     """Draw the result's picture and write it whole or not at all. Raises InputError as `replace_when_complete`."""
-    from lowmem_brats.labels import CONVENTIONS
-    from lowmem_brats.preview import draw_preview
+    from lowmem_brats.data.labels import CONVENTIONS
+    from lowmem_brats.pictures.preview import draw_preview
 
     case, convention = result.case, CONVENTIONS[result.report.labels]
     image = draw_preview(case.images_CXYZ, result.label_XYZ, convention, case.spacing_mm, title)

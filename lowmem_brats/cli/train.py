@@ -17,9 +17,9 @@ from lowmem_brats.config import PRECISIONS, PRESETS, SCHEDULES, NetworkConfig, T
 from lowmem_brats.errors import InputError
 
 if TYPE_CHECKING:
-    from lowmem_brats.evaluate import PatientScores
-    from lowmem_brats.fit import Epoch
-    from lowmem_brats.train_report import TrainReport
+    from lowmem_brats.evaluate.pairs import PatientScores
+    from lowmem_brats.train.loop import Epoch
+    from lowmem_brats.train.report import TrainReport
 
 _option = partial(options.setting, of=TrainConfig)
 MODES = {"three-networks": 1, "one-network": 3}
@@ -161,8 +161,8 @@ def train(
         output, data, config = _resumed(output, data, settings, named)
     else:
         config = _config(settings, named)
-    from lowmem_brats.train import train_set
-    from lowmem_brats.train_networks import TrainListener
+    from lowmem_brats.train.networks import TrainListener
+    from lowmem_brats.train.run import train_set
 
     folders = list[Path]()
 
@@ -196,7 +196,7 @@ def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
     """The recipe that the options say."""
     network = NetworkConfig(**_of_network(settings, set(settings)))
     if settings["finetune"]:
-        from lowmem_brats.weights import open_set
+        from lowmem_brats.weights.store import open_set
 
         if given := sorted(named & {"network", "width", "mode", "preset"}):
             found = " and ".join(f"--{key}" for key in given) + " beside it"
@@ -215,8 +215,8 @@ def _resumed(
 
     What must not change, the training refuses.
     """
-    from lowmem_brats.run_folder import newest_run
-    from lowmem_brats.train_report import read_run
+    from lowmem_brats.train.folder import newest_run
+    from lowmem_brats.train.report import read_run
 
     output = output or newest_run()
     stored = read_run(output)
@@ -250,7 +250,7 @@ def _show_epoch(epoch: Epoch) -> None:
 
 
 def _show_test(scores: list[PatientScores]) -> None:
-    from lowmem_brats.evaluate import summarise
+    from lowmem_brats.evaluate.pairs import summarise
 
     console.out.print(f"{len(scores)} patients held out for the test:")
     console.show_scores(scores, summarise(scores))

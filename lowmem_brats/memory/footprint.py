@@ -16,13 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowmem_brats.config import NetworkConfig
-from lowmem_brats.loss import find_loss
-from lowmem_brats.memory.device import LiveBytes, storage_bytes
-from lowmem_brats.memory.step import (
+from lowmem_brats.engine.losses import find_loss
+from lowmem_brats.engine.step import (
     TrainingStep,
     memory_format,
     predict_batch,
 )
+from lowmem_brats.memory.device import LiveBytes, storage_bytes
 from lowmem_brats.networks import SliceNetwork, build_network
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from lowmem_brats.config import NetworkConfig
+from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory.budget import MIB, MemoryBudget, format_budget, format_bytes
 from lowmem_brats.memory.footprint import (
@@ -24,7 +25,6 @@ from lowmem_brats.memory.footprint import (
     treats_slices_apart,
 )
 from lowmem_brats.networks import has_width, stride_of, title_of
-from lowmem_brats.precision import DTYPES
 
 BATCHES = {"cpu": (4, 2, 1), "cuda": (32, 16, 8, 4, 2, 1)}
 """Slices per forward pass, fastest first. On the CPU more than four bring nothing; compared with four, one at a time

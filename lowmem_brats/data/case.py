@@ -1,0 +1,98 @@
+"""Read one patient: the images of a case on one grid, brain told from background.
+
+Axes: C modalities; X Y Z voxels in LPS order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lowmem_brats.config import MODALITIES
+from lowmem_brats.data.brain import isolate_brain
+from lowmem_brats.data.case_files import CaseFiles, what_is_lost
+from lowmem_brats.data.geometry import Volume, check_same_grid
+from lowmem_brats.data.nifti import read_stack, read_volume
+from lowmem_brats.errors import InputError
+
+MSD_ORDER = ("flair", "t1", "t1ce", "t2")
+NUMBERED = (
+    "_0000 to _0003 are taken for T1, T1ce, T2, FLAIR, as in nnU-Net's Dataset 137; where they are in another order, "
+    "name the files with --t1, --t1ce, --t2, --flair"
+)
+
+
+@dataclass
+class Case:
+    """One patient in memory."""
+
+    case_id: str
+    images_CXYZ: npt.NDArray[np.float32]
+    """Modalities in the order of `config.MODALITIES`, 0 outside the brain (`isolate_brain`); a missing one is 0."""
+    reference: Volume
+    """The first modality; label maps are written into its grid."""
+    missing: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along X, Y, Z."""
+        return self.reference.spacing_mm
+
+
+def read_case(files: CaseFiles) -> Case:
+    """Read and check the modalities of a case.
+
+    Missing modalities become zeros with a warning. Raises InputError: unreadable file, constant image, shapes or
+    affines that differ between the modalities (more than AFFINE_TOLERANCE_MM at a corner).
+    """
+    volumes = _read_stacked(files.stacked) if files.stacked else {m: read_volume(p) for m, p in files.images.items()}
+    paths = {m: files.stacked or files.images[m] for m in volumes}
+    first = next(iter(volumes))
+    reference = volumes[first]
+    for modality, volume in volumes.items():
+        check_same_grid(volume, paths[modality], reference, paths[first])
+        if volume.data.min() == volume.data.max():
+            found = f"every voxel is {volume.data.flat[0]}"
+            raise InputError(paths[modality], found, f"a {modality} image", "Leave the file out if it has no content.")
+    images_CXYZ = np.zeros((len(MODALITIES), *reference.data.shape), np.float32)
+    for channel, modality in enumerate(MODALITIES):
+        if modality in volumes:
+            images_CXYZ[channel] = volumes[modality].data
+    case = Case(files.case_id, images_CXYZ, reference, files.missing)
+    notes = isolate_brain(case.images_CXYZ, files.missing, float(np.prod(case.spacing_mm)))
+    case.warnings = _warnings(case, files) + _warnings_of_headers(volumes) + notes
+    return case
+
+
+def _read_stacked(path: Path) -> dict[str, Volume]:
+    volume = read_stack(path)
+    if volume.data.shape[3] != len(MSD_ORDER):
+        expected = "4 volumes in the order FLAIR, T1w, T1gd, T2w"
+        raise InputError(path, f"{volume.data.shape[3]} volumes", expected, "Pass --t1, --t1ce, --t2, --flair.")
+    return {modality: replace(volume, data=volume.data[..., i]) for i, modality in enumerate(MSD_ORDER)}
+
+
+def _warnings(case: Case, files: CaseFiles) -> list[str]:
+    warnings = [*files.notes, *([NUMBERED] if files.numbered else [])]
+    warnings += [f"{m} is missing: zeros are used in its place and {what_is_lost(m)}" for m in case.missing]
+    if any(abs(s - 1) > 0.1 for s in case.spacing_mm):
+        spacing = " × ".join(f"{s:.2f}" for s in case.spacing_mm)
+        warnings.append(f"spacing is {spacing} mm; the networks were trained on 1 mm, and the result may suffer")
+    header = case.reference.header
+    if not header["sform_code"] and not header["qform_code"]:
+        warnings.append("the header holds no orientation (sform and qform codes are 0): left/right cannot be trusted")
+    return warnings
+
+
+def _warnings_of_headers(volumes: Mapping[str, Volume]) -> list[str]:
+    """Each warning once, with the modalities whose headers it is about."""
+    about: dict[str, list[str]] = {}
+    for modality, volume in volumes.items():
+        for warning in volume.warnings:
+            about.setdefault(warning, []).append(modality)
+    return [f"{', '.join(modalities)}: {warning}" for warning, modalities in about.items()]

@@ -1,0 +1,1 @@
+"""What runs: number formats, losses, one step, recomputation, several processes."""

@@ -1,0 +1,153 @@
+"""The two steps whose bytes are counted: one batch of prediction, and one batch of training.
+
+The same functions are run and counted. Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowmem_brats.config import MODALITIES
+from lowmem_brats.engine import parallel
+from lowmem_brats.engine.losses import Loss, backward_loss
+from lowmem_brats.engine.recompute import recomputed
+from lowmem_brats.networks import SliceNetwork
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Channels last, but contiguous on CUDA, where group norm would copy every channels-last map."""
+    return torch.contiguous_format if device.type == "cuda" else torch.channels_last
+
+
+def place(network: SliceNetwork, device: torch.device, dtype: torch.dtype = torch.float32) -> SliceNetwork:
+    """Move a network, in place, to a device and format, with the memory layout that suits the device."""
+    return network.to(device, dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
+
+
+def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
+    """Logits of a batch, [N, K, H, W], fp32 on the host, 0 outside the brain.
+
+    `network`: moved by `place`; `slices_NCHW`: on the host.
+    """
+    parameter = next(network.parameters())
+    with torch.inference_mode():
+        slices_NCHW = _to_device(slices_NCHW, parameter.device, parameter.dtype)
+        brain_N1HW = (slices_NCHW[:, : len(MODALITIES)] != 0).any(dim=1, keepdim=True)  # there is no tumour outside it
+        logits_NKHW: Tensor = network(slices_NCHW)
+        return logits_NKHW.mul_(brain_N1HW).cpu().float()
+
+
+def split_batch(slices_NCHW: Tensor, target_NKHW: Tensor, micro_batch: int) -> list[tuple[Tensor, Tensor]]:
+    """Cut a batch into micro-batches of at most `micro_batch` slices."""
+    return list(zip(slices_NCHW.split(micro_batch), target_NKHW.split(micro_batch), strict=True))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a training step."""
+
+    loss: float
+    norm: float
+    """Length of the gradient before it was clipped."""
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the weights were changed; False if the gradient was not finite."""
+        return math.isfinite(self.norm)
+
+
+class TrainingStep:
+    """Takes optimisation steps with one network: gradients, clipping, AdamW (Adam if the weight decay is 0).
+
+    `network`: fp32, moved by `place`, in training mode; it is changed in place. `clip_norm`: longer gradients are
+    shortened to this length.
+    """
+
+    def __init__(self, network: SliceNetwork, loss: Loss, weight_decay: float = 0.0, clip_norm: float = 12.0) -> None:
+        self.network, self.loss, self.clip_norm = network, loss, clip_norm
+        self._device = next(network.parameters()).device
+        # Fused, because it works in place; torch's other forms need up to the parameters' bytes once more.
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=weight_decay, fused=True)
+        # Keeps small fp16 gradients from becoming 0.
+        self.scaler = torch.amp.GradScaler(self._device.type)
+        self._no_scaler = torch.amp.GradScaler(self._device.type, enabled=False)
+
+    def moments(self) -> list[Tensor]:
+        """The tensors that the optimizer keeps between steps; none before the first step."""
+        return [tensor for state in self.optimizer.state.values() for tensor in state.values()]
+
+    def resident(self) -> list[Tensor]:
+        """The tensors that stay on the device between steps."""
+        return [*self.network.parameters(), *self.network.buffers(), *self.moments()]
+
+    def compute_gradients(
+        self, micro_batches: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, recompute: Collection[str] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the clipped gradients of one batch; returns the loss and the norm before clipping, 0-dim each.
+
+        `micro_batches`: pairs of slices_NCHW and target_NKHW of this process, on the host, from `split_batch`; the
+        gradients are those of the slices of all processes. `dtype`: what the network computes in, by autocast if half;
+        `recompute`: names of stages to recompute in the backward pass.
+        """
+        self.network.zero_grad(set_to_none=True)
+        scaler = self._scaler_of(dtype)
+
+        def logits_of(slices_NCHW: Tensor) -> Tensor:
+            # Without autocast's cache, which would keep a half copy of every weight although each is used once.
+            with torch.autocast(self._device.type, dtype, enabled=dtype.itemsize < 4, cache_enabled=False):
+                return self.network(_to_device(slices_NCHW, self._device, dtype))  # type: ignore[no-any-return]
+
+        with recomputed(self.network, recompute):
+            loss = backward_loss(self.loss, logits_of, micro_batches, scaler.scale, parallel.add_up)
+        with self._retryable(scaler):
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parallel.add_up(parameter.grad)
+            scaler.unscale_(self.optimizer)
+            return loss, torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+
+    def take(
+        self,
+        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        learning_rate: float,
+        dtype: torch.dtype,
+        recompute: Collection[str] = (),
+    ) -> Outcome:
+        """Take one optimisation step; arguments as `compute_gradients`.
+
+        After an exception, such as torch.OutOfMemoryError, the step can be tried again.
+        """
+        loss, norm = self.compute_gradients(micro_batches, dtype, recompute)
+        outcome, scaler = Outcome(float(loss), float(norm)), self._scaler_of(dtype)
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        with self._retryable(scaler):
+            if outcome.stepped:
+                scaler.step(self.optimizer)
+            scaler.update()
+        return outcome
+
+    def _scaler_of(self, dtype: torch.dtype) -> torch.amp.GradScaler:
+        return self.scaler if dtype == torch.float16 else self._no_scaler
+
+    @contextmanager
+    def _retryable(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
+        """If the block fails, restore optimizer and scaler; the block begins after `scaler.scale`."""
+        try:
+            yield
+        except BaseException:
+            if scaler.is_enabled():
+                # Setting the scale to its own value makes the scaler forget that it has unscaled these gradients.
+                scaler.update(scaler.get_scale())
+            for parameter in [p for p, state in self.optimizer.state.items() if "exp_avg_sq" not in state]:
+                del self.optimizer.state[parameter]  # Adam found no memory for the second moment
+            raise
+
+
+def _to_device(slices_NCHW: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return slices_NCHW.to(device, dtype, copy=True, memory_format=memory_format(device))

@@ -1,0 +1,1 @@
+"""Dice and HD95, and pairs of label maps."""

@@ -1,0 +1,164 @@
+"""Score predicted label maps against reference label maps: pair the files, score each patient, average, write out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+
+from lowmem_brats.data.case_files import kind_of, niftis, stem
+from lowmem_brats.data.geometry import check_same_grid
+from lowmem_brats.data.labels import LabelConvention, Region, split_regions, warnings_of
+from lowmem_brats.data.nifti import read_label
+from lowmem_brats.errors import InputError
+from lowmem_brats.evaluate.metrics import RegionScore, score_region
+
+MEASURES = tuple(field.name for field in fields(RegionScore))
+
+
+@dataclass(frozen=True)
+class PatientScores:
+    """The scores of one patient."""
+
+    case_id: str
+    """Name of the patient's scan, as `pair_files` finds it."""
+    regions: dict[Region, RegionScore]
+    """One score per region."""
+    warnings: tuple[str, ...] = ()
+    """What may be wrong with the patient's files."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Scores over patients, each patient counting the same."""
+
+    patients: int
+    """How many were scored."""
+    mean: dict[Region, RegionScore]
+    """Mean of each measure."""
+    std: dict[Region, RegionScore]
+    """Sample standard deviation (n − 1 in the denominator) of each measure; 0 for a single patient."""
+
+
+def evaluate_pairs(
+    pairs: list[tuple[str, Path, Path]],
+    predicted_convention: LabelConvention,
+    reference_convention: LabelConvention,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[PatientScores]:
+    """Read and score the pairs of `pair_files` one after the other; only one pair is in memory at a time.
+
+    `on_progress(done, total)` is called after each patient. Raises InputError for a file that cannot be read, a pair
+    of different grids, or a label unknown to its convention.
+    """
+    scores = []
+    for case_id, predicted_path, reference_path in pairs:
+        predicted, reference = read_label(predicted_path), read_label(reference_path)
+        check_same_grid(predicted, predicted_path, reference, reference_path)
+        masks, warnings = [], []
+        for label, convention, path in (
+            (predicted, predicted_convention, predicted_path),
+            (reference, reference_convention, reference_path),
+        ):
+            masks.append(split_regions(label.data, convention, path))
+            warnings += [f"{path}: {text}" for text in [*label.warnings, *warnings_of(label.data, convention)]]
+        regions = {r: score_region(masks[0][r], masks[1][r], reference.spacing_mm) for r in Region}
+        scores.append(PatientScores(case_id, regions, tuple(warnings)))
+        on_progress(len(scores), len(pairs))
+    return scores
+
+
+def summarise(scores: list[PatientScores]) -> Summary:
+    """Mean and standard deviation of each measure of each region; `scores`: at least one patient."""
+    mean, std = {}, {}
+    for region in Region:
+        columns = list(zip(*(astuple(patient.regions[region]) for patient in scores), strict=True))
+        mean[region] = RegionScore(*map(statistics.fmean, columns))
+        std[region] = RegionScore(*(statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns))
+    return Summary(len(scores), mean, std)
+
+
+def to_csv(scores: list[PatientScores], summary: Summary) -> str:
+    """The scores as CSV: a header, a row per patient and region, then the rows `mean` and `std` per region."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("case", "region", *MEASURES))
+    groups = [*((patient.case_id, patient.regions) for patient in scores), ("mean", summary.mean), ("std", summary.std)]
+    for name, regions in groups:
+        writer.writerows((name, region.value, *astuple(score)) for region, score in regions.items())
+    return text.getvalue()
+
+
+def to_json(scores: list[PatientScores], summary: Summary) -> str:
+    """The scores as JSON: `{"patients": [{"case", "regions", "warnings"}], "summary": {"patients", "mean", "std"}}`."""
+    content = {
+        "patients": [
+            {"case": patient.case_id, "regions": _plain(patient.regions), "warnings": patient.warnings}
+            for patient in scores
+        ],
+        "summary": {"patients": summary.patients, "mean": _plain(summary.mean), "std": _plain(summary.std)},
+    }
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def pair_files(predicted: Path, reference: Path) -> list[tuple[str, Path, Path]]:
+    """Pair predicted with reference label maps: two files, or two folders matched by case id.
+
+    A folder holds label maps beside each other (where any is named `*_seg` or `*-seg`, only those count, so modality
+    files may lie there too) or a folder per case with one such label map. The case id is the case folder's name, or
+    else the file name without its suffix and `_seg`; for two files it is taken from the reference.
+    Returns (case id, predicted, reference), sorted by case id.
+    Raises InputError when a path is missing, a file meets a folder, a folder holds no label map, two have one case id,
+    or any label map has no partner: a case left out would change the mean silently.
+    """
+    for path in (predicted, reference):
+        if not path.exists():
+            raise InputError(path, "no such file or folder", "label maps (.nii or .nii.gz)", "Check the path.")
+    if predicted.is_dir() != reference.is_dir():
+        file, folder = (reference, predicted) if predicted.is_dir() else (predicted, reference)
+        raise InputError(file, f"a file, against the folder {folder}", "two files or two folders", "Give both alike.")
+    if predicted.is_file():
+        return [(_case_id(reference), predicted, reference)]
+    predictions, references = _label_maps(predicted), _label_maps(reference)
+    alone = {"reference": predictions.keys() - references.keys(), "prediction": references.keys() - predictions.keys()}
+    if any(alone.values()):
+        raise InputError(
+            f"{predicted} against {reference}",
+            "; ".join(f"no {partner} for {', '.join(sorted(ids))}" for partner, ids in alone.items() if ids),
+            "one prediction for each reference, of the same case id",
+            "Rename the files, or give folders that hold the same cases.",
+        )
+    return [(case_id, predictions[case_id], references[case_id]) for case_id in sorted(predictions)]
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    """Case id → label map, for each case in a folder; the layouts and errors of `pair_files`."""
+    flat = niftis(folder)
+    found = [(_case_id(path), path) for path in [p for p in flat if kind_of(p) == "seg"] or flat]
+    for case in folder.iterdir():
+        if case.is_dir() and not case.name.startswith("."):
+            found += [(case.name, path) for path in niftis(case) if kind_of(path) == "seg"]
+    if not found:
+        raise InputError(folder, "no label map", "CASE.nii.gz or CASE/CASE_seg.nii.gz", "Check the folder.")
+    label_maps: dict[str, Path] = {}
+    for case_id, path in sorted(found):
+        if case_id in label_maps:
+            both = f"{label_maps[case_id]} and {path}"
+            raise InputError(folder, f"two label maps of {case_id}: {both}", "one per case", "Move one of them away.")
+        label_maps[case_id] = path
+    return label_maps
+
+
+def _case_id(path: Path) -> str:
+    """The file name without .nii[.gz] and without a last token seg."""
+    return re.sub(r"[_\-.\s]segm?$", "", stem(path), flags=re.IGNORECASE)
+
+
+def _plain(regions: dict[Region, RegionScore]) -> dict[str, dict[str, float]]:
+    """Region name → measure → value."""
+    return {region.value: asdict(score) for region, score in regions.items()}

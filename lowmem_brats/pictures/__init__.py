@@ -1,0 +1,1 @@
+"""The preview of a case and the curves of a training."""

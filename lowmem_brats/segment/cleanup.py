@@ -1,0 +1,53 @@
+"""Remove findings that are doubtful.
+
+Shape suffixes: Z slices of a case, H W in-plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from lowmem_brats.data.labels import Mask, Region
+
+TOUCHING = np.ones((3, 3, 3), np.bool_)
+"""Voxels that share a face, an edge or a corner belong to one component (26-connected)."""
+
+
+def drop_doubtful(
+    logit_ZHW: Mapping[Region, npt.NDArray[np.float32]], least: float
+) -> tuple[dict[Region, Mask], dict[Region, int]]:
+    """Make masks of the three regions, without findings that are much more doubtful than the main tumour.
+
+    The measure is the mean logit. A finding is doubtful if its mean logit is below `least` times that of the main
+    tumour, the largest component of WT. Doubtful components of WT are removed. ET is removed as a whole if it is
+    doubtful inside TC and WT; after fusion it then counts as core.
+    `logit_ZHW`: region → logits, positive where the region was found, on one scale for all regions (such as sums over
+    the same number of views); `least`: 0 to 1, 0 keeps everything.
+    Returns new masks, and the number of voxels removed from WT and from ET. The rule is this project's own.
+    """
+    masks = {region: logit_ZHW[region] > 0 for region in Region}
+    gone = {Region.WT: 0, Region.ET: 0}
+    whole_ZHW = masks[Region.WT].copy()
+    if not least or not whole_ZHW.any():
+        return masks, gone
+    component, voxels = _components(whole_ZHW)
+    mean_logit = np.bincount(component, logit_ZHW[Region.WT][whole_ZHW]) / np.maximum(voxels, 1)
+    needed = least * mean_logit[voxels.argmax()]
+    masks[Region.WT][whole_ZHW] = (mean_logit >= needed)[component]
+    gone[Region.WT] = int(whole_ZHW.sum() - masks[Region.WT].sum())
+    enhancing_ZHW = masks[Region.ET] & masks[Region.TC] & masks[Region.WT]
+    if enhancing_ZHW.any() and logit_ZHW[Region.ET][enhancing_ZHW].mean(dtype=np.float64) < needed:
+        masks[Region.ET][:] = False
+        gone[Region.ET] = int(enhancing_ZHW.sum())
+    return masks, gone
+
+
+def _components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """For each voxel of the mask, the number of its component (from 1); for each number, its count of voxels."""
+    # Counted over the mask only, because a copy of the whole volume in 64-bit integers would take 70 MB.
+    component: npt.NDArray[np.int32] = ndimage.label(mask, TOUCHING)[0][mask]
+    return component, np.bincount(component)

@@ -1,0 +1,53 @@
+"""Where the label map of a case goes, and that nothing drawn by a person is lost there."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from lowmem_brats.data.case_files import CaseFiles
+from lowmem_brats.data.nifti import is_own_result
+from lowmem_brats.errors import InputError
+
+OTHER_FORMATS = re.compile(
+    r"\.(nii\..*|7z|avi|bmp|bz2|csv|dcm|dicom|gif|gipl|gz|h5|hdf5|hdr|html|img|jpe?g|json|log|mat|mgh|mgz|mha|mhd|mnc|"
+    r"mp4|nhdr|npy|npz|nrrd|par|parquet|pdf|pkl|png|ppm|pth?|raw|rec|safetensors|stl|tar|tgz|tiff?|tsv|txt|vtk|vti|xlsx|"
+    r"xml|xz|ya?ml|zip|zst)$",
+    re.IGNORECASE,
+)
+"""Endings of names that nobody gives a folder."""
+
+
+def output_path(files: CaseFiles, requested: str | Path | None) -> Path:
+    """Where a case's label map goes: `requested` if that names one, else `<case_id>_seg.nii.gz` in that folder.
+
+    None: the case's own folder. Raises InputError as `names_label_map`.
+    """
+    if requested is not None and names_label_map(requested):
+        return Path(requested)
+    return Path(files.folder if requested is None else requested) / f"{files.case_id}_seg.nii.gz"
+
+
+def names_label_map(requested: str | Path) -> bool:
+    """Whether a path is that of a label map, .nii or .nii.gz, and not of a folder for it.
+
+    A folder is what is one already, what ends with a slash, and whatever has no suffix of a file. Raises InputError
+    for other files.
+    """
+    path = Path(requested)
+    if os.path.isdir(path) or str(requested).endswith(("/", os.sep)):
+        return False
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return True
+    if (ending := OTHER_FORMATS.search(path.name)) or os.path.lexists(path):
+        found = f"ends in {ending[0]}" if ending else "is a file, but no .nii or .nii.gz"
+        raise InputError(requested, found, "a .nii or .nii.gz file, or a folder", "Choose another -o.")
+    return False
+
+
+def check_not_reference(files: CaseFiles, output: Path) -> None:
+    """Raise InputError if writing to `output` would replace a label map that a person has drawn or corrected."""
+    if output.exists() and any(map(output.samefile, files.labels)) and not is_own_result(output):
+        found = "the case's own label map, drawn or corrected by a person"
+        raise InputError(output, found, "another place for the result", "Choose one with -o.")

@@ -1,0 +1,234 @@
+"""A network, or one for each side, over one stack of slices.
+
+Shape suffixes: Z slices of a case, N slices in a batch, C modalities, K regions, H W in-plane.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lowmem_brats.data.slices import SYMMETRIC_VIEWS, occupied, views_of, with_context
+from lowmem_brats.engine import step
+from lowmem_brats.engine.precision import DTYPES
+from lowmem_brats.errors import WeightsError
+from lowmem_brats.memory.device import PeakMeter, out_of_memory, out_of_memory_told
+from lowmem_brats.memory.planner import InferencePlan
+from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.segment.routing import beside, every_second
+
+OnProgress = Callable[[int, int], None]
+
+
+class NotFinite(ArithmeticError):  # noqa: N818 (the format's failure, not a mistake)
+    """A network gave logits that are NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network found in a stack of slices."""
+
+    sum_KZHW: npt.NDArray[np.float32]
+    """Logits, added up over all views; 0 outside the brain and where no view, or if `narrow` not every one, was run."""
+    peak_bytes: int
+    """Most bytes on the device (live tensors on the CPU), weights included."""
+    batch: int
+    """Slices per forward pass at the end: the plan's, or less after the card ran out of memory."""
+    run: int
+    """Forward passes of a slice, over all views."""
+
+    @property
+    def mask_KZHW(self) -> npt.NDArray[np.bool_]:
+        """Where the mean logit is positive."""
+        return self.sum_KZHW > 0
+
+
+def sound_precision(
+    load: Callable[[], SliceNetwork], slice_CHW: npt.NDArray[np.float16], device: str, precision: str
+) -> tuple[str, list[str]]:
+    """The precision to run in, with a note where a card's half format fails `half_is_sound` and it is fp32 instead.
+
+    `load` gives the network, fp32 on the CPU; it is called only where there is something to check.
+    """
+    plan = InferencePlan(device, precision, batch=1)
+    if device == "cpu" or precision == "fp32" or half_is_sound(load(), slice_CHW, plan):
+        return precision, []
+    return "fp32", [f"{precision} gives NaN on this card: running in fp32"]
+
+
+def half_is_sound(network: SliceNetwork, slice_CHW: npt.NDArray[np.float16], plan: InferencePlan) -> bool:
+    """Whether the plan's half format gives finite logits for one slice where fp32 on the CPU does.
+
+    GTX 16xx cards return NaN for some fp16 convolutions. `network`: fp32 on the CPU, moved to the plan's device and
+    format by the check.
+    """
+    slice_1CHW = torch.from_numpy(with_context(slice_CHW[None], np.zeros(1, np.intp), network.context))
+    with torch.inference_mode():
+        reference = network(slice_1CHW.float())
+        with out_of_memory_told(plan.device):
+            logits = place(network, plan)(slice_1CHW.to(plan.device, DTYPES[plan.precision]))
+    return bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(reference).all())
+
+
+def place(network: SliceNetwork, plan: InferencePlan) -> SliceNetwork:
+    """Move a network (in place) to the plan's device and format, in evaluation mode.
+
+    Raises BudgetError where it does not fit.
+    """
+    with out_of_memory_told(plan.device):
+        return step.place(network, torch.device(plan.device), DTYPES[plan.precision]).eval()
+
+
+def count_passes(active_VN: Sequence[npt.NDArray[np.bool_]], mirror: bool) -> int:
+    """Forward passes of a slice; `mirror`: of its mirror image as well, where left and right are in its plane."""
+    return sum(int(active_N.sum()) * _orientations(view, mirror) for view, active_N in enumerate(active_VN))
+
+
+def _orientations(view: int, mirror: bool) -> int:
+    return 2 if mirror and view < SYMMETRIC_VIEWS else 1
+
+
+def predict_finite(
+    run: Callable[[InferencePlan], Prediction], plan: InferencePlan, plan_fp32: Callable[[], InferencePlan]
+) -> tuple[Prediction, InferencePlan]:
+    """Call `run` with the plan and, where that raises NotFinite, once more with what `plan_fp32` returns.
+
+    Returns the prediction and the plan that it was made with. Raises WeightsError where fp32 fails too.
+    """
+    while True:
+        try:
+            return run(plan), plan
+        except NotFinite as error:
+            if plan.precision == "fp32":
+                advice = "Check the images for extreme intensities, or use other weights."
+                raise WeightsError(
+                    "weights", "logits that are NaN or infinite in fp32", "finite ones", advice
+                ) from error
+        # Outside the except block, because only here has the failed run released its tensors.
+        empty_cache()
+        plan = plan_fp32()
+
+
+def predict_stack(
+    network_of: Callable[[int], SliceNetwork],
+    slices_ZCHW: npt.NDArray[np.float16],
+    active_VN: Sequence[npt.NDArray[np.bool_]],
+    plan: InferencePlan,
+    mirror: bool = False,
+    on_progress: OnProgress = lambda done, total: None,
+    narrow: bool = False,
+    flat: bool = False,
+) -> Prediction:
+    """Segment the brain with networks that `place` has put where the plan wants them.
+
+    `network_of`: view → the network that looks from there, the last one let go of before it is asked for;
+    `slices_ZCHW`: z-scored, on the host; `active_VN`: for each view to see it from, which slices to run; `mirror`: run
+    each mirrored as `count_passes` says; `narrow`: of these slices run only those where `routing` looks; `flat`:
+    slices lie too far apart to tell of each other, so each is shown without its neighbours, and none is left out. The
+    logits of a voxel are averaged. When the device runs out of memory all the same, the batch is halved and tried
+    again. Raises BudgetError when a single slice does not fit, and NotFinite at the first batch with such logits.
+    """
+    stack = _Stack(network_of, slices_ZCHW, active_VN, plan, mirror, on_progress, flat)
+    if flat or not narrow:
+        for view, active_N in enumerate(active_VN):
+            stack.run(view, active_N)
+        return stack.prediction()
+    coarse_N = every_second(active_VN[0])
+    stack.run(0, coarse_N)
+    between_N = active_VN[0] & ~coarse_N
+    stack.run(0, beside(between_N, stack.found_VN[0]), between_N)
+    for view, found_N in enumerate(stack.found_VN[1:], 1):
+        stack.run(view, active_VN[view] & found_N, active_VN[view])
+    stack.clear_unseen()
+    return stack.prediction()
+
+
+class _Stack:
+    """A stack of slices while networks run over it, and the logits added up so far."""
+
+    def __init__(
+        self,
+        network_of: Callable[[int], SliceNetwork],
+        slices_ZCHW: npt.NDArray[np.float16],
+        active_VN: Sequence[npt.NDArray[np.bool_]],
+        plan: InferencePlan,
+        mirror: bool,
+        on_progress: OnProgress,
+        flat: bool,
+    ) -> None:
+        self._plan, self._mirror, self._on_progress, self._flat = plan, mirror, on_progress, flat
+        self._network_of, self._network, self._looks_from = network_of, network_of(0), 0
+        self._views, self._total = len(active_VN), count_passes(active_VN, mirror)
+        self._seen_VNCHW = views_of(slices_ZCHW, self._views)
+        self._sum_KZHW = np.zeros((self._network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.float32)
+        self._sum_VKNHW = views_of(self._sum_KZHW, self._views, axis=1)
+        self._ran_VN = [np.zeros_like(active_N) for active_N in active_VN]
+        self._run = self._left_out = self._peak_bytes = 0
+
+    @property
+    def found_VN(self) -> list[npt.NDArray[np.bool_]]:
+        """For each view, which of its slices hold any of the network's first region so far."""
+        return occupied(self._sum_KZHW[0] > 0, self._views)
+
+    def prediction(self) -> Prediction:
+        """What was found."""
+        return Prediction(self._sum_KZHW, self._peak_bytes, self._plan.batch, self._run)
+
+    def clear_unseen(self) -> None:
+        """Find nothing where not every view has looked: one or two would decide there alone."""
+        for sum_KNHW, ran_N in zip(self._sum_VKNHW, self._ran_VN, strict=True):
+            sum_KNHW[:, ~ran_N] = 0
+
+    def run(self, view: int, chosen_N: npt.NDArray[np.bool_], among_N: npt.NDArray[np.bool_] | None = None) -> None:
+        """Run the chosen slices of a view and leave out the others `among` which they were chosen."""
+        self._ran_VN[view] |= chosen_N
+        if chosen_N.any() and view != self._looks_from:
+            del self._network  # one is in memory at a time
+            self._network, self._looks_from = self._network_of(view), view
+        for orientation in range(_orientations(view, self._mirror)):
+            seen_NCHW, sum_KNHW = (
+                each[view][..., :: (1, -1)[orientation]] for each in (self._seen_VNCHW, self._sum_VKNHW)
+            )
+            if among_N is not None:
+                self._left_out += int((among_N & ~chosen_N).sum())
+            self._add(seen_NCHW, sum_KNHW, np.flatnonzero(chosen_N))
+
+    def _add(
+        self, seen_NCHW: npt.NDArray[np.float16], sum_KNHW: npt.NDArray[np.float32], run_N: npt.NDArray[np.intp]
+    ) -> None:
+        """Run slices in batches and add their logits."""
+        meter = PeakMeter(torch.device(self._plan.device), *self._network.parameters(), *self._network.buffers())
+        start = 0
+        while start < len(run_N):
+            n = run_N[start : start + self._plan.batch]
+            slices_nCHW = torch.from_numpy(with_context(seen_NCHW, n, self._network.context, self._flat))
+            try:
+                # All batches of a view have one shape and the first is never the smallest: its peak is the peak.
+                with meter if start == 0 else nullcontext():
+                    logits_nKHW = step.predict_batch(self._network, slices_nCHW)
+                if not logits_nKHW.sum().isfinite():
+                    raise NotFinite
+                sum_KNHW[:, n] += logits_nKHW.numpy().swapaxes(0, 1)
+                start += len(n)
+                self._run += len(n)
+                self._on_progress(self._run + self._left_out, self._total)
+                continue
+            except torch.OutOfMemoryError as error:
+                if self._plan.batch == 1:
+                    raise out_of_memory(self._plan.device) from error
+            # Only here, outside the except block, has the failed pass let go of its tensors.
+            self._plan = replace(self._plan, batch=self._plan.batch // 2)
+            empty_cache()
+        self._peak_bytes = max(self._peak_bytes, meter.peak_bytes)
+
+
+def empty_cache() -> None:
+    """Give what no tensor holds back to the card."""
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""A training, from labelled cases to a set of weights."""

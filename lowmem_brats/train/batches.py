@@ -1,0 +1,87 @@
+"""The batches of a training: which slices each step learns from and how they are augmented, read one batch ahead.
+
+Every draw follows from the seed and the step's number, so a resumed training draws what it would have drawn without
+the interruption. Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from lowmem_brats.config import MODALITIES, TrainConfig
+from lowmem_brats.data.labels import Region
+from lowmem_brats.data.slice_cache import CachedCase
+from lowmem_brats.data.slices import SYMMETRIC_VIEWS
+from lowmem_brats.engine import parallel
+from lowmem_brats.engine.step import split_batch
+from lowmem_brats.train.augment import Augmentation, apply_augmentation, sample_augmentation
+from lowmem_brats.train.dataset import frame_of, gather, row_weights, targets_of, training_rows
+from lowmem_brats.train.read_ahead import read_ahead
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The slices and targets of one step, on the host, with the augmentation still to be applied."""
+
+    slices_NCHW: Tensor
+    target_NKHW: Tensor
+    augmentation: Augmentation | None
+
+    def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
+        """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""
+        parts = split_batch(self.slices_NCHW, self.target_NKHW, size)
+        if self.augmentation is None:
+            return parts
+        augmented = []
+        for number, (slices_NCHW, target_NKHW) in enumerate(parts):
+            draw = self.augmentation.part(number * size, number * size + len(slices_NCHW))
+            slices_NCHW, target_NKHW = apply_augmentation(draw, slices_NCHW.to(device), target_NKHW.to(device))
+            augmented.append((slices_NCHW.cpu(), target_NKHW.cpu()))
+        return augmented
+
+
+class Batches:
+    """All batches of one network's training; with several processes, the share of this one."""
+
+    def __init__(self, cases: Sequence[CachedCase], regions: tuple[Region, ...], config: TrainConfig) -> None:
+        self._cases, self._regions, self._config = cases, regions, config
+        self._frame_HW = frame_of(cases, config.network.views)
+        self._rows = training_rows(cases, regions[0], config.network.views)
+        weights = row_weights(cases, self._rows) if config.balance else np.ones(len(self._rows))
+        self._until = weights.cumsum() / weights.sum()
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps per epoch: together they draw as many slices as there are."""
+        return max(len(self._rows) // self._config.batch, 1)
+
+    def read(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (from 0), beginning with number `first`; each is read one batch ahead."""
+        order = self._draw(self._rng(0, epoch))
+        return read_ahead(partial(self._read, order, epoch, n) for n in range(first, self.per_epoch))
+
+    def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Draw as many rows as there are, in random order: each as often as its weight says, rounded up or down."""
+        points = (np.arange(len(self._rows)) + rng.random()) / len(self._rows)
+        return rng.permutation(np.minimum(np.searchsorted(self._until, points), len(self._rows) - 1))
+
+    def _read(self, order: npt.NDArray[np.int64], epoch: int, number: int) -> Batch:
+        size = self._config.batch
+        chosen = order[number * size : (number + 1) * size][parallel.rank() :: parallel.size()]
+        rows, config = self._rows[chosen], self._config
+        slices_NCHW, depth_N1HW = gather(self._cases, rows, self._frame_HW, config.network.context)
+        rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)
+        augmentation = None
+        if config.augment:
+            shape_NCHW = (len(rows), len(MODALITIES), *self._frame_HW)
+            augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, rows[:, 1] < SYMMETRIC_VIEWS)
+        return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation)
+
+    def _rng(self, purpose: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.seed, self._regions[0].depth, purpose, number])

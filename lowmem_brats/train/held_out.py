@@ -1,0 +1,49 @@
+"""Score a trained set on the patients that were held out for the test: once, at the end, nothing is chosen by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lowmem_brats.config import SegmentConfig, TrainConfig
+from lowmem_brats.data.case_files import CaseFiles
+from lowmem_brats.data.labels import CONVENTIONS
+from lowmem_brats.errors import describe
+from lowmem_brats.evaluate.pairs import PatientScores, evaluate_pairs, summarise, to_csv
+from lowmem_brats.files import replace_when_complete
+from lowmem_brats.segment.case import segment_case
+
+
+def score_held_out(
+    folder: Path,
+    cases: Sequence[CaseFiles],
+    config: TrainConfig,
+    precision: str,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> tuple[list[PatientScores], list[str]]:
+    """Segment the cases with the set in `folder`, from NIfTI to NIfTI as a user would, and score the label maps.
+
+    They are written to `folder/test`, with scores.csv. Returns the scores, and a note on each case that could not be
+    scored, for whatever reason (the others are), or whose label map may be wrong.
+    """
+    results, scores, notes = folder / "test", list[PatientScores](), list[str]()
+    results.mkdir(exist_ok=True)
+    settings = SegmentConfig(
+        weights=str(folder), device=config.device, precision=precision, vram=config.vram, labels=config.labels
+    )
+    convention = CONVENTIONS[config.labels]
+    for number, case in enumerate(cases, 1):
+        path = results / f"{case.case_id}_seg.nii.gz"
+        try:
+            segment_case(case, path, settings)
+            scores += evaluate_pairs([(case.case_id, path, case.labels[0])], convention, convention)
+        except Exception as error:
+            notes.append(f"{case.case_id}: not scored: {describe(error)}")
+        on_progress("test cases", number, len(cases))
+    notes += [f"{patient.case_id}: {text}" for patient in scores for text in patient.warnings]
+    if scores:
+        with replace_when_complete(results / "scores.csv") as partial:
+            partial.write_text(
+                to_csv(scores, summarise(scores)), encoding="utf-8", errors="backslashreplace", newline=""
+            )
+    return scores, notes

@@ -1,0 +1,199 @@
+"""Train the networks of a set, one after another.
+
+Each network learns from the slices that it will see (WT from all brain slices, TC from slices with WT, ET from slices
+with TC) and starts from its parent's weights, or from those of a set to fine-tune.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from lowmem_brats.config import TrainConfig
+from lowmem_brats.data.labels import Region, names_of
+from lowmem_brats.data.slice_cache import CachedCase
+from lowmem_brats.engine import parallel
+from lowmem_brats.engine.precision import choose_precision
+from lowmem_brats.engine.step import place
+from lowmem_brats.errors import BudgetError, InputError, describe
+from lowmem_brats.evaluate.pairs import PatientScores
+from lowmem_brats.memory import cuda
+from lowmem_brats.memory.budget import MemoryBudget
+from lowmem_brats.memory.device import out_of_memory_told
+from lowmem_brats.memory.planner import TrainPlan, plan_train
+from lowmem_brats.networks import SliceNetwork, build_network, widened
+from lowmem_brats.segment.stack import sound_precision
+from lowmem_brats.train.data import groups_of, holds_slices
+from lowmem_brats.train.dataset import frame_of
+from lowmem_brats.train.folder import RunFolder
+from lowmem_brats.train.loop import Epoch, Listener, NetworkTraining
+from lowmem_brats.train.report import NetworkReport, TrainReport
+from lowmem_brats.train.validate import Validation
+from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TrainListener:
+    """Who is told of what happens."""
+
+    on_progress: OnProgress = lambda stage, done, total: None
+    on_folder: Callable[[Path], None] = lambda folder: None
+    """Where the training writes."""
+    on_data: Callable[[TrainReport], None] = lambda report: None
+    """The cases are read and split."""
+    on_plan: Callable[[TrainPlan], None] = lambda plan: None
+    on_note: Callable[[str], None] = lambda note: None
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None
+    on_test: Callable[[list[PatientScores]], None] = lambda scores: None
+
+
+@dataclass
+class Run:
+    """One training under way."""
+
+    folder: RunFolder
+    report: TrainReport
+    tell: TrainListener
+    training: list[CachedCase] = field(default_factory=list)
+    validation: list[CachedCase] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+
+    def note(self, text: str) -> None:
+        """Put a note in the report and on the screen, once."""
+        if text not in self.report.notes:
+            self.report.notes.append(text)
+        if text not in self.told:
+            self.tell.on_note(text)
+        self.told.add(text)
+
+    def attempt(self, what: str, action: Callable[..., None], *arguments: object) -> None:
+        """Call an action that the weights do not depend on, in the first process; if it fails, note that and go on."""
+        try:
+            if parallel.rank() == 0:
+                action(*arguments)
+        except Exception as error:
+            self.note(f"{what}: {describe(error)}")
+
+    def write(self) -> None:
+        """Write the report, once for all processes."""
+        self.attempt("metrics.csv and curves.png are not up to date", self.folder.draw_report, self.report)
+        if parallel.rank() == 0:
+            self.folder.write_report(self.report)
+
+
+def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwork:
+    """Build the network, choose its formats, plan its steps, and place it on the device."""
+    config, device = run.report.config, run.report.device
+    torch.manual_seed(config.seed)
+    network = build_network(config.network)
+    begun = [group for group in groups_of(config) if resume and run.folder.holds(names_of(group))]
+    if config.encoder_weights and not begun:
+        network.load_encoder(Path(config.encoder_weights))
+    for group in groups_of(config) if config.finetune else ():
+        if group not in begun:
+            _finetuned(config, group)  # now, and not when the networks before it are trained
+    middle_CHW = run.training[0].slices_ZCHW[run.training[0].shape_ZCHW[0] // 2]
+    wanted = choose_precision(config.precision, torch.device(device))
+    precision, notes = sound_precision(partial(copy.deepcopy, network), middle_CHW, device, wanted)
+    for text in notes:
+        run.note(text)
+    run.report.plans = _plan(run, budget, precision)
+    with out_of_memory_told(device):
+        return place(network, torch.device(device))
+
+
+def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
+    """Train one network after another; returns where each region's weights lie, beside the checkpoints.
+
+    All regions use this one network: each goes on from the weights of its parent region, which shows the same anatomy.
+    """
+    config = run.report.config
+    paths: dict[Region, Path] = {}
+    for group in groups_of(config):
+        if config.finetune and not run.folder.holds(names_of(group)):
+            network.load_state_dict(_finetuned(config, group))
+        validation = [case for case in run.validation if holds_slices(case, group[0], config.network.views)]
+        # Without patients to validate on, no epoch is better than the others.
+        watched = config if validation else replace(config, patience=None, schedule="cosine")
+        training = NetworkTraining(group, network, run.training, validation, watched, run.report.plans)
+        paths |= dict.fromkeys(group, _train_network(run, training))
+    return paths
+
+
+def _plan(run: Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
+    """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits."""
+    config, device = run.report.config, run.report.device
+    share = -(-config.batch // parallel.size())
+    arguments = config.network, frame_of(run.training, config.network.views), share, budget, device
+    plans = [plan_train(*arguments, precision, config.loss)]
+    run.tell.on_plan(plans[0])
+    if config.precision == "auto" and precision != "fp32":
+        try:
+            plans.append(plan_train(*arguments, "fp32", config.loss))
+        except BudgetError:
+            run.note(f"fp32 does not fit in {config.vram}: training stays in {precision} also when it is unstable")
+    return plans
+
+
+def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torch.Tensor]:
+    """The weights to start from. Raises InputError where they are of another network."""
+    weights = open_set(config.finetune or ())
+    file = next((file for file in weights.files if set(regions) <= set(file.regions)), None)
+    wanted = config.network
+    if (
+        file is None
+        or file.network.context > wanted.context
+        or replace(file.network, views=wanted.views, context=wanted.context) != wanted
+    ):
+        raise InputError("--finetune", str(weights.network), str(wanted), "Train the network of the set.")
+    return widened(load_network(file).state_dict(), wanted)
+
+
+def _train_network(run: Run, training: NetworkTraining) -> Path:
+    """Train one network, with checkpoints, and write its weights; returns where."""
+    resumed = run.folder.restore(training)
+    if resumed:
+        run.note(f"{training.name.upper()} goes on at step {training.steps}")
+    report = NetworkReport(training.epochs, training.curve, training.switches, training.peaks)
+    run.report.networks[training.name] = report
+
+    def on_epoch(epoch: Epoch, validation: Validation) -> None:
+        run.report.cuda_peak = cuda.highest(run.report.cuda_peak, run.report.device)
+        run.tell.on_epoch(epoch)
+        run.attempt(f"no pictures of epoch {epoch.number}", run.folder.add_epoch, epoch, validation)
+        run.write()
+
+    def on_checkpoint() -> None:
+        if parallel.rank() == 0:
+            run.folder.save(training)
+
+    best = training.run(Listener(run.tell.on_progress, on_epoch, on_checkpoint))
+    for text in training.notes:
+        run.note(text)
+    try:
+        report.thresholds = training.finish()
+    except Exception as error:
+        if parallel.size() > 1:  # the others wait for the thresholds
+            raise
+        run.note(f"{training.name.upper()} masks are taken at 0, not where validation Dice is best: {describe(error)}")
+    path = run.folder.path / "checkpoints" / f"{training.name.replace(' ', '-')}.safetensors"
+    summary = {
+        "training_cases": len(run.training),
+        "held_out": run.report.held_out,
+        "steps": best.steps,
+        "seconds": round(best.seconds),
+        "precision": training.controller.fast,
+        "versions": run.report.versions,
+    }
+    metrics = {"validation_dice": best.region_dice, "validation_cases": len(training.validation)}
+    metrics |= {"thresholds": report.thresholds}
+    if parallel.rank() == 0:
+        save_network(training.network, WeightsFile(path, training.regions, run.report.config.network, summary, metrics))
+    return path

@@ -1,0 +1,184 @@
+"""Counted bytes against a count by hand, and against the real step on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from each_network import EACH_NETWORK
+from torch import Tensor, nn
+
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.engine.losses import LOSSES, find_loss
+from lowmem_brats.engine.step import TrainingStep, place, predict_batch, split_batch
+from lowmem_brats.memory.device import LiveBytes
+from lowmem_brats.memory.footprint import (
+    Footprint,
+    inference_footprint,
+    stage_bytes,
+    training_footprint,
+    treats_slices_apart,
+)
+from lowmem_brats.networks import NETWORKS, SliceNetwork, build_network
+
+CPU = torch.device("cpu")
+SIZE_HW = (32, 64)
+
+
+class OneConvolution(SliceNetwork):
+    """Four weights, no bias: everything that happens to its memory can be listed."""
+
+    stride = 1
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.only = nn.Conv2d(4, 1, 1, bias=False)
+
+    def stages(self) -> dict[str, nn.Module]:
+        return {"only": self.only}
+
+    def last_bias(self) -> nn.Parameter:
+        raise NotImplementedError
+
+    def forward(self, slices_NCHW: Tensor) -> Tensor:
+        return self.only(slices_NCHW)  # type: ignore[no-any-return]
+
+
+def rounded(count: int) -> int:
+    return -(-count // 512) * 512
+
+
+def real_inference(config: NetworkConfig, batch: int, dtype: torch.dtype) -> LiveBytes:
+    network = place(build_network(config), CPU, dtype).eval()
+    counter = LiveBytes()
+    counter.name("parameters", *network.parameters(), *network.buffers())
+    slices_NCHW = torch.randn(batch, 4, *SIZE_HW).half()
+    with counter:
+        predict_batch(network, slices_NCHW)
+    return counter
+
+
+def real_training(
+    config: NetworkConfig,
+    batch: int,
+    micro_batch: int,
+    dtype: torch.dtype,
+    recompute: tuple[str, ...] = (),
+    loss: str = "dice",
+) -> LiveBytes:
+    network = place(build_network(config), CPU).train()
+    step = TrainingStep(network, find_loss(loss))
+    target_NKHW = (torch.rand(batch, config.outputs, *SIZE_HW) < 0.5).float()
+    micro_batches = split_batch(torch.randn(batch, 4, *SIZE_HW), target_NKHW, micro_batch)
+    counter = LiveBytes()
+    counter.name("parameters", *network.parameters(), *network.buffers())
+    with counter:
+        for _ in range(2):  # Adam's moments exist from the second step on
+            assert step.take(micro_batches, 1e-3, dtype, recompute).stepped
+    return counter
+
+
+def test_inference_of_a_toy_equals_the_hand_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "toy", OneConvolution)
+    found = inference_footprint(NetworkConfig(name="toy"), (40, 40), 3, torch.float16, CPU)
+    pixels = 3 * 40 * 40
+    half_slices, half_logits, brain, logits = map(rounded, (2 * 4 * pixels, 2 * pixels, pixels, 4 * pixels))
+    # When the logits become fp32 on the host, which is the device.
+    assert found == Footprint(parameters=512, activations=half_slices + half_logits + brain + logits)
+
+
+def test_training_of_a_toy_equals_the_hand_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "toy", OneConvolution)
+    found = training_footprint(NetworkConfig(name="toy"), (40, 40), 3, 3, torch.float32, CPU)
+    slices, plane = rounded(4 * 4 * 3 * 40 * 40), rounded(4 * 3 * 40 * 40)
+    # When the backward pass reaches the probability: it, its gradient from the sum of products, and that with the
+    # gradient from its own sum added. The rest are the sums, their totals, the loss and its slopes at the totals.
+    assert found == Footprint(parameters=512, optimizer=3 * 512, activations=slices + 3 * plane + 4 * 512)
+
+
+@pytest.mark.parametrize("name", EACH_NETWORK)
+@pytest.mark.parametrize(("norm", "dtype"), [("group", torch.bfloat16), ("batch", torch.float32)])
+def test_inference_equals_the_real_one_to_the_byte(name: str, norm: str, dtype: torch.dtype) -> None:
+    config = NetworkConfig(name=name, width=8, depth=2, norm=norm)
+    found = inference_footprint(config, SIZE_HW, 2, dtype, CPU)
+    real = real_inference(config, 2, dtype)
+    assert found.total == real.peak
+    assert found.parameters == real.at_peak["parameters"]
+
+
+@pytest.mark.parametrize("name", EACH_NETWORK)
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "dtype", "recomputing"),
+    [(2, 2, torch.bfloat16, True), (3, 2, torch.float32, False)],
+)
+def test_training_equals_the_real_one_to_the_byte(
+    name: str, batch: int, micro_batch: int, dtype: torch.dtype, recomputing: bool
+) -> None:
+    config = NetworkConfig(name=name, width=8, depth=2)
+    stages = tuple(build_network(config).stages()) if recomputing else ()
+    found = training_footprint(config, SIZE_HW, batch, micro_batch, dtype, CPU, stages)
+    assert found.total == real_training(config, batch, micro_batch, dtype, stages).peak
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, "dice+ce"])
+@pytest.mark.parametrize(("outputs", "micro_batch"), [(1, 3), (3, 2)])
+def test_every_loss_and_number_of_outputs_is_counted_to_the_byte(loss: str, outputs: int, micro_batch: int) -> None:
+    config = NetworkConfig(width=8, depth=2, outputs=outputs)
+    found = training_footprint(config, SIZE_HW, 3, micro_batch, torch.bfloat16, CPU, (), loss)
+    assert found.total == real_training(config, 3, micro_batch, torch.bfloat16, loss=loss).peak
+
+
+@pytest.mark.parametrize("batch", [5, 3])
+def test_a_unet_in_uneven_and_in_single_slices_equals_the_real_one(batch: int) -> None:
+    config, micro_batch, dtype = NetworkConfig(width=8, depth=2), batch // 2, torch.float32
+    found = training_footprint(config, SIZE_HW, batch, micro_batch, dtype, CPU)
+    assert found.total == real_training(config, batch, micro_batch, dtype).peak
+
+
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_training_with_batch_norm_equals_the_real_one(recomputing: bool) -> None:
+    config = NetworkConfig(width=8, depth=2, norm="batch")
+    stages = tuple(build_network(config).stages()) if recomputing else ()
+    found = training_footprint(config, SIZE_HW, 3, 3, torch.float32, CPU, stages)
+    assert found.total == real_training(config, 3, 3, torch.float32, stages).peak
+
+
+def test_components_are_what_they_say() -> None:
+    config = NetworkConfig(width=8, depth=2)
+    found = training_footprint(config, SIZE_HW, 4, 1, torch.float32, CPU)
+    sizes = [rounded(4 * p.numel()) for p in build_network(config).parameters()]
+    assert found.parameters == sum(sizes)
+    assert found.gradients == sum(sizes)  # those of the first micro-batch are there when the second one runs
+    assert found.optimizer == 2 * sum(sizes) + 512 * len(sizes)
+    assert found.total == found.parameters + found.gradients + found.optimizer + found.activations
+
+
+def test_recomputing_the_last_stage_spares_nothing_and_the_others_do() -> None:
+    """Why the planner leaves the last stage out."""
+    config = NetworkConfig(width=8, depth=2)
+    stages = tuple(build_network(config).stages())
+
+    def total(names: tuple[str, ...]) -> int:
+        return training_footprint(config, SIZE_HW, 2, 2, torch.float32, CPU, names).total
+
+    assert total(stages) == total(stages[:-1]) < total(stages[:1]) < total(()) == total(stages[-1:])
+
+
+def test_what_recomputing_a_stage_spares() -> None:
+    config = NetworkConfig(width=8, depth=2)
+    spared = stage_bytes(config, SIZE_HW, torch.float32, CPU)
+    assert list(spared) == list(build_network(config).stages())
+    plane = 8 * SIZE_HW[0] * SIZE_HW[1] * 4
+    # Of the first block's four maps one is its output; its norms keep a mean and a deviation of 8 groups each.
+    assert spared["down.0"] == 3 * plane + 4 * 512
+
+
+def test_counting_takes_no_random_numbers() -> None:
+    """A plan made before a training must not change what is trained."""
+    before = torch.get_rng_state()
+    training_footprint.__wrapped__(NetworkConfig(width=8, depth=1), SIZE_HW, 1, 1, torch.float32, CPU)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_which_networks_treat_slices_apart() -> None:
+    assert treats_slices_apart(NetworkConfig(norm="group"))
+    assert not treats_slices_apart(NetworkConfig(norm="batch"))
