@@ -17,7 +17,7 @@ from torch import Tensor
 from lowmem_brats.config import MODALITIES, TrainConfig
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.slice_cache import CachedCase
-from lowmem_brats.data.slices import SYMMETRIC_VIEWS
+from lowmem_brats.data.slices import VIEWS
 from lowmem_brats.engine import parallel
 from lowmem_brats.engine.step import split_batch
 from lowmem_brats.train.augment import Augmentation, apply_augmentation, sample_augmentation
@@ -80,7 +80,8 @@ class Batches:
         augmentation = None
         if config.augment:
             shape_NCHW = (len(rows), len(MODALITIES), *self._frame_HW)
-            augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, rows[:, 1] < SYMMETRIC_VIEWS)
+            symmetric_N = np.array([view.symmetric for view in VIEWS])[rows[:, 1]]
+            augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, symmetric_N)
         return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation)
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:

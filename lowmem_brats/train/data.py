@@ -151,7 +151,7 @@ def groups_of(config: TrainConfig) -> list[tuple[Region, ...]]:
 
 def holds_slices(case: CachedCase, region: Region, views: int) -> bool:
     """Whether a region's network has any slice to look at in a case."""
-    return any(case.seen_by(region, view).any() for view in range(case.usable(views)))
+    return any(active_N.any() for active_N in case.active_VN(region, views))
 
 
 def check_regions(

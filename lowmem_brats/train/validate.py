@@ -111,7 +111,7 @@ def _predict(
 ) -> Iterator[tuple[CachedCase, Prediction, InferencePlan]]:
     """Yield each case with the prediction for the slices that the network has to segment there, and how it was made."""
     for case in cases:
-        active_VN = [case.seen_by(regions[0], view) for view in range(case.usable(config.views))]
+        active_VN = case.active_VN(regions[0], config.views)
 
         def run(
             plan: InferencePlan, case: CachedCase = case, active_VN: list[npt.NDArray[np.bool_]] = active_VN
@@ -134,8 +134,8 @@ def _copy(state: Mapping[str, Tensor], config: NetworkConfig, plan: InferencePla
 
 def _dice(case: CachedCase, region: Region, mask_ZHW: npt.NDArray[np.bool_], depth_ZHW: npt.NDArray[np.uint8]) -> float:
     """Dice on the axial slices where the reference holds the region's parent."""
-    seen_Z = case.seen_by(region)
-    return mask_dice(mask_ZHW[seen_Z], depth_ZHW[seen_Z] >= region.depth)
+    (active_Z,) = case.active_VN(region, views=1)
+    return mask_dice(mask_ZHW[active_Z], depth_ZHW[active_Z] >= region.depth)
 
 
 def _format(value: Tensor, precision: str) -> torch.dtype:

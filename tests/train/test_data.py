@@ -10,13 +10,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from easy_cases import EASY, TINY, easy_depth, write_easy_data
+from easy_cases import EASY, TINY, easy_depth, store_slices, write_easy_data
 
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.data.case_list import read_cases
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.nifti import read_label, write_label_map
-from lowmem_brats.data.slice_cache import CachedCase, store_case
+from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.errors import InputError
 from lowmem_brats.train.data import PARTS, TrainingData, check_regions, copies, groups_of, prepare_data
 from lowmem_brats.train.report import TrainReport
@@ -96,9 +96,11 @@ def test_like_shapes_are_no_copies(tmp_path: Path) -> None:
     slices = [rng.normal(0, 1, (len(depth_ZHW), 4, 20, 20)).astype(np.float16) for _ in range(3)]
     for other in slices[1:]:
         other[:, 3] = 0  # a modality that both lack makes no copy
-    cached = [store_case(tmp_path / f"{n}.json", f"{n}", array, np.array(depth_ZHW)) for n, array in enumerate(slices)]
+    cached = [
+        store_slices(tmp_path / f"{n}.json", f"{n}", array, np.array(depth_ZHW)) for n, array in enumerate(slices)
+    ]
     assert copies(cached) == []
-    cached.append(store_case(tmp_path / "3.json", "3", np.ascontiguousarray(slices[1]), np.zeros_like(depth_ZHW)))
+    cached.append(store_slices(tmp_path / "3.json", "3", np.ascontiguousarray(slices[1]), np.zeros_like(depth_ZHW)))
     assert copies(cached) == [["1", "3"]]
 
 
@@ -163,7 +165,7 @@ def test_a_part_of_which_nothing_is_left(tmp_path: Path, part: str) -> None:
 def cached(folder: Path, name: str, deepest: int) -> CachedCase:
     """A case that has the regions down to a depth."""
     depth_ZHW = np.minimum(easy_depth(), deepest).astype(np.uint8)
-    return store_case(folder / f"{name}.json", name, np.ones((len(depth_ZHW), 4, 20, 20), np.float16), depth_ZHW)
+    return store_slices(folder / f"{name}.json", name, np.ones((len(depth_ZHW), 4, 20, 20), np.float16), depth_ZHW)
 
 
 ONE, THREE = replace(EASY, network=replace(TINY, outputs=3)), EASY
