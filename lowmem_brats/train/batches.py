@@ -25,27 +25,6 @@ from lowmem_brats.train.dataset import frame_of, gather, row_weights, targets_of
 from lowmem_brats.train.read_ahead import read_ahead
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The slices and targets of one step, on the host, with the augmentation still to be applied."""
-
-    slices_NCHW: Tensor
-    target_NKHW: Tensor
-    augmentation: Augmentation | None
-
-    def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
-        """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""
-        parts = split_batch(self.slices_NCHW, self.target_NKHW, size)
-        if self.augmentation is None:
-            return parts
-        augmented = []
-        for number, (slices_NCHW, target_NKHW) in enumerate(parts):
-            draw = self.augmentation.part(number * size, number * size + len(slices_NCHW))
-            slices_NCHW, target_NKHW = apply_augmentation(draw, slices_NCHW.to(device), target_NKHW.to(device))
-            augmented.append((slices_NCHW.cpu(), target_NKHW.cpu()))
-        return augmented
-
-
 class Batches:
     """All batches of one network's training; with several processes, the share of this one."""
 
@@ -86,3 +65,24 @@ class Batches:
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, self._regions[0].depth, purpose, number])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The slices and targets of one step, on the host, with the augmentation still to be applied."""
+
+    slices_NCHW: Tensor
+    target_NKHW: Tensor
+    augmentation: Augmentation | None
+
+    def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
+        """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""
+        parts = split_batch(self.slices_NCHW, self.target_NKHW, size)
+        if self.augmentation is None:
+            return parts
+        augmented = []
+        for number, (slices_NCHW, target_NKHW) in enumerate(parts):
+            draw = self.augmentation.part(number * size, number * size + len(slices_NCHW))
+            slices_NCHW, target_NKHW = apply_augmentation(draw, slices_NCHW.to(device), target_NKHW.to(device))
+            augmented.append((slices_NCHW.cpu(), target_NKHW.cpu()))
+        return augmented

@@ -21,12 +21,25 @@ from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.evaluate.metrics import mask_dice
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, build_network
-from lowmem_brats.pictures.curves import Example
 from lowmem_brats.segment.stack import Prediction, place, predict_finite, predict_stack
 
 EXAMPLES = 4
 THRESHOLDS = (0.0, -0.5, 0.5, -1.0, 1.0, -1.5, -2.0)
 """Mean logits above which a pixel could count as tumour; of equally good ones the first is taken."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A slice of a validation patient and the prediction for it."""
+
+    case_id: str
+    slice_CHW: npt.NDArray[np.float32]
+    """Channels as config.MODALITIES, z-scored, background 0."""
+    reference_HW: npt.NDArray[np.bool_]
+    predicted_HW: npt.NDArray[np.bool_]
+    z: int
+    dice: float
+    """Dice of the whole patient, not of the slice."""
 
 
 @dataclass(frozen=True)

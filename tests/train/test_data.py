@@ -14,11 +14,10 @@ from easy_cases import EASY, TINY, easy_depth, store_slices, write_easy_data
 
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.data.case_list import read_cases
-from lowmem_brats.data.labels import Region
 from lowmem_brats.data.nifti import read_label, write_label_map
 from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.errors import InputError
-from lowmem_brats.train.data import PARTS, TrainingData, check_regions, copies, groups_of, prepare_data
+from lowmem_brats.train.data import PARTS, TrainingData, check_regions, copies, prepare_data
 from lowmem_brats.train.report import TrainReport
 
 
@@ -206,8 +205,3 @@ def test_no_slice_to_learn_from(tmp_path: Path, deepest: int, regions: tuple[str
     name = "ET" if deepest else "TC"
     with pytest.raises(InputError, match=f"no slice for {name} in 1 case; expected tumours in the training cases"):
         check_regions([cached(tmp_path, "t", deepest)], [], replace(EASY, regions=regions), lambda note: None)
-
-
-def test_networks_and_their_regions() -> None:
-    assert groups_of(replace(EASY, regions=("et", "wt"))) == [(Region.WT,), (Region.ET,)]
-    assert groups_of(ONE) == [(Region.WT, Region.TC, Region.ET)]
