@@ -219,7 +219,7 @@ def test_a_validation_that_half_precision_cannot_hold_is_noted(make: Make, monke
     training = make(replace(EASY, epochs=1), formats=("bf16", "fp32"))
     monkeypatch.setattr(fit, "validate", lambda *_: Validation({"wt": {"a": 0.5}}, [], 0, "fp32"))
     training.run(Listener())
-    assert training.notes == ["validated in fp32: bf16 gives NaN or infinity"]
+    assert training.history.notes == ["validated in fp32: bf16 gives NaN or infinity"]
 
 
 def test_running_out_of_memory_halves_the_micro_batch_and_changes_nothing(
@@ -362,7 +362,7 @@ def test_the_best_weights_take_their_masks_where_validation_dice_is_best(make: M
     best_K = training.state.best_weights["head.bias"]
     torch.testing.assert_close(training.network.last_bias().detach(), best_K - moved_K)
     assert found["et"][0] < 0, "else the test shows nothing"
-    assert found["et"][1] > training.best.region_dice["et"]
+    assert found["et"][1] > training.history.best.region_dice["et"]
     state = training.network.state_dict()
     now = validate(state, training.config.network, training.validation, training.regions, "cpu", "fp32").dice
     for region in Region:
