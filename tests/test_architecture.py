@@ -23,9 +23,9 @@ ROOMS = (
     "memory",
     "weights",
     "evaluate",
-    "pictures",
     "segment",
     "train",
+    "pictures",
     "doctor",
     "bench",
     "cli",
@@ -36,7 +36,7 @@ DOORS = {
     "nibabel": {"data.nifti"},
     "click": {"cli"},
     "rich": {"cli"},
-    "PIL": {"pictures", "train.folder"},
+    "PIL": {"pictures"},
     "safetensors": {"weights"},
     "scipy": {"data.brain", "data.phantom", "evaluate.metrics", "pictures", "segment.cleanup"},
 }
@@ -91,6 +91,18 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         for name in free:
             del left[name]
     assert not left, "a circle, and what imports it"
+
+
+def test_a_training_draws_nothing_and_reads_top_down() -> None:
+    found = own_imports()
+    assert not [
+        f"{name} imports {other}"
+        for name, others in found.items()
+        if room_of(name) == "train"
+        for other in others
+        if room_of(other) == "pictures"
+    ]
+    assert len(found["train.run"] & found.keys()) < 12
 
 
 def test_the_rooms_are_in_the_documents() -> None:

@@ -18,8 +18,8 @@ from lowmem_brats.errors import InputError
 
 if TYPE_CHECKING:
     from lowmem_brats.evaluate.pairs import PatientScores
-    from lowmem_brats.train.loop import Epoch
     from lowmem_brats.train.report import TrainReport
+    from lowmem_brats.train.state import Epoch
 
 _option = partial(options.setting, of=TrainConfig)
 MODES = {"three-networks": 1, "one-network": 3}
@@ -161,6 +161,7 @@ def train(
         output, data, config = _resumed(output, data, settings, named)
     else:
         config = _config(settings, named)
+    from lowmem_brats.pictures.training import draw_curves, draw_examples
     from lowmem_brats.train.networks import TrainListener
     from lowmem_brats.train.run import train_set
 
@@ -174,6 +175,7 @@ def train(
     end_at_once_under_torchrun()
     with console.progress(quiet) as on_progress:
         tell = TrainListener(on_progress, on_folder, on_note=console.warn)
+        tell = replace(tell, draw_curves=draw_curves, draw_examples=draw_examples)
         if not quiet:
             tell = replace(
                 tell, on_data=_show_data, on_plan=console.show_plan, on_epoch=_show_epoch, on_test=_show_test

@@ -7,7 +7,7 @@ voxel's innermost tissue: necrotic or non-enhancing core (NCR), oedema (ED) or e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -44,9 +44,28 @@ class Region(str, Enum):
         return {Region.WT: 1, Region.TC: 2, Region.ET: 3}[self]
 
 
+def groups_of(names: Collection[str], outputs: int) -> list[tuple[Region, ...]]:
+    """The regions of each network that segments some of the named ones, in the order of training.
+
+    `outputs`: of each network; 1: a network per region, more: one network of them all.
+    """
+    regions = tuple(region for region in Region if region.value in names)
+    return [regions] if outputs > 1 else [(region,) for region in regions]
+
+
 def names_of(regions: Iterable[Region]) -> str:
     """What a network of these regions is called: `wt`, or `wt tc et`."""
     return " ".join(region.value for region in regions)
+
+
+def regions_of(name: str) -> tuple[Region, ...]:
+    """The regions of a network that is called so. Raises ValueError for an unknown one."""
+    return tuple(Region(each) for each in name.split())
+
+
+def stem_of(name: str) -> str:
+    """How files of a network that is called so begin: `wt`, or `wt-tc-et`."""
+    return name.replace(" ", "-")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,16 @@ from lowmem_brats.data.case import Case, read_case
 from lowmem_brats.data.case_files import CaseFiles
 from lowmem_brats.data.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
 from lowmem_brats.data.nifti import write_label_map
-from lowmem_brats.data.slices import SliceStack, occupied, prepare, to_volume, to_voxels, views_of
+from lowmem_brats.data.slices import (
+    SliceStack,
+    active_slices,
+    occupied,
+    prepare,
+    slice_sizes,
+    to_volume,
+    to_voxels,
+    usable,
+)
 from lowmem_brats.engine.precision import choose_precision
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.files import add_to_checksum
@@ -129,7 +138,7 @@ def segment_case(
         stack = prepare(case.images_CXYZ, stride_of(weights.network), case.spacing_mm)
     with _timed(seconds, "plan"):
         views = _views(weights, stack, config)
-        size_HW = max((seen.shape[2:] for seen in views_of(stack.slices_ZCHW, views)), key=math.prod)
+        size_HW = max(slice_sizes(stack.brain_ZHW.shape, views), key=math.prod)
 
         def plan_in(precision: str) -> InferencePlan:
             plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
@@ -162,7 +171,7 @@ def segment_case(
 
 def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int:
     """From how many sides the case is seen."""
-    return 1 if config.fast or stack.flat else weights.network.views
+    return usable(1 if config.fast else weights.network.views, stack.flat)
 
 
 def _predict_regions(
@@ -189,8 +198,7 @@ def _predict_regions(
         with _timed(report.seconds, name):
             sums = [_look(turn, stack, active_VN, config, report, plan_in, on_progress) for turn in turns]
         logit_ZHW |= zip(regions, sum(sums[1:], sums[0]), strict=True)
-        found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
-        active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
+        active_VN = active_slices(active_VN, occupied(logit_ZHW[regions[-1]] > 0, views))
     return logit_ZHW
 
 

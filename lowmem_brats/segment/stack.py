@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lowmem_brats.data.slices import SYMMETRIC_VIEWS, occupied, views_of, with_context
+from lowmem_brats.data.slices import VIEWS, occupied, views_of, with_context
 from lowmem_brats.engine import step
 from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.errors import WeightsError
@@ -91,7 +91,7 @@ def count_passes(active_VN: Sequence[npt.NDArray[np.bool_]], mirror: bool) -> in
 
 
 def _orientations(view: int, mirror: bool) -> int:
-    return 2 if mirror and view < SYMMETRIC_VIEWS else 1
+    return 2 if mirror and VIEWS[view].symmetric else 1
 
 
 def predict_finite(

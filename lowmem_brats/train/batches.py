@@ -17,33 +17,12 @@ from torch import Tensor
 from lowmem_brats.config import MODALITIES, TrainConfig
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.slice_cache import CachedCase
-from lowmem_brats.data.slices import SYMMETRIC_VIEWS
+from lowmem_brats.data.slices import VIEWS
 from lowmem_brats.engine import parallel
 from lowmem_brats.engine.step import split_batch
 from lowmem_brats.train.augment import Augmentation, apply_augmentation, sample_augmentation
 from lowmem_brats.train.dataset import frame_of, gather, row_weights, targets_of, training_rows
 from lowmem_brats.train.read_ahead import read_ahead
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The slices and targets of one step, on the host, with the augmentation still to be applied."""
-
-    slices_NCHW: Tensor
-    target_NKHW: Tensor
-    augmentation: Augmentation | None
-
-    def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
-        """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""
-        parts = split_batch(self.slices_NCHW, self.target_NKHW, size)
-        if self.augmentation is None:
-            return parts
-        augmented = []
-        for number, (slices_NCHW, target_NKHW) in enumerate(parts):
-            draw = self.augmentation.part(number * size, number * size + len(slices_NCHW))
-            slices_NCHW, target_NKHW = apply_augmentation(draw, slices_NCHW.to(device), target_NKHW.to(device))
-            augmented.append((slices_NCHW.cpu(), target_NKHW.cpu()))
-        return augmented
 
 
 class Batches:
@@ -80,8 +59,30 @@ class Batches:
         augmentation = None
         if config.augment:
             shape_NCHW = (len(rows), len(MODALITIES), *self._frame_HW)
-            augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, rows[:, 1] < SYMMETRIC_VIEWS)
+            symmetric_N = np.array([view.symmetric for view in VIEWS])[rows[:, 1]]
+            augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, symmetric_N)
         return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation)
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, self._regions[0].depth, purpose, number])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The slices and targets of one step, on the host, with the augmentation still to be applied."""
+
+    slices_NCHW: Tensor
+    target_NKHW: Tensor
+    augmentation: Augmentation | None
+
+    def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
+        """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""
+        parts = split_batch(self.slices_NCHW, self.target_NKHW, size)
+        if self.augmentation is None:
+            return parts
+        augmented = []
+        for number, (slices_NCHW, target_NKHW) in enumerate(parts):
+            draw = self.augmentation.part(number * size, number * size + len(slices_NCHW))
+            slices_NCHW, target_NKHW = apply_augmentation(draw, slices_NCHW.to(device), target_NKHW.to(device))
+            augmented.append((slices_NCHW.cpu(), target_NKHW.cpu()))
+        return augmented

@@ -13,8 +13,12 @@ from lowmem_brats.data.labels import (
     as_labels,
     format_millilitres,
     fuse_regions,
+    groups_of,
+    names_of,
     nesting_depth,
+    regions_of,
     split_regions,
+    stem_of,
     warnings_of,
 )
 from lowmem_brats.errors import InputError
@@ -177,3 +181,19 @@ def test_nesting_depth_counts_the_regions_that_hold_a_voxel() -> None:
 )
 def test_small_volumes_have_two_digits(volume_ml: float, shown: str) -> None:
     assert format_millilitres(volume_ml) == shown
+
+
+def test_networks_and_their_regions() -> None:
+    assert groups_of(("et", "wt"), outputs=1) == [(Region.WT,), (Region.ET,)]
+    assert groups_of(("et", "wt", "tc"), outputs=3) == [(Region.WT, Region.TC, Region.ET)]
+
+
+@pytest.mark.parametrize(("name", "stem"), [("wt", "wt"), ("wt tc et", "wt-tc-et")])
+def test_names_of_networks(name: str, stem: str) -> None:
+    assert names_of(regions_of(name)) == name
+    assert stem_of(name) == stem
+
+
+def test_an_unknown_region_has_no_network() -> None:
+    with pytest.raises(ValueError, match="brainstem"):
+        regions_of("wt brainstem")
