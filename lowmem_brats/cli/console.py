@@ -19,7 +19,7 @@ from lowmem_brats.data.labels import format_millilitres
 if TYPE_CHECKING:
     from lowmem_brats.evaluate.pairs import PatientScores, Summary
     from lowmem_brats.memory.planner import InferencePlan, TrainPlan
-    from lowmem_brats.segment.case import SegmentReport
+    from lowmem_brats.segment.result import SegmentReport
 
 # Paths hold brackets, and whoever reads from a pipe wants whole lines.
 _WIDTH = None if sys.stdout and sys.stdout.isatty() else 160

@@ -67,7 +67,7 @@ def case_of(images: Mapping[str, NiftiImage], allow_missing: Collection[str] = (
             raise InputError("images", f"modality {modality!r}", f"only {', '.join(MODALITIES)}", advice)
     missing = [m for m in MODALITIES if m not in images]
     if len(images) < FEWEST_MODALITIES or not set(missing) <= set(allow_missing):
-        expected = f"{', '.join(MODALITIES)}; at least {FEWEST_MODALITIES}, the others named in allow_missing"
+        expected = f"{', '.join(MODALITIES)}, of which allow_missing may name {len(MODALITIES) - FEWEST_MODALITIES}"
         lost = ", and ".join(dict.fromkeys(map(what_is_lost, missing)))
         raise InputError("images", f"no {', '.join(missing)}", expected, f"Without {', '.join(missing)} {lost}.")
     volumes = {m: volume_of(images[m], m) for m in MODALITIES if m in images}
