@@ -63,7 +63,7 @@ def case_of(images: Mapping[str, NiftiImage], allow_missing: Collection[str] = (
     """
     for modality in images:
         if modality not in MODALITIES:
-            advice = did_you_mean(modality, MODALITIES, "Leave it out.")
+            advice = did_you_mean(str(modality).lower(), MODALITIES, "Leave it out.")
             raise InputError("images", f"modality {modality!r}", f"only {', '.join(MODALITIES)}", advice)
     missing = [m for m in MODALITIES if m not in images]
     if len(images) < FEWEST_MODALITIES or not set(missing) <= set(allow_missing):

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from lowmem_brats.data.case import Case
 from lowmem_brats.data.labels import format_millilitres
 from lowmem_brats.data.nifti import label_image, write_label_map
+from lowmem_brats.errors import InputError
 from lowmem_brats.memory.planner import InferencePlan
+from lowmem_brats.segment.result_path import names_label_map
 
 
 @dataclass
@@ -94,6 +96,8 @@ class Segmentation:
         Raises InputError for another suffix, a folder that cannot be written to, and, unless `overwrite`, an existing
         file.
         """
+        if not names_label_map(path):
+            raise InputError(path, "no file for a label map", "a .nii or .nii.gz file", "Name the file.")
         write_label_map(self.label_XYZ, self.case.reference, Path(path), self.origin, overwrite)
         self.report.output = str(path)
 

@@ -29,7 +29,7 @@ def output_path(files: CaseFiles, requested: str | Path | None) -> Path:
     return Path(files.folder if requested is None else requested) / f"{files.case_id}_seg.nii.gz"
 
 
-def names_label_map(requested: str | Path) -> bool:
+def names_label_map(requested: str | os.PathLike[str]) -> bool:
     """Whether a path is that of a label map, .nii or .nii.gz, and not of a folder for it.
 
     A folder is what is one already, what ends with a slash, and whatever has no suffix of a file. Raises InputError
