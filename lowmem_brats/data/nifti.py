@@ -28,14 +28,14 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 
 MOST_COMPRESSION = 1032
-"""No file compressed by deflate expands more."""
+"""Times that a .gz file can be larger unpacked: deflate cannot compress more."""
 MOST_VOXELS = 512 * 512 * 256
-"""Of one volume: eight times BraTS's 240 × 240 × 155, and 1 GiB for four modalities in float32. A file of 0.3 MiB can
-claim as many and more; images this fine have to be resampled to 1 mm anyway."""
+"""Most voxels of one volume: eight times BraTS's 240 × 240 × 155, or 1 GiB for four modalities in float32. Without it a
+damaged file of 0.3 MiB could claim any amount of memory. Images this fine have to be resampled to 1 mm anyway."""
 STACKED = 4
-"""Volumes that a stack may have of that size."""
+"""Most volumes of that size in a 4-D file."""
 MOST_TRAILING = 2**20
-"""Bytes that are read behind the last voxel on the way to a compressed file's checksum."""
+"""Most bytes after the last voxel: they have to be read to reach a compressed file's checksum."""
 NiftiImage = nibabel.nifti1.Nifti1Pair
 """What nibabel makes of a NIfTI file: Nifti1Image, Nifti2Image, or a pair of .hdr and .img."""
 _PROGRAM = "lowmem-brats"
@@ -48,7 +48,7 @@ _GRID_FIELDS = (*_QFORM, "sform_code", "srow_x", "srow_y", "srow_z", "pixdim", "
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a file is read as."""
+    """How a file is read: as an image, a stack of images or a label map."""
 
     dimensions: int
     values: str
@@ -134,7 +134,7 @@ def _load(path: Path) -> tuple[Any, Any]:
     if problem := problem_of(path):
         raise InputError(path, problem[0], expected, problem[1])
     log = nibabel.imageglobals.logger
-    silent, log.disabled = log.disabled, True  # it tells what it repairs without the file; place_voxels tells it with
+    silent, log.disabled = log.disabled, True  # its messages name no file; place_voxels warns of the same with it
     try:
         image = nibabel.load(path)
         if not isinstance(image, nibabel.nifti1.Nifti1Pair):
@@ -160,8 +160,10 @@ def _shape(path: Path, image: Any, kind: _Kind) -> tuple[int, ...]:
 
 
 def _check_voxels(path: Path, image: Any, stored: Any, most: int) -> None:
-    """Refuse voxels that are no numbers, and more of them than the file can hold or than `most`, before memory is taken
-    for them."""
+    """Raise InputError for voxels that are no numbers, and for more of them than the file can hold or than `most`.
+
+    Only the header is read, so no memory is taken for them before.
+    """
     dtype = image.get_data_dtype()
     _check_numbers(path, dtype)
     first = image.header.single_vox_offset if isinstance(image, nibabel.nifti1.Nifti1Image) else 0
@@ -191,8 +193,11 @@ def _check_count(path: Path, image: Any, most: int) -> None:
 
 
 def _read_voxels(path: Path, image: Any) -> npt.NDArray[Any]:
-    """Read the scaled voxels, and a compressed file to its very end: its checksum stands there, and nibabel alone stops
-    at the last voxel, so that nine of ten single-bit errors would pass for intensities."""
+    """Read the scaled voxels, and a compressed file to its end, where its checksum stands.
+
+    nibabel alone stops at the last voxel and never compares the checksum: nine of ten single-bit errors would pass for
+    intensities.
+    """
     stored, trailing = image.dataobj, 0
     with image.file_map["image"].get_prepare_fileobj("rb") as stream:
         spec = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
@@ -212,7 +217,7 @@ def read_label(path: Path) -> Volume:
 
 
 def count_voxels(path: Path) -> int:
-    """How many voxels a volume has by its header, which alone is read; 0 for a file that is none."""
+    """Return the number of voxels that a file's header announces; only the header is read. 0 if it is not NIfTI."""
     try:
         image, _ = _load(path)
     except InputError:
@@ -284,5 +289,5 @@ def is_own_result(path: Path) -> bool:
 
 
 def _checksum(label_XYZ: LabelMap) -> str:
-    """Of the labels in LPS order."""
+    """CRC-32 of the labels in LPS order, so that it does not depend on the axis order on disk."""
     return f"{zlib.crc32(label_XYZ.tobytes()):08x}"

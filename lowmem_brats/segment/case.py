@@ -1,9 +1,10 @@
 """One case, from its files or images to its label map: read, segment in memory, write.
 
-A network of all regions looks at every slice with brain. Of three networks WT's does, TC's looks where WT was found and
-ET's where TC was found, which is exact, because fusion is nested: a slice without WT can hold no TC or ET. On which of
-these slices it runs `routing` decides. Several sets share the views, so they cost no time; a flat stack has one view,
-and each set looks at it. One network is in memory at a time.
+A network of all three regions looks at every slice with brain. Where each region has its own network, WT's looks at
+every slice with brain, TC's at slices where WT was found, and ET's at slices where TC was found. This loses nothing,
+because fusion is nested: a slice without WT can hold no TC or ET. `routing` then chooses the slices that are run.
+Several sets share the views, so they take no longer than one; a flat stack has one view, and each set looks at it. One
+network is in memory at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class _Setup:
-    """What a configuration stands for on this machine."""
+    """The settings of a configuration, with the weights opened and the device chosen."""
 
     config: SegmentConfig
     weights: WeightsSet
@@ -143,7 +144,7 @@ def _segment(
     on_progress: OnProgress,
     on_plan: Callable[[InferencePlan], None],
 ) -> Segmentation:
-    """From images to a label map; `seconds` that were needed for `load` already are counted."""
+    """Segment a case; `seconds`: the time that reading it took, to which each stage adds its own."""
     config, weights, convention = setup.config, setup.weights, setup.convention
     with _timed(seconds, "load"):
         warm_up()
@@ -172,7 +173,7 @@ def _segment(
 
 
 def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int:
-    """From how many sides the case is seen."""
+    """The number of sides from which the case is looked at: 1 axial, 2 coronal too, 3 sagittal too."""
     return 1 if config.fast or stack.flat else weights.network.views
 
 
@@ -186,7 +187,7 @@ def _predict_regions(
 ) -> dict[Region, npt.NDArray[np.float32]]:
     """Run the networks, one in memory at a time: region → logits added up over the views, as `Prediction.sum_KZHW`.
 
-    `plan_in`: precision → plan, for a network whose logits are not finite in the report's.
+    `plan_in(precision)` makes a new plan; it is called if a network gives NaN or infinity in the planned precision.
     """
     logit_ZHW: dict[Region, npt.NDArray[np.float32]] = {}
     views = _views(weights, stack, config)
@@ -214,7 +215,10 @@ def _look(
     plan_in: Callable[[str], InferencePlan],
     on_progress: OnProgress,
 ) -> npt.NDArray[np.float32]:
-    """Run networks of one kind that share the views, and report it; returns `Prediction.sum_KZHW`."""
+    """Run the networks of one region, each from its share of the views, and report it; returns `Prediction.sum_KZHW`.
+
+    `active_VN`: the slices of each view that may be run.
+    """
     name, slices_ZCHW = files[0].name, stack.slices_ZCHW
     how = config.tta, partial(on_progress, name.upper()), config.narrow, stack.flat
 
@@ -244,7 +248,7 @@ def _plan_fp32(name: str, report: SegmentReport, plan_in: Callable[[str], Infere
 
 
 def _network_of(files: Sequence[WeightsFile], plan: InferencePlan) -> Callable[[int], SliceNetwork]:
-    """View → the network that looks from there. Several take turns; one is loaded once."""
+    """A function from a view to its network. Several networks take turns; a single one is loaded once."""
     if len(files) == 1:
         network = place(load_network(files[0]), plan)
         return lambda view: network

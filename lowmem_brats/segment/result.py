@@ -1,4 +1,4 @@
-"""What is known of a segmented case: its label map, volumes, warnings, and how it was made."""
+"""The result of segmenting a case: its label map, volumes and warnings, and how it was made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SegmentReport:
     vram: str
     """The budget as the user wrote it."""
     versions: dict[str, str]
-    """Of this program and of the libraries that compute."""
+    """Name → version: this program and the libraries that compute."""
     plan: InferencePlan
     """Made when the size of the brain is known."""
     seconds: dict[str, float]
