@@ -19,7 +19,7 @@ from lowmem_brats.errors import InputError, LowmemError
 from lowmem_brats.files import check_output, replace_when_complete
 
 SOME_FAILED = 3
-"""Exit code of a command if some of its cases failed, but not all."""
+"""Exit code of a command if some of its cases failed, but not all; if all did it is 2, as for any error."""
 
 
 class Cohort:

@@ -96,6 +96,7 @@ def _look(image_XYZ: Image, modality: str) -> _Look:
     if not contrast.size:
         raise InputError(modality, "nothing but background", "an image of a brain", "Leave the file out.")
     sample = _sample(contrast)
+    # The median of what is not haze. The 99th percentile, because a few voxels may be brighter than any brain.
     level = float(np.median(sample[sample >= BRIGHT * np.percentile(sample, 99)]))
     outermost_XYZ = mask_XYZ & ~_eroded(mask_XYZ)
     if len(backgrounds) == 1 and np.median(np.abs(image_XYZ[outermost_XYZ] - first)) >= DIM * level:
@@ -209,6 +210,7 @@ def _clean(image_XYZ: Image, mask_XYZ: Mask, look: _Look) -> list[str]:
     notes = []
     if np.mean(contrast < 0) > INVERTED:
         notes.append("nearly all of the brain is darker than the background: is the image inverted?")
+    # A few voxels of every image are clipped; a note is given only if that changes its z-scores.
     if clipped.std(dtype=np.float64) < 0.99 * values.std(dtype=np.float64):
         beyond = np.count_nonzero(values != clipped)
         extreme = values[np.abs(values - clipped).argmax()]

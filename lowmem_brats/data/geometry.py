@@ -25,7 +25,9 @@ UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 AFFINE_TOLERANCE_MM = 0.1
 """Largest distance between the places that two files of a case give the same corner voxel."""
 FORM_CODES = range(6)
+"""All that NIfTI defines for sform_code and qform_code."""
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
+"""Edges outside these come from a wrong unit of length, not from a scanner of heads."""
 LARGEST_EXTENT_MM = 600.0
 """Along an axis of the volume: as wide as a scanner's bore. Heads are 130 to 250 mm long."""
 ROUNDED = 0.01
@@ -143,6 +145,7 @@ def _check_axes(path: Path, stored: Any, affine_mm: Affine, source: str) -> list
     """Refuse axes that span no volume, and those far from perpendicular; a warning where they are not quite."""
     sizes_mm = np.array(_voxel_sizes(affine_mm))
     unit_axes = affine_mm[:3, :3] / np.where(sizes_mm > 0, sizes_mm, 1)
+    # The determinant of axes of length 1 is 1 if they are perpendicular, and 0 if they lie in one plane.
     if not np.isfinite(affine_mm).all() or abs(np.linalg.det(unit_axes)) < 1e-3:
         advice = "Repair the header first."
         if source == "sform" and stored["qform_code"]:

@@ -39,7 +39,9 @@ TWO_PASSES = 0.33
 """Share of a step's time that micro-batches of any size add: one more forward pass, a third of a step."""
 
 LADDER = tuple(size * MIB for size in (256, 512, 1024, 1536, 2048, 4096, 6144, 8192))
+"""Bytes of the budgets that `plan` shows: the memory of small and old cards."""
 WIDTHS = tuple(range(8, 129, 8))
+"""Widths among which the largest that fits is searched; multiples of 8, because group norm has 8 groups."""
 LARGEST_SIDE = 16384
 """Pixels; no image is larger, and counts of bytes must not overflow."""
 
