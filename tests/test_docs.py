@@ -42,3 +42,17 @@ def test_documented_commands_parse(line: str) -> None:
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_command_is_in_the_readme(name: str) -> None:
     assert f"lowmem-brats {name}" in (ROOT / "README.md").read_text()
+
+
+def test_every_file_that_the_documents_name_exists() -> None:
+    """A path in a document is one from the repository, the package or the benchmarks, or named there as gone."""
+    named = {
+        (document.name, path)
+        for document in DOCUMENTS
+        for path in re.findall(r"(?<![\w./])((?:\w+/)*\w+\.py)\b", document.read_text())
+    }
+    gone = (ROOT / "benchmarks" / "README.md").read_text().partition("a script that is not here any more")[2]
+    places = [ROOT, ROOT / "lowmem_brats", ROOT / "benchmarks", ROOT / "lowmem_brats" / "data"]
+    missing = [row for row in named if not any((place / row[1]).is_file() for place in places)]
+    assert ("architecture.md", "segment/stack.py") in named
+    assert not [row for row in missing if f"`{Path(row[1]).stem}`" not in gone]

@@ -142,7 +142,7 @@ def _plain(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def conditions(device: str) -> dict[str, Any]:
-    """What a result must state: date, hardware, versions and the command."""
+    """The facts that a result must state: date, hardware, versions and the command."""
     import torch
 
     from lowmem_brats.memory.budget import format_bytes

@@ -1,4 +1,4 @@
-"""What an option of `train` may be written as."""
+"""Options of `train` that are written in a form of their own: a duration, a fold."""
 
 from __future__ import annotations
 

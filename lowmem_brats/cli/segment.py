@@ -18,7 +18,7 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 
 if TYPE_CHECKING:
-    from lowmem_brats.segment.case import Segmentation
+    from lowmem_brats.segment.result import Segmentation
 
 
 @click.command()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import InputError, did_you_mean
 
 Mask = npt.NDArray[np.bool_]
 LabelMap = npt.NDArray[np.uint8]
@@ -96,6 +96,14 @@ CONVENTIONS = {
         LabelConvention("msd", ncr=2, ed=1, et=3),  # Medical Segmentation Decathlon Task01, nnU-Net
     )
 }
+
+
+def convention_of(name: str) -> LabelConvention:
+    """The label convention of a name. Raises InputError for a name that is none of CONVENTIONS."""
+    if name not in CONVENTIONS:
+        known = ", ".join(CONVENTIONS)
+        raise InputError("--labels", repr(name), f"one of {known}", did_you_mean(name, CONVENTIONS, "Use brats2020."))
+    return CONVENTIONS[name]
 
 
 def as_labels(values: npt.NDArray[Any], where: object) -> LabelMap:

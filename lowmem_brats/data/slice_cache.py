@@ -40,7 +40,7 @@ class CachedCase:
 
     case_id: str
     path: Path
-    """Of the .json; the arrays lie beside it."""
+    """Path of the .json; the arrays lie beside it."""
     shape_ZCHW: tuple[int, int, int, int]
     brain_VN: tuple[tuple[bool, ...], ...]
     """Per usable view, which of its slices hold brain."""
@@ -50,7 +50,7 @@ class CachedCase:
 
     @property
     def checksum(self) -> str:
-        """Of the files that it was prepared from, and of how."""
+        """Checksum of the files that it was prepared from, and of the way."""
         return self.path.stem.rpartition("-")[2]
 
     @property
@@ -235,7 +235,7 @@ def _remove_older(path: Path, name: str) -> None:
 
 
 def _checksum(files: CaseFiles, stride: int, convention: LabelConvention) -> str:
-    """Of all that decides the slices: the bytes of the files, and how they are prepared."""
+    """Checksum of all that decides the slices: the bytes of the files, and the way in which they are prepared."""
     digest = hashlib.blake2b(f"{FORMAT} {PREPROCESSING} {stride} {convention.name}".encode(), digest_size=8)
     named = dict(files.images) | ({"stacked": files.stacked} if files.stacked else {}) | {"label": files.labels[0]}
     for name, path in sorted(named.items()):
