@@ -144,8 +144,8 @@ def test_labels_are_rounded_within_a_thousandth_only() -> None:
 
 def test_numbers_that_are_no_labels_are_counted_and_some_are_listed() -> None:
     with pytest.raises(InputError) as caught:
-        as_labels(np.array([0, 300, -1, 4, -1], np.int16), "seg.nii")
-    assert caught.value.found == "3 voxels of value -1, 300"
+        as_labels(np.array([0, 256, -1, 4, -1, 300], np.int16), "seg.nii")
+    assert caught.value.found == "4 voxels of value -1, 256, 300"
     assert caught.value.advice == "Give these voxels the label of their tissue, or 0 for background."
     with pytest.raises(InputError) as caught:
         as_labels(np.array([0, 0.2, 0.4, 0.6, 0.8, 1]), "seg.nii")

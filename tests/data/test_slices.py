@@ -297,13 +297,14 @@ def test_thick_slices_are_interpolated_between_their_centres_over_brain_alone() 
     assert stack.brain_ZHW.all()
 
 
-def test_interpolation_ends_halfway_between_brain_and_background() -> None:
+@pytest.mark.parametrize("factor", [2, 3])
+def test_interpolation_ends_halfway_between_brain_and_background(factor: int) -> None:
     images_CXYZ = np.zeros((1, 8, 8, 8), np.float32)
     images_CXYZ[0, 2:6, 2:6, 2:6] = 5
     images_CXYZ[0, 3, 2:6, 2:6] = 7
-    stack = prepare(images_CXYZ, 8, (1.0, 2.0, 1.0))
-    assert stack.stretch_HW == (2, 1)
-    assert stack.brain_ZHW.any(axis=(0, 2)).tolist() == [False] * 4 + [True] * 8 + [False] * 4
+    stack = prepare(images_CXYZ, 8, (1.0, float(factor), 1.0))
+    assert stack.stretch_HW == (factor, 1)
+    assert stack.brain_ZHW.any(axis=(0, 2)).tolist() == [2 * factor <= row < 6 * factor for row in range(8 * factor)]
     seen = stack.slices_ZCHW[:, 0][stack.brain_ZHW].astype(np.float64)
     assert sorted(set(seen.round(2))) == [-0.58, 1.73], "values of brain, not dimmed by the background beside it"
 

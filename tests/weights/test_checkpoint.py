@@ -52,9 +52,14 @@ def test_a_full_disk_keeps_the_older_one(saved: Path, monkeypatch: pytest.Monkey
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    for header in (None, {"format": "lowmem-brats/1"}, {"format": FORMAT, "state": "{"}, {"format": FORMAT}):
+    for header, found in (
+        (None, "format 'none' instead of"),
+        ({"format": "lowmem-brats/1"}, "format 'lowmem-brats/1' instead of"),
+        ({"format": FORMAT}, "'state'"),
+        ({"format": FORMAT, "state": "{"}, "Expecting property name"),
+    ):
         save_file({"x": torch.zeros(1)}, path, header)
-        with pytest.raises(InputError, match=r"x\.safetensors: cannot be read"):
+        with pytest.raises(InputError, match=rf"x\.safetensors: cannot be read \(.*{found}"):
             load_checkpoint(path)
     with pytest.raises(InputError, match=r"absent: cannot be read"):
         load_checkpoint(tmp_path / "absent")
