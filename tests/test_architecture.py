@@ -126,9 +126,23 @@ def test_files_and_functions_stay_short() -> None:
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 found += [f"{path.name}: {node.name} has {lines} lines"] if lines > LONGEST_FUNCTION else []
-                arguments = len([a for a in [*node.args.args, *node.args.kwonlyargs] if a.arg != "self"])
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                arguments = len([a for a in given if a.arg not in ("self", "cls")])
                 found += [f"{path.name}: {node.name} has {arguments} parameters"] if arguments > MOST_PARAMETERS else []
     assert not found
+
+
+def test_no_command_hides_parameters_behind_two_stars() -> None:
+    """Its settings arrive as one configuration, which `options.gather` makes."""
+    commands = [
+        node
+        for path, module in FILES.items()
+        if room_of(name_of(path)) == "cli"
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef) and "click.command" in "".join(map(ast.unparse, node.decorator_list))
+    ]
+    assert len(commands) >= 8
+    assert [node.name for node in commands if node.args.kwarg] == []
 
 
 def test_only_the_commands_print_and_nothing_reads_the_environment() -> None:
@@ -151,6 +165,7 @@ def test_public_functions_and_classes_have_docstrings() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, lowmem_brats.cli as c; c.main(['--help'], standalone_mode=False); print(*sys.modules)"
+    help_of = "c.main([*words, '--help'], standalone_mode=False)"
+    code = f"import sys, lowmem_brats.cli as c\nfor words in ([], ['train']): {help_of}\nprint(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert not {"torch", "nibabel", "scipy", "PIL"} & set(shown.split())
