@@ -18,7 +18,7 @@ from lowmem_brats.memory.footprint import inference_footprint
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.segment import stack as predict
-from lowmem_brats.segment.stack import NotFinite, Prediction, half_is_sound, place
+from lowmem_brats.segment.stack import NotFinite, Prediction, half_is_sound, place, sound_precision
 
 Z, SIDE = 7, 32
 ALL = np.ones(Z, np.bool_)
@@ -349,6 +349,26 @@ def test_half_check_sees_overflow_and_leaves_the_network_placed() -> None:
     assert network.bias.dtype == torch.float16
     assert [batch.dtype for batch in network.batches] == [torch.float32, torch.float16]
     assert half_is_sound(unet(), stack()[0], plan(precision="bf16")) is True
+
+
+@pytest.mark.parametrize(
+    ("nan_in", "asked", "chosen"),
+    [((), "fp16", "fp16"), ((torch.float16,), "fp16", "fp32"), ((torch.float16,), "bf16", "bf16")],
+)
+def test_a_card_whose_half_format_is_broken_runs_in_fp32(
+    nan_in: tuple[torch.dtype, ...], asked: str, chosen: str
+) -> None:
+    notes = [] if chosen == asked else [f"{asked} gives NaN on this card: running in fp32"]
+    # `cpu:0` stands for a card: any device but `cpu` is checked.
+    assert sound_precision(lambda: Toy(nan_in=nan_in), stack()[0], "cpu:0", asked) == (chosen, notes)
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "fp16"), ("cuda", "fp32")])
+def test_where_no_format_can_be_broken_no_network_is_loaded(device: str, precision: str) -> None:
+    def load() -> SliceNetwork:
+        raise AssertionError("nothing to check")
+
+    assert sound_precision(load, stack()[0], device, precision) == (precision, [])
 
 
 class Cramped(Toy):
