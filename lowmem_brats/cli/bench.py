@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from lowmem_brats.bench import Row
 
 
-def _networks(name: str, widths: tuple[int, ...]) -> list[NetworkConfig]:
-    return [NetworkConfig(name=name, width=width) for width in widths]
+def _networks(name: str, width: tuple[int, ...]) -> list[NetworkConfig]:
+    return [NetworkConfig(name=name, width=each) for each in width]
 
 
 @click.command()
 @click.argument("what", type=click.Choice(("memory", "speed")), default="memory")
 @options.of(NetworkConfig, "name")
-@click.option("--width", "widths", multiple=True, default=(16,), show_default=True, help="Repeat for several.")
+@click.option("--width", multiple=True, default=(16,), show_default=True, help="Repeat for several.")
 @click.option("--vram", "budgets", multiple=True, default=("256M", "512M", "1G"), show_default=True,
               metavar="2G|1536M", help="Repeat for several; for `memory`.")  # fmt: skip
 @options.of(TrainConfig, "batch")
@@ -38,7 +38,7 @@ def _networks(name: str, widths: tuple[int, ...]) -> list[NetworkConfig]:
 @options.of(SegmentConfig, "device", "precision")
 @click.option("--json", type=options.FILE, help="Write the rows, hardware, versions and date to this file.")
 @options.overwrite
-@options.gather("networks", ("name", "widths"), _networks)
+@options.gather("networks", ("name", "width"), _networks)
 @options.gather("where", ("device", "precision"), SegmentConfig)
 def bench(
     what: str,
