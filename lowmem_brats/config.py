@@ -52,7 +52,7 @@ class NetworkConfig:
     depth: int = 4
     """Number of 2×2 poolings; H and W must be multiples of 2^depth."""
     norm: str = "group"
-    """`group` (8 groups) or `batch` (to reproduce the paper)."""
+    """`group` (8 groups), `none` (the U-Net only, started by `networks.calibrate`) or `batch` (as in the paper)."""
     outputs: int = 1
     """Logit maps: 1 for one region's network; 3 for one network of WT, TC and ET (the paper's U-Net 3C)."""
     views: int = 1
@@ -65,8 +65,9 @@ class NetworkConfig:
             raise InputError("network width", str(self.width), "a positive multiple of 8", "Use 16, 24 or 32.")
         if not 1 <= self.depth <= 5:
             raise InputError("network depth", str(self.depth), "1 to 5 poolings", "Use 4, as the paper does.")
-        if self.norm not in ("group", "batch"):
-            raise InputError("network norm", repr(self.norm), "'group' or 'batch'", "Use 'group'.")
+        if self.norm not in ("group", "none", "batch") or (self.norm == "none" and self.name != "unet2d"):
+            expected = "'group', 'batch', or 'none' for a U-Net"
+            raise InputError("network norm", f"{self.norm!r} for {self.name}", expected, "Use 'group'.")
         if self.outputs not in (1, 3):
             raise InputError("network outputs", str(self.outputs), "1 region or 3", "Use 1.")
         if not 1 <= self.views <= 3:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError, did_you_mean
 from lowmem_brats.networks.base import SliceNetwork, mismatches
+from lowmem_brats.networks.calibrate import calibrate
 from lowmem_brats.networks.emcad import EMCAD
 from lowmem_brats.networks.unet2d import UNet2d
 
@@ -71,6 +72,7 @@ __all__ = [
     "NETWORKS",
     "SliceNetwork",
     "build_network",
+    "calibrate",
     "has_width",
     "mismatches",
     "padded_size",
