@@ -39,7 +39,7 @@ class Validation:
     """For each of the first patients, the slice with most of the network's region (of three regions, the first)."""
     peak_bytes: int
     """Peak bytes of the prediction alone."""
-    precision: str
+    precision: str = "fp32"
     """The format that it ran in: fp32 where the one asked for gives NaN or infinity."""
 
 
@@ -53,7 +53,8 @@ def validate(
 ) -> Validation:
     """Segment the cases with a copy of the weights as `segment` will, in its format, and score the masks.
 
-    Unlike there, the slices to look at are those with the parent in the reference, and doubtful findings stay.
+    Unlike there, the slices to look at are those with the parent in the reference, each region is judged without its
+    parent's mask, and doubtful findings stay.
 
     `state`: a state dict; `regions`: in the order of the network's outputs; `precision`: a key of `precision.DTYPES`.
     """
@@ -61,15 +62,15 @@ def validate(
     examples, peak_bytes = list[Example](), 0
     for case, found, plan in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1), True):
         precision = plan.precision
-        depth_ZHW, mask_KZHW = case.depth_ZHW, np.logical_and.accumulate(found.mask_KZHW)  # nested, as when fused
+        depth_ZHW = case.depth_ZHW
         peak_bytes = max(peak_bytes, found.peak_bytes)
-        for region, mask_ZHW in zip(regions, mask_KZHW, strict=True):
+        for region, mask_ZHW in zip(regions, found.mask_KZHW, strict=True):
             scores[region.value][case.case_id] = _dice(case, region, mask_ZHW, depth_ZHW)
         if len(examples) < EXAMPLES:
             truth_ZHW = depth_ZHW >= regions[0].depth
             z = int(truth_ZHW.sum(axis=(1, 2)).argmax())
             slice_CHW, score = case.slices_ZCHW[z].astype(np.float32), scores[regions[0].value][case.case_id]
-            examples.append(Example(case.case_id, slice_CHW, truth_ZHW[z], mask_KZHW[0, z], z, score))
+            examples.append(Example(case.case_id, slice_CHW, truth_ZHW[z], found.mask_KZHW[0, z], z, score))
     return Validation(scores, examples, peak_bytes, precision)
 
 
@@ -84,7 +85,7 @@ def best_thresholds(
     """Region → (the one of THRESHOLDS at which masks have the best mean Dice, that Dice); arguments as `validate`.
 
     Networks that were trained on few patients find too little tumour, so 0 is seldom best. Every slice is looked at,
-    because where `routing` looks depends on the threshold, and each region is judged without its parent's mask.
+    because where `routing` looks depends on the threshold.
     """
     scores = np.zeros((len(regions), len(THRESHOLDS)))
     for case, found, _ in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1), False):

@@ -214,6 +214,13 @@ def test_injected_overflows_bring_fp32_for_a_while(make: Make, monkeypatch: pyte
     assert best.mean_dice > 0.6, "and it goes on learning"
 
 
+def test_a_validation_that_half_precision_cannot_hold_is_noted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = make(replace(EASY, epochs=1), formats=("bf16", "fp32"))
+    monkeypatch.setattr(fit, "validate", lambda *_: Validation({"wt": {"a": 0.5}}, [], 0, "fp32"))
+    training.run(Listener())
+    assert training.notes == ["validated in fp32: bf16 gives NaN or infinity"]
+
+
 def test_running_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

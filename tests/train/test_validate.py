@@ -73,14 +73,6 @@ def test_validation_looks_where_segmenting_does(deep: CachedCase, monkeypatch: p
     assert len(passes) == SIDE / 2 + 3 * SIDE
 
 
-def test_the_regions_of_one_network_are_nested_as_when_fused(cases: list[CachedCase]) -> None:
-    """It finds core everywhere, and no whole tumour."""
-    state = says_tumour(3)
-    state["head.bias"] = torch.tensor([-1.0, 1.0, 1.0])
-    found = validate(state, NetworkConfig(width=8, depth=1, outputs=3), cases, list(Region), "cpu", "fp32")
-    assert found.dice == {region.value: {"full": 0.0, "half": 0.0} for region in Region}
-
-
 def test_dice_is_by_patient_on_the_slices_seen(cases: list[CachedCase]) -> None:
     """All brain called tumour: Dice 2·TP / (2·TP + FP), over the slices with the parent only."""
     found = validate(says_tumour(), TINY, cases, [Region.TC], "cpu", "fp32")
