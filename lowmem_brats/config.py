@@ -134,6 +134,8 @@ class TrainConfig:
     """Stop a network after so many epochs without a better validation Dice. None: never."""
     batch: int = 10
     """Slices per optimisation step (10 in the paper)."""
+    window: int = 0
+    """Side in pixels of the windows that a step sees of its slices, mostly around the tumour; 0: whole slices."""
     learning_rate: float = 1e-3
     """Largest step size."""
     schedule: str = "cosine"
@@ -175,6 +177,7 @@ class TrainConfig:
         where = {
             "--epochs": (self.epochs, self.epochs >= 1, "1 or more"),
             "--batch": (self.batch, self.batch >= 1, "1 or more"),
+            "--window": (self.window, self.window % 32 == 0 and self.window >= 0, "a multiple of 32, or 0"),
             "--max-time": (self.max_seconds, self.max_seconds is None or self.max_seconds > 0, "more than 0"),
             "--patience": (self.patience, self.patience is None or self.patience >= 1, "1 or more"),
             "--learning-rate": (self.learning_rate, self.learning_rate > 0, "more than 0"),

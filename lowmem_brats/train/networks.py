@@ -10,9 +10,11 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.data.labels import Region, names_of
@@ -26,17 +28,20 @@ from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import out_of_memory_told
 from lowmem_brats.memory.planner import TrainPlan, plan_train
-from lowmem_brats.networks import SliceNetwork, build_network, widened
+from lowmem_brats.networks import SliceNetwork, build_network, calibrate, widened
 from lowmem_brats.segment.stack import sound_precision
+from lowmem_brats.train.batches import Batches
 from lowmem_brats.train.data import groups_of, holds_slices
 from lowmem_brats.train.dataset import frame_of
 from lowmem_brats.train.folder import RunFolder
 from lowmem_brats.train.loop import Epoch, Listener, NetworkTraining
 from lowmem_brats.train.report import NetworkReport, TrainReport
 from lowmem_brats.train.validate import Validation
+from lowmem_brats.train.windows import window_of
 from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network
 
 OnProgress = Callable[[str, int, int], None]
+CALIBRATION = 32  # slices that a network without norms is calibrated on
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
     for group in groups_of(config) if config.finetune else ():
         if group not in begun:
             _finetuned(config, group)  # now, and not when the networks before it are trained
+    if network.convolutions() and not begun and not config.finetune:
+        network.load_state_dict(parallel.first(_calibrated(network, run) if parallel.rank() == 0 else None))
     middle_CHW = run.training[0].slices_ZCHW[run.training[0].shape_ZCHW[0] // 2]
     wanted = choose_precision(config.precision, torch.device(device))
     precision, notes = sound_precision(partial(copy.deepcopy, network), middle_CHW, device, wanted)
@@ -107,6 +114,15 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
     run.report.plans = _plan(run, budget, precision)
     with out_of_memory_told(device):
         return place(network, torch.device(device))
+
+
+def _calibrated(network: SliceNetwork, run: Run) -> dict[str, Tensor]:
+    """The network's weights, calibrated on slices as the first steps will see them."""
+    config = replace(run.report.config, augment=False)
+    batches = Batches(run.training, groups_of(config)[0], config)
+    first = islice(batches.read(0), -(-CALIBRATION // config.batch))
+    calibrate(network, torch.cat([batch.slices_NCHW for batch in first])[:CALIBRATION])
+    return network.state_dict()
 
 
 def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
@@ -131,7 +147,8 @@ def _plan(run: Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
     """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits."""
     config, device = run.report.config, run.report.device
     share = -(-config.batch // parallel.size())
-    arguments = config.network, frame_of(run.training, config.network.views), share, budget, device
+    size_HW = window_of(frame_of(run.training, config.network.views), config.window)
+    arguments = config.network, size_HW, share, budget, device
     plans = [plan_train(*arguments, precision, config.loss)]
     run.tell.on_plan(plans[0])
     if config.precision == "auto" and precision != "fp32":
