@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 _option = partial(options.setting, of=TrainConfig)
 MODES = {"three-networks": 1, "one-network": 3}
-NETWORK_OPTIONS = {"network": "name", "width": "width", "views": "views", "context": "context", "mode": "outputs"}
+NETWORK_OPTIONS = {
+    "network": "name",
+    "width": "width",
+    "norm": "norm",
+    "views": "views",
+    "context": "context",
+    "mode": "outputs",
+}
 """Option → field of NetworkConfig."""
 
 
@@ -60,6 +67,13 @@ def _as_options(preset: Mapping[str, object]) -> str:
 )
 @options.network
 @options.setting("--width", "width", "Channels of the U-Net's first level.", of=NetworkConfig)
+@options.setting(
+    "--norm",
+    "norm",
+    "Norms of the U-Net: group, none (calibrated once at the start), or batch as in the paper.",
+    of=NetworkConfig,
+    type=click.Choice(("group", "none", "batch")),
+)
 @options.setting(
     "--views",
     "views",
@@ -107,6 +121,7 @@ def _as_options(preset: Mapping[str, object]) -> str:
 @_option("--patience", "patience", "Stop a network after so many epochs without a better validation Dice.", type=int)
 @_option("--loss", "loss", "dice, slice-dice, ce, balanced-ce, focal, or a sum such as dice+ce.")
 @_option("--batch", "batch", "Slices per step.")
+@_option("--window", "window", "Side in pixels of the windows that a step sees of its slices; 0: whole slices.")
 @_option("--learning-rate", "learning_rate", "Largest step size.")
 @_option("--schedule", "schedule", "How the learning rate falls.", type=click.Choice(SCHEDULES))
 @_option("--warmup", "warmup", "Steps over which the learning rate rises.")
@@ -198,10 +213,12 @@ def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
     if settings["finetune"]:
         from lowmem_brats.weights.store import open_set
 
-        if given := sorted(named & {"network", "width", "mode", "preset"}):
+        if given := sorted(named & {"network", "width", "norm", "preset"}):
             found = " and ".join(f"--{key}" for key in given) + " beside it"
             raise InputError("--finetune", found, "the set's own network", "Leave it out.")
-        network = replace(open_set(settings["finetune"]).network, **_of_network(settings, named & {"views", "context"}))
+        network = replace(
+            open_set(settings["finetune"]).network, **_of_network(settings, named & {"views", "context", "mode"})
+        )
     options.check_width(network, named)
     settings = {key: value for key, value in settings.items() if key not in {*NETWORK_OPTIONS, "preset"}}
     regions = tuple(dict.fromkeys(settings.pop("regions"))) or TrainConfig.regions

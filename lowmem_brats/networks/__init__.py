@@ -51,16 +51,21 @@ def title_of(config: NetworkConfig) -> str:
     return f"{config.name} of width {config.width}" if has_width(config) else config.name
 
 
-def widened(state: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Adapt the weights of a network that saw fewer neighbours of a slice to the network of `config`.
+def adapted(state: Mapping[str, Tensor], config: NetworkConfig, output: int = 0) -> dict[str, Tensor]:
+    """Adapt weights to the network of `config`, which may see more neighbours of a slice and have fewer outputs.
 
-    The new input channels get weights of 0, so the result is the same until the network has learnt to use them.
+    The new input channels get weights of 0, so the result is the same until the network has learnt to use them. A
+    network of one output gets number `output` of a network of three.
     """
     wanted = _outline(config).state_dict()
-    return {
-        key: functional.pad(value, (0, 0, 0, 0, 0, wanted[key].shape[1] - value.shape[1])) if value.ndim == 4 else value
-        for key, value in state.items()
-    }
+    adapted = dict[str, Tensor]()
+    for key, value in state.items():
+        if value.ndim and len(value) != len(wanted[key]):
+            value = value[output : output + 1]
+        if value.ndim == 4:
+            value = functional.pad(value, (0, 0, 0, 0, 0, wanted[key].shape[1] - value.shape[1]))
+        adapted[key] = value
+    return adapted
 
 
 def _outline(config: NetworkConfig) -> SliceNetwork:
@@ -71,6 +76,7 @@ def _outline(config: NetworkConfig) -> SliceNetwork:
 __all__ = [
     "NETWORKS",
     "SliceNetwork",
+    "adapted",
     "build_network",
     "calibrate",
     "has_width",
@@ -78,5 +84,4 @@ __all__ = [
     "padded_size",
     "stride_of",
     "title_of",
-    "widened",
 ]

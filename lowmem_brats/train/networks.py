@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowmem_brats.config import TrainConfig
+from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.data.labels import Region, names_of
 from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.engine import parallel
@@ -28,7 +28,7 @@ from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import out_of_memory_told
 from lowmem_brats.memory.planner import TrainPlan, plan_train
-from lowmem_brats.networks import SliceNetwork, build_network, calibrate, widened
+from lowmem_brats.networks import SliceNetwork, adapted, build_network, calibrate
 from lowmem_brats.segment.stack import sound_precision
 from lowmem_brats.train.batches import Batches
 from lowmem_brats.train.data import groups_of, holds_slices
@@ -160,17 +160,21 @@ def _plan(run: Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
 
 
 def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torch.Tensor]:
-    """The weights to start from. Raises InputError where they are of another network."""
+    """The weights to start from: of a network of these regions, or for one region also of a network of all three.
+
+    Raises InputError where they are of another network.
+    """
     weights = open_set(config.finetune or ())
     file = next((file for file in weights.files if set(regions) <= set(file.regions)), None)
     wanted = config.network
-    if (
-        file is None
-        or file.network.context > wanted.context
-        or replace(file.network, views=wanted.views, context=wanted.context) != wanted
-    ):
+    if file is None or file.network.context > wanted.context or _like(file.network, wanted) != wanted:
         raise InputError("--finetune", str(weights.network), str(wanted), "Train the network of the set.")
-    return widened(load_network(file).state_dict(), wanted)
+    return adapted(load_network(file).state_dict(), wanted, file.regions.index(regions[0]))
+
+
+def _like(network: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
+    """The network with all that `adapted` can change as it is wanted."""
+    return replace(network, views=wanted.views, context=wanted.context, outputs=wanted.outputs)
 
 
 def _train_network(run: Run, training: NetworkTraining) -> Path:
