@@ -177,7 +177,7 @@ class TrainConfig:
         where = {
             "--epochs": (self.epochs, self.epochs >= 1, "1 or more"),
             "--batch": (self.batch, self.batch >= 1, "1 or more"),
-            "--window": (self.window, self.window % 32 == 0 and self.window >= 0, "a multiple of 32, or 0"),
+            "--window": (self.window, self.window % 16 == 0 and self.window >= 0, "a multiple of 16, or 0"),
             "--max-time": (self.max_seconds, self.max_seconds is None or self.max_seconds > 0, "more than 0"),
             "--patience": (self.patience, self.patience is None or self.patience >= 1, "1 or more"),
             "--learning-rate": (self.learning_rate, self.learning_rate > 0, "more than 0"),
