@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import lowmem_brats
@@ -61,6 +62,7 @@ def imports(module: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def own_imports() -> dict[str, set[str]]:
     """Module → the modules of the package that it imports."""
     names = {name_of(path) for path in FILES}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,11 @@ from lowmem_brats.errors import InputError
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+THIN = 0.25
+"""An axis shorter than this share of the longest is one of few slices, which cut through the head: its faces hold no
+air, and single slices have nothing but faces."""
 COMMON = 0.02
-"""A value is a background if at least this share of the voxels on the volume's six faces have it."""
+"""A value is a background if at least this share of the voxels on the volume's faces have it."""
 MOST_BACKGROUNDS = 3
 """Noise in whole numbers has many common values, of which the most frequent ones tell enough."""
 DIM = 0.1
@@ -109,8 +113,8 @@ def _sample(values: Image) -> Image:
 
 
 def _backgrounds(image_XYZ: Image) -> list[float]:
-    """The values that the air has, the most frequent first, as found on the volume's six faces."""
-    faces = np.concatenate([image_XYZ.take((0, -1), axis).ravel() for axis in range(3)])
+    """The values that the air has, the most frequent first, as found on the volume's faces in the air."""
+    faces = np.concatenate([image_XYZ.take((0, -1), axis).ravel() for axis in _axes_in_air(image_XYZ)])
     values, counts = np.unique(faces, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:MOST_BACKGROUNDS]
     common = [float(values[i]) for i in order if counts[i] >= max(COMMON * faces.size, 2)]
@@ -121,24 +125,30 @@ def _backgrounds(image_XYZ: Image) -> list[float]:
     return [float(np.median(faces[(faces >= edges[fullest]) & (faces <= edges[fullest + 1])]))]
 
 
+def _axes_in_air(array_XYZ: npt.NDArray[Any]) -> list[int]:
+    """The axes along which a volume begins and ends in the air."""
+    return [axis for axis, size in enumerate(array_XYZ.shape) if size >= THIN * max(array_XYZ.shape)]
+
+
 def _eroded(mask_XYZ: Mask) -> Mask:
-    """A mask without the voxels that share a face with its outside, or lie on the volume's faces."""
+    """A mask without the voxels that share a face with its outside, or lie on the volume's faces in the air."""
+    axes = _axes_in_air(mask_XYZ)
     inner_XYZ = np.zeros_like(mask_XYZ)
-    middle = (slice(1, -1),) * 3
+    middle = tuple(slice(1, -1) if axis in axes else slice(None) for axis in range(3))
     inner_XYZ[middle] = mask_XYZ[middle]
-    for axis, size in enumerate(mask_XYZ.shape):
+    for axis in axes:
         for start in (0, 2):
-            beside = [slice(1, -1)] * 3
-            beside[axis] = slice(start, max(size - 2, 0) + start)
+            beside = list(middle)
+            beside[axis] = slice(start, max(mask_XYZ.shape[axis] - 2, 0) + start)
             inner_XYZ[middle] &= mask_XYZ[tuple(beside)]
     return inner_XYZ
 
 
 def _from_faces(mask_XYZ: Mask) -> Mask:
-    """The pieces of a mask that reach the volume's faces."""
+    """The pieces of a mask that reach the volume's faces in the air."""
     piece_XYZ, count = ndimage.label(mask_XYZ)
     reaches = np.zeros(count + 1, np.bool_)
-    for axis in range(3):
+    for axis in _axes_in_air(mask_XYZ):
         reaches[piece_XYZ.take((0, -1), axis)] = True
     reaches[0] = False
     found_XYZ: Mask = reaches[piece_XYZ]

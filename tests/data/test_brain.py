@@ -64,6 +64,25 @@ def test_an_ordinary_case_is_left_as_it_is_without_a_word() -> None:
     assert BRAIN.sum() * VOXEL_MM3 / 1000 == pytest.approx(1358.848)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("slices", [1, 2, 5, 9])
+def test_few_slices_are_left_as_they_are_without_a_word(axis: int, slices: int) -> None:
+    """Through the middle of the head, in few grey values: on the faces lies brain, and many of its voxels are alike."""
+    coarse = (100 * np.ceil(CLEAN / 100)).astype(np.float32)
+    middle = coarse.shape[axis + 1] // 2
+    some_CXYZ = coarse.take(range(middle, middle + slices), axis + 1)
+    cleaned_CXYZ, notes = isolate(some_CXYZ)
+    np.testing.assert_array_equal(cleaned_CXYZ, some_CXYZ)
+    assert notes == []
+
+
+def test_the_noise_around_a_single_slice_is_found() -> None:
+    noisy_CXYZ = CLEAN[..., 20:21] + np.random.default_rng(1).normal(0, 4, (4, 44, 52, 1)).astype(np.float32)
+    cleaned_CXYZ, notes = isolate(noisy_CXYZ)
+    assert min(overlap(cleaned_CXYZ, BRAIN[..., 20:21])) > 0.97
+    assert all("has no single value" in note for note in notes)
+
+
 def scaled(image_XYZ: Images) -> Images:
     return 2 * (image_XYZ - image_XYZ.min()) / np.ptp(image_XYZ) - 1
 
