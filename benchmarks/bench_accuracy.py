@@ -23,7 +23,8 @@ from lowmem_brats.data.case_files import CaseFiles
 from lowmem_brats.data.case_list import read_cases
 from lowmem_brats.data.labels import CONVENTIONS, Region
 from lowmem_brats.evaluate.pairs import PatientScores, evaluate_pairs
-from lowmem_brats.segment.case import SegmentReport, segment_case
+from lowmem_brats.segment.case import segment_case
+from lowmem_brats.segment.result import SegmentReport
 
 DRAWS = 10_000
 CPU = SegmentConfig(device="cpu")

@@ -34,12 +34,11 @@ from lowmem_brats.train import loop as fit
 from lowmem_brats.train.run import train_set
 
 OURS = TrainConfig(loss="dice+ce", test=0.2)
-PAPER = {key: value for key, value in PRESETS["emcad"].items() if key != "network"}
 U_NET, EMCAD = NetworkConfig(width=32, outputs=3), NetworkConfig(name="emcad-b0", outputs=3)
 RUNS: dict[str, TrainConfig] = {
     "unet2d of width 32": replace(OURS, network=U_NET),
     "emcad-b0": replace(OURS, network=EMCAD),
-    "emcad-b0, settings of its paper": replace(OURS, network=EMCAD, **PAPER),  # type: ignore[arg-type]
+    "emcad-b0, settings of its paper": replace(OURS, network=EMCAD, **PRESETS["emcad"].training),
 }
 
 

@@ -39,7 +39,8 @@ from lowmem_brats.memory.budget import MemoryBudget, format_budget
 from lowmem_brats.memory.device import PeakMeter
 from lowmem_brats.memory.planner import plan_inference
 from lowmem_brats.networks import build_network
-from lowmem_brats.segment.case import SegmentReport, segment_case
+from lowmem_brats.segment.case import segment_case
+from lowmem_brats.segment.result import SegmentReport
 from lowmem_brats.weights.store import WeightsFile, open_set, save_network, write_index
 
 Row = dict[str, Any]

@@ -38,7 +38,8 @@ from lowmem_brats.data.case_files import CaseFiles, find_case
 from lowmem_brats.engine import step
 from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.networks import SliceNetwork, build_network
-from lowmem_brats.segment.case import SegmentReport, segment_case
+from lowmem_brats.segment.case import segment_case
+from lowmem_brats.segment.result import SegmentReport
 from lowmem_brats.weights.store import open_set
 
 Row = dict[str, Any]

@@ -9,6 +9,7 @@ import numpy as np
 
 from lowmem_brats.config import MODALITIES, NetworkConfig, TrainConfig
 from lowmem_brats.data.slice_cache import CachedCase, store_case
+from lowmem_brats.data.slices import is_flat
 
 TINY = NetworkConfig(width=8, depth=1)
 EASY = TrainConfig(
@@ -62,4 +63,9 @@ def easy_cached(folder: Path, case_id: str = "case", seed: int = 0) -> CachedCas
     depth_ZHW = easy_depth()
     slices_ZCHW = np.random.default_rng(seed).normal(0, 0.1, (DEPTH, 4, SIDE, SIDE))
     slices_ZCHW += np.stack([depth_ZHW >= SHOWS[modality] for modality in MODALITIES], axis=1) - 0.5
-    return store_case(folder / f"{case_id}.json", case_id, slices_ZCHW.astype(np.float16), np.array(depth_ZHW))
+    return store_slices(folder / f"{case_id}.json", case_id, slices_ZCHW.astype(np.float16), np.array(depth_ZHW))
+
+
+def store_slices(path: Path, case_id: str, slices_ZCHW: np.ndarray, depth_ZHW: np.ndarray) -> CachedCase:
+    """Put slices into the cache as they are, judged flat or not by where they are not 0."""
+    return store_case(path, case_id, slices_ZCHW, depth_ZHW, is_flat((slices_ZCHW != 0).any(axis=1)))

@@ -16,38 +16,39 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lowmem_brats.cli import console, options
-from lowmem_brats.config import NetworkConfig, TrainConfig
+from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.files import check_output, replace_when_complete
 
 if TYPE_CHECKING:
     from lowmem_brats.bench import Row
 
 
+def _networks(name: str, widths: tuple[int, ...]) -> list[NetworkConfig]:
+    return [NetworkConfig(name=name, width=width) for width in widths]
+
+
 @click.command()
 @click.argument("what", type=click.Choice(("memory", "speed")), default="memory")
-@options.network
-@click.option("--width", multiple=True, default=(16,), show_default=True, help="Repeat for several.")
+@options.of(NetworkConfig, "name")
+@click.option("--width", "widths", multiple=True, default=(16,), show_default=True, help="Repeat for several.")
 @click.option("--vram", "budgets", multiple=True, default=("256M", "512M", "1G"), show_default=True,
               metavar="2G|1536M", help="Repeat for several; for `memory`.")  # fmt: skip
-@click.option("--batch", default=TrainConfig.batch, show_default=True, help="Slices per training step.")
+@options.of(TrainConfig, "batch")
 @options.size
-@options.device
-@options.precision
+@options.of(SegmentConfig, "device", "precision")
 @click.option("--json", type=options.FILE, help="Write the rows, hardware, versions and date to this file.")
 @options.overwrite
-@click.pass_context
+@options.gather("networks", ("name", "widths"), _networks)
+@options.gather("where", ("device", "precision"), SegmentConfig)
 def bench(
-    ctx: click.Context,
-    /,
     what: str,
-    network: str,
-    width: tuple[int, ...],
+    networks: list[NetworkConfig],
     budgets: tuple[str, ...],
     batch: int,
     size: tuple[int, int] | None,
+    where: SegmentConfig,
     json: Path | None,
     overwrite: bool,
-    **where: str,
 ) -> None:
     """Measure this machine: `memory`, the default, runs each plan of each budget and compares its peak with the
     prediction; `speed` times a training step under each concession that the planner may make.
@@ -63,13 +64,12 @@ def bench(
 
     if json:
         check_output(json, overwrite)
-    device, notes = choose_device(where["device"])
+    device, notes = choose_device(where.device)
     for note in notes:
         console.warn(note)
-    networks = [NetworkConfig(name=network, width=each) for each in width]
-    options.check_width(networks[0], options.named(ctx))
+    options.check_width(networks[0])
     networks = networks if has_width(networks[0]) else networks[:1]
-    precision = choose_precision(where["precision"], device)
+    precision = choose_precision(where.precision, device)
     arguments = options.size_of(networks[0], size), batch, device, precision
     each = len(JOBS) * len(budgets) if what == "memory" else len(training_rows(batch, True))
     with console.progress() as on_progress:
@@ -142,7 +142,7 @@ def _plain(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def conditions(device: str) -> dict[str, Any]:
-    """What a result must state: date, hardware, versions and the command."""
+    """The facts that a result must state: date, hardware, versions and the command."""
     import torch
 
     from lowmem_brats.memory.budget import format_bytes

@@ -1,4 +1,4 @@
-"""What became of each case of one `segment` command: counted, told, and written to its report."""
+"""Keep account of the cases of one `segment` command: count them, show them and write them to its report."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lowmem_brats.errors import InputError, LowmemError
 from lowmem_brats.files import check_output, replace_when_complete
 
 SOME_FAILED = 3
-"""Exit code of a command if some of its cases failed, but not all."""
+"""Exit code of a command if some of its cases failed, but not all; if all did it is 2, as for any error."""
 
 
 class Cohort:
-    """What became of each case: counted, told, and written to the report after each, so that no crash loses more."""
+    """The cases of one command and what became of each. The report is written after each, so a crash loses none."""
 
     def __init__(self, several: bool, report: Path | None, overwrite: bool, quiet: bool) -> None:
         """`several`: a case that fails does not end the command, and a report that is there already is continued.
@@ -34,7 +34,7 @@ class Cohort:
         self._status: dict[Path, str] = {}
         self._entries: dict[str, dict[str, Any]] = {}
         self._content: bytes | None = None
-        """What the report file holds if no other program changes it; None if there is nothing of ours in it yet."""
+        """Content of the report as this command last wrote or read it; None if it has not done either."""
         self._unwritten: LowmemError | None = None
         if report:
             if stem(report) != report.name:

@@ -1,4 +1,4 @@
-"""What the commands show: progress bars, tables, warnings. Results go to stdout, everything else to stderr."""
+"""Show progress bars, tables and warnings. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lowmem_brats.data.labels import format_millilitres
 if TYPE_CHECKING:
     from lowmem_brats.evaluate.pairs import PatientScores, Summary
     from lowmem_brats.memory.planner import InferencePlan, TrainPlan
-    from lowmem_brats.segment.case import SegmentReport
+    from lowmem_brats.segment.result import SegmentReport
 
 # Paths hold brackets, and whoever reads from a pipe wants whole lines.
 _WIDTH = None if sys.stdout and sys.stdout.isatty() else 160
@@ -32,7 +32,7 @@ _LOOK_ALIKES = {"·": "|", "×": "x", "÷": "/", "²": "2", "³": "3", "…": ".
 
 
 def _look_alike(error: UnicodeError) -> tuple[str, int]:
-    """For characters that an encoding has not: what looks alike, or the character's number as in `\\u4e2d`."""
+    """Replace characters that an encoding lacks by similar ones, or by their number as in `\\u4e2d`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]

@@ -17,7 +17,7 @@ from lowmem_brats.data.labels import CONVENTIONS
 @click.command()
 @click.argument("out", type=options.FILE, default=Path("lowmem-brats-demo"))
 @click.option("--seed", default=0, show_default=True, help="Seed of the synthetic case.")
-@options.device
+@options.of(SegmentConfig, "device")
 def demo(out: Path, seed: int, device: str) -> None:
     """Make a synthetic case, segment it, score it and draw it: no data, GPU or download needed.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lowmem_brats.cli import console, options
+from lowmem_brats.config import LABELS, SegmentConfig
 from lowmem_brats.data.labels import CONVENTIONS
 from lowmem_brats.files import check_apart, check_output, replace_when_complete
 
@@ -14,10 +15,10 @@ from lowmem_brats.files import check_apart, check_output, replace_when_complete
 @click.command()
 @click.argument("predicted", type=options.FILE, metavar="PRED")
 @click.argument("reference", type=options.FILE, metavar="REF")
-@options.labels
+@options.of(SegmentConfig, "labels")
 @click.option(
     "--reference-labels",
-    type=click.Choice(list(CONVENTIONS)),
+    type=click.Choice(LABELS),
     help="Label convention of REF. Default: that of --labels.",
 )
 @click.option("--csv", type=options.FILE, help="Write the scores to this CSV file.")

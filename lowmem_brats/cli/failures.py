@@ -8,7 +8,7 @@ from pathlib import Path
 from lowmem_brats.errors import InputError, LowmemError
 
 PLACES = 4
-"""How many places in the code the message of an unforeseen error names."""
+"""Number of places in the code that the message of an unforeseen error names."""
 
 
 class UnforeseenError(LowmemError):

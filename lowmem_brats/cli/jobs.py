@@ -1,4 +1,4 @@
-"""Which cases a `segment` command means, and where the results of each go."""
+"""Find the cases that a `segment` command means, and the paths of their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lowmem_brats.files import check_apart, check_output
 
 ELSEWHERE = "Pass --overwrite, or -o elsewhere."
 DEEPEST, MOST_FOLDERS = 4, 1000
-"""How far below a folder without images they are looked for, to name the place."""
+"""Levels below a folder without images, and folders on each, in which images are looked for to name the place."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Preparation:
     preview: bool
     overwrite: bool
     origin: Callable[[CaseFiles], str]
-    """As `segment.origin`, for the command's weights and settings."""
+    """`segment.case.origin` with the command's weights and settings."""
     skip: bool
-    """Whether a case that is done already needs no job."""
+    """Whether a case is skipped if its result exists."""
     taken: set[Path] = field(default_factory=set)
     """Outputs of the command so far, resolved."""
 
@@ -108,7 +108,10 @@ def _cases_in(path: Path, output: Path | None) -> list[Path]:
 
 
 def _may_hold_images(folder: Path) -> bool:
-    """Whether NIfTI files that are no label maps lie in it; also where it cannot be told, so that reading it tells."""
+    """Whether a folder holds NIfTI files other than label maps.
+
+    True also if the folder cannot be listed: then reading the case tells why.
+    """
     try:
         return any(kind_of(path) != "seg" for path in niftis(folder))
     except (InputError, OSError):
@@ -116,7 +119,7 @@ def _may_hold_images(folder: Path) -> bool:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """By name, without hidden ones; links that lead nowhere count, so that they are told."""
+    """The folders in `path`, by name, without hidden ones; links that lead nowhere are among them, to be reported."""
     found: list[Path] = []
     with suppress(OSError):
         found = sorted(p for p in folder.iterdir() if os.path.isdir(p) or not os.path.exists(p))

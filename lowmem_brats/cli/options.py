@@ -1,16 +1,18 @@
-"""Options that several commands share; their defaults are read from the configuration."""
+"""Options made from the configuration, and those that several commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 from click.core import ParameterSource
 
-from lowmem_brats.config import BRATS_SHAPE, MODALITIES, PRECISIONS, NetworkConfig, SegmentConfig, TrainConfig
-from lowmem_brats.data.labels import CONVENTIONS
+from lowmem_brats.cli.sections import SectionOption
+from lowmem_brats.config import BRATS_SHAPE, NetworkConfig
+from lowmem_brats.config.setting import Form, Setting, settings_of
 from lowmem_brats.errors import InputError
 
 FILE = click.Path(path_type=Path)
@@ -18,37 +20,96 @@ FILE = click.Path(path_type=Path)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def setting(
-    name: str, field: str, text: str, *, of: type[NetworkConfig | SegmentConfig | TrainConfig], **settings: Any
-) -> Callable[[Command], Command]:
-    """An option with the default of a field of a configuration class; `text` is its help."""
-    default = getattr(of, field)
-    return click.option(name, field, default=default, show_default=default is not None, help=text, **settings)
+class _Written(click.ParamType):  # type: ignore[type-arg]
+    """A value that is written in a form of its own."""
+
+    def __init__(self, form: Form) -> None:
+        self.form, self.name = form, "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the text."""
+        try:
+            return self.form.read(value)
+        except ValueError:
+            self.fail(f"{value!r}, expected {self.form.expected}", param, ctx)
+
+
+def option(*names: str, section: str = "", **settings: Any) -> Callable[[Command], Command]:
+    """As click's, under the heading `section` of the help."""
+    return click.option(*names, cls=SectionOption, section=section, **settings)
+
+
+def of(config: type, *names: str, section: str | None = None) -> Callable[[Command], Command]:
+    """The options for the named fields of a configuration class, or for all that have one; parameter = field.
+
+    `section`: another heading than that of the field.
+    """
+    described = settings_of(config)
+
+    def add(command: Command) -> Command:
+        for name in reversed(names or [name for name in described if described[name].option]):
+            heading = described[name].section if section is None else section
+            command = _made(config, name, described[name], heading)(command)
+        return command
+
+    return add
+
+
+def _made(config: type, name: str, described: Setting, section: str) -> Callable[[Command], Command]:
+    hint, default = get_type_hints(config)[name], getattr(config, name)
+    kind: Any = next((each for each in (bool, int, float) if each in (hint, *get_args(hint))), str)
+    several, plain_flag = isinstance(default, tuple), kind is bool and "/" not in described.option
+    if described.choices is not None:
+        kind = click.Choice(list(described.choices))
+        default = default if several or default is None else described.written(default)
+    elif described.form:
+        kind = _Written(described.form)
+
+    def meant(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        """The field's value: without what was said twice, and what a word stands for."""
+        if several:
+            return tuple(dict.fromkeys(value))
+        return (described.choices or {}).get(value, value)
+
+    return option(
+        described.option,
+        name,
+        type=kind,
+        default=default,
+        show_default=default not in (None, ()) and not plain_flag,
+        help=described.help,
+        metavar=described.metavar,
+        multiple=several,
+        callback=meant,
+        section=section,
+        **({"is_flag": True} if plain_flag else {}),
+    )
+
+
+def gather(into: str, names: Collection[str], make: Callable[..., Any] = dict) -> Callable[[Command], Command]:
+    """Give a command the parameters `names` as one, called `into`: what `make` makes of them.
+
+    Stands nearest to the function, below the options.
+    """
+
+    def around(command: Command) -> Command:
+        @wraps(command)
+        def gathered(**values: Any) -> Any:
+            one = make(**{name: values.pop(name) for name in names})
+            return command(**values, **{into: one})
+
+        return gathered  # type: ignore[return-value]
+
+    return around
+
+
+def fields_of(config: type) -> list[str]:
+    """The fields of a configuration class that have an option."""
+    return [name for name, described in settings_of(config).items() if described.option]
 
 
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress bars and tables, only warnings.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace existing files.")
-device = setting(
-    "--device",
-    "device",
-    "Where to compute. auto: a usable CUDA card, else the CPU.",
-    of=SegmentConfig,
-    metavar="auto|cpu|cuda[:N]",
-)
-precision = setting(
-    "--precision",
-    "precision",
-    "Floating-point format. auto: a half format if the device has hardware for it, else fp32.",
-    of=SegmentConfig,
-    type=click.Choice(PRECISIONS),
-)
-network = click.option(
-    "--network",
-    default=NetworkConfig.name,
-    show_default=True,
-    metavar="unet2d|emcad-b0|emcad-b2",
-    help="Architecture, as listed under Networks in the README.",
-)
 size = click.option(
     "--size",
     nargs=2,
@@ -56,34 +117,13 @@ size = click.option(
     metavar="H W",
     help="Size of a slice in pixels. Default: 240 240, padded if the network needs it.",
 )
-vram = setting(
-    "--vram",
-    "vram",
-    "Memory budget; G means GiB. On a card it includes CUDA; on the CPU it is for live tensors only.",
-    of=SegmentConfig,
-    metavar="2G|1536M|75%|max",
-)
-allow_missing = click.option(
-    "--allow-missing",
-    multiple=True,
-    type=click.Choice(MODALITIES),
-    help="Go on without this modality where it is missing, with zeros in its place; repeatable, two must be there. "
-    "Without t1ce no enhancing tumour is found.",
-)
-labels = setting(
-    "--labels",
-    "labels",
-    "Label convention: ET is 4 in brats2020 and 3 in brats2023; msd is brats2023 with 1 and 2 swapped.",
-    of=SegmentConfig,
-    type=click.Choice(list(CONVENTIONS)),
-)
 
 
-def check_width(network: NetworkConfig, named: Collection[str]) -> None:
-    """Raise InputError if `named` holds a width although the network's width cannot be chosen."""
+def check_width(network: NetworkConfig) -> None:
+    """Raise InputError if the user gave a width although the network's width cannot be chosen."""
     from lowmem_brats.networks import has_width
 
-    if "width" in named and not has_width(network):
+    if "width" in named() and not has_width(network):
         raise InputError("--width", f"a width for {network.name}", "none: its size is fixed", "Leave the option out.")
 
 
@@ -94,7 +134,8 @@ def size_of(network: NetworkConfig, size: tuple[int, int] | None) -> tuple[int, 
     return size or padded_size(network, BRATS_SHAPE[:2])
 
 
-def named(ctx: click.Context) -> set[str]:
+def named() -> set[str]:
     """The names of the parameters that the user gave on the command line."""
+    ctx = click.get_current_context()
     sources = {key: ctx.get_parameter_source(key) for key in ctx.params}
     return {key for key, source in sources.items() if source is ParameterSource.COMMANDLINE}

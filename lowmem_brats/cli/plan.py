@@ -22,20 +22,16 @@ LEGEND = "MiB of tensors at the peak: weights, gradients, Adam's moments, maps �
 @click.command()
 @click.option("--vram", metavar="2G|1536M", help="One budget in place of the ladder from 256M to 8G.")
 @click.option("--train", "training", is_flag=True, help="Plan training steps; without it, segmenting.")
-@options.network
-@options.setting("--width", "width", "Channels of the first level.", of=NetworkConfig)
-@click.option("--batch", default=TrainConfig.batch, show_default=True, help="Slices per training step.")
+@options.of(NetworkConfig, "name", "width")
+@options.of(TrainConfig, "batch")
 @options.size
 @click.option("--device", type=click.Choice(("cpu", "cuda")), default="cuda", show_default=True, help="Plan for it.")
 @click.option("--precision", type=click.Choice(PRECISIONS[1:]), default="fp16", show_default=True, help="Format.")
-@click.pass_context
+@options.gather("network", ("name", "width"), NetworkConfig)
 def plan(
-    ctx: click.Context,
-    /,
     vram: str | None,
     training: bool,
-    network: str,
-    width: int,
+    network: NetworkConfig,
     batch: int,
     size: tuple[int, int] | None,
     device: str,
@@ -45,24 +41,23 @@ def plan(
 
     Bytes are counted by running the real step on tensors without data. G is GiB. The exit code is 2 where nothing fits.
     """
-    config = NetworkConfig(name=network, width=width)
     from lowmem_brats.memory import planner
     from lowmem_brats.memory.budget import CUDA_RESERVE, MemoryBudget, format_budget, parse_budget
     from lowmem_brats.networks import has_width, title_of
 
-    options.check_width(config, options.named(ctx))
-    size = options.size_of(config, size)
-    planner.check_slices(config, size, batch)
+    options.check_width(network)
+    size = options.size_of(network, size)
+    planner.check_slices(network, size, batch)
 
     def plan_in(budget: MemoryBudget) -> planner.InferencePlan | planner.TrainPlan:
         if training:
-            return planner.plan_train(config, size, batch, budget, device, precision)
-        return planner.plan_inference(config, size, budget, device, precision)
+            return planner.plan_train(network, size, batch, budget, device, precision)
+        return planner.plan_inference(network, size, budget, device, precision)
 
     reserve = 0 if device == "cpu" else CUDA_RESERVE
     sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else planner.LADDER
     heads = "budget", "batch", "at once", "recompute", "time", "MiB", *(name for name, _ in PARTS)
-    widths = training and has_width(config)
+    widths = training and has_width(network)
     shown = console.table(*heads, *(["width"] if widths else []))
     rows = planner.ladder(plan_in, reserve, sizes)
     for total, row in rows:
@@ -78,10 +73,10 @@ def plan(
             cells.append("any")
         elif widths:
             arguments = size, batch, MemoryBudget(total, reserve), device, precision
-            fits = planner.largest_width(config, partial(_plan_smallest, *arguments))
+            fits = planner.largest_width(network, partial(_plan_smallest, *arguments))
             cells.append(f"{fits}")
         shown.add_row(*cells)
-    console.out.print(f"{title_of(config)}, slices of {size[0]} × {size[1]}, {device}, {precision}")
+    console.out.print(f"{title_of(network)}, slices of {size[0]} × {size[1]}, {device}, {precision}")
     console.out.print(shown)
     console.out.print(LEGEND + (" · width: the largest that fits" if widths else ""), soft_wrap=True)
     if reserve:

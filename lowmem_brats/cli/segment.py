@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,67 +12,71 @@ import click
 from lowmem_brats.cli import console, options
 from lowmem_brats.cli.cohort import Cohort
 from lowmem_brats.cli.jobs import Preparation, case_folders, make_folder
-from lowmem_brats.config import MODALITIES, SegmentConfig
+from lowmem_brats.cli.sections import SectionedCommand
+from lowmem_brats.config import MODALITIES, SegmentConfig, TrainConfig
+from lowmem_brats.config.shared import INPUT, MAIN, RESULT
 from lowmem_brats.data.case_files import CaseFiles, find_case, stem
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 
 if TYPE_CHECKING:
-    from lowmem_brats.segment.case import Segmentation
+    from lowmem_brats.segment.result import Segmentation
 
 
-@click.command()
+@dataclass(frozen=True)
+class Search:
+    """How the images of a case are found."""
+
+    explicit: dict[str, Path]
+    """Modality → file, for those that the user named."""
+    allow_missing: tuple[str, ...]
+
+    @classmethod
+    def by(cls, allow_missing: tuple[str, ...], **images: Path | None) -> Search:
+        """As the options say."""
+        return cls({modality: path for modality, path in images.items() if path}, allow_missing)
+
+    def case(self, path: Path) -> CaseFiles:
+        """As `find_case`."""
+        return find_case(path, self.explicit, self.allow_missing)
+
+
+@click.command(cls=SectionedCommand)
 @click.argument("cases", nargs=-1, required=True, type=options.FILE, metavar="CASE...")
-@click.option(
+@options.option(
     "-o",
     "--output",
     type=click.Path(),
     help="A .nii or .nii.gz file for the label map, or a folder. Default: CASE/<case_id>_seg.nii.gz.",
+    section=MAIN,
 )
-@click.option("--t1", type=options.FILE, help="T1 image, if its name is not understood; likewise:")
-@click.option("--t1ce", type=options.FILE, help="T1 with contrast agent.")
-@click.option("--t2", type=options.FILE, help="T2 image.")
-@click.option("--flair", type=options.FILE, help="FLAIR image.")
-@options.allow_missing
-@click.option(
-    "--weights",
-    multiple=True,
-    help="A shipped set's name, or a folder written by `train`; given again, the sets share the views. Default: the "
-    "shipped set.",
+@options.option("--t1", type=options.FILE, help="T1 image, if its name is not understood; likewise:", section=INPUT)
+@options.option("--t1ce", type=options.FILE, help="T1 with contrast agent.", section=INPUT)
+@options.option("--t2", type=options.FILE, help="T2 image.", section=INPUT)
+@options.option("--flair", type=options.FILE, help="FLAIR image.", section=INPUT)
+@options.of(TrainConfig, "allow_missing", section=INPUT)
+@options.option(
+    "--preview/--no-preview",
+    default=True,
+    show_default=True,
+    help="Write <case_id>_preview.png beside the label map.",
+    section=RESULT,
 )
-@options.device
-@options.precision
-@options.vram
-@options.labels
-@options.setting(
-    "--min-confidence",
-    "min_confidence",
-    "Drop islands, and count enhancing tumour as core, of less than this share of the main tumour's mean logit. "
-    "0: none. Default: as the weights say, 0.5 for the shipped ones.",
-    of=SegmentConfig,
-    type=float,
-    metavar="SHARE",
-)
-@click.option("--fast", is_flag=True, help="See axial slices only, with the first set: half the time, less accurate.")
-@click.option("--tta", is_flag=True, help="Segment mirrored slices too and average: five passes in place of three.")
-@click.option(
-    "--narrow/--every-slice",
-    default=SegmentConfig.narrow,
-    help="Look coarsely first, then only around what was found (default), or at every slice from every side.",
-)
-@click.option("--preview/--no-preview", default=True, help="Write <case_id>_preview.png beside the label map.")
-@click.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.")
+@options.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.", section=RESULT)
+@options.of(SegmentConfig)
 @options.overwrite
 @options.quiet
+@options.gather("search", (*MODALITIES, "allow_missing"), Search.by)
+@options.gather("config", options.fields_of(SegmentConfig), SegmentConfig)
 def segment(
     cases: tuple[Path, ...],
+    search: Search,
     output: str | None,
+    config: SegmentConfig,
     preview: bool,
     report: Path | None,
     overwrite: bool,
     quiet: bool,
-    allow_missing: tuple[str, ...],
-    **settings: object,
 ) -> None:
     """Segment one or more cases.
 
@@ -95,8 +99,7 @@ def segment(
     from lowmem_brats.segment.result_path import names_label_map
     from lowmem_brats.weights.store import open_set
 
-    explicit = {m: path for m in MODALITIES if isinstance(path := settings.pop(m), Path)}
-    config = SegmentConfig(**settings)  # type: ignore[arg-type]
+    explicit = bool(search.explicit)
     folder = Path(output) if output is not None and not names_label_map(output) else None
     paths = list(cases) if explicit else case_folders(cases, folder)
     if len(paths) > 1 and (explicit or (output and not folder)):
@@ -107,10 +110,9 @@ def segment(
         make_folder(folder)
     several = len(paths) > 1 or paths != list(cases)
     cohort = Cohort(several, report, overwrite, quiet)
-    find = partial(find_case, explicit=explicit, allow_missing=allow_missing)
     made_of = partial(origin, config=config, weights=weights)
     taken = {report.resolve()} if report else set[Path]()
-    prepare = Preparation(find, bool(explicit), output, preview, overwrite, made_of, several, taken)
+    prepare = Preparation(search.case, explicit, output, preview, overwrite, made_of, several, taken)
     with cohort.counted():
         for number, path in enumerate(paths, 1):
             with cohort.case(path):

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 """Signals that would end a process at once."""
 AGAIN_S = 0.5
+"""Seconds after which a signal whose exception was dropped is sent again."""
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def ending_in_order() -> Iterator[None]:
 
 
 def _send(number: int) -> None:
-    """Send this process a signal that interrupts what its main thread waits for; Windows knows no such."""
+    """Send this process a signal; except on Windows it interrupts what the main thread waits for."""
     if os.name == "nt":
         signal.raise_signal(number)
     else:

@@ -16,7 +16,7 @@ else:
 
 class _Choice(_ClickChoice):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As click's. Raises BadParameter, with a suggestion, for another word than the choices."""
+        """Check a choice, as click does. Raises BadParameter, with a suggestion, for a word that is none of them."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
@@ -28,7 +28,7 @@ class SuggestingGroup(click.Group):
     """A group of commands that names the nearest command, or choice of an option, for one that does not exist."""
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """As click's; the command's choices are suggested from now on."""
+        """Add a command, as click does, and suggest its choices from now on."""
         for parameter in cmd.params:
             if isinstance(parameter.type, click.Choice):
                 parameter.type = _Choice(parameter.type.choices)
@@ -37,7 +37,7 @@ class SuggestingGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's. Raises UsageError for an unknown command."""
+        """Find a command, as click does. Raises UsageError, with a suggestion, for an unknown one."""
         known = self.list_commands(ctx)
         if args[0] not in known and not args[0].startswith("-"):
             listed = f"The commands are {', '.join(known)}."

@@ -2,180 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lowmem_brats.cli import console, options
-from lowmem_brats.cli.parameter_types import Duration, Fold
+from lowmem_brats.cli.sections import SectionedCommand
 from lowmem_brats.cli.signals import end_at_once_under_torchrun
-from lowmem_brats.config import PRECISIONS, PRESETS, SCHEDULES, NetworkConfig, TrainConfig
+from lowmem_brats.config import PRESETS, NetworkConfig, Preset, TrainConfig
+from lowmem_brats.config.setting import settings_of
+from lowmem_brats.config.shared import DATA, MAIN
 from lowmem_brats.errors import InputError
 
 if TYPE_CHECKING:
     from lowmem_brats.evaluate.pairs import PatientScores
-    from lowmem_brats.train.loop import Epoch
     from lowmem_brats.train.report import TrainReport
+    from lowmem_brats.train.state import Epoch
 
-_option = partial(options.setting, of=TrainConfig)
-MODES = {"three-networks": 1, "one-network": 3}
-NETWORK_OPTIONS = {
-    "network": "name",
-    "width": "width",
-    "norm": "norm",
-    "views": "views",
-    "context": "context",
-    "mode": "outputs",
-}
-"""Option → field of NetworkConfig."""
+OF_NETWORK, OF_TRAINING = options.fields_of(NetworkConfig), options.fields_of(TrainConfig)
 
 
 def _use_preset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Make the preset's options the defaults: what the user names wins."""
     if value:
-        ctx.default_map = PRESETS[value]
+        ctx.default_map = {name: word for name, (_, word) in _options_of(PRESETS[value]).items()}
     return value
 
 
-def _as_options(preset: Mapping[str, object]) -> str:
-    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in preset.items())
+def _options_of(preset: Preset) -> dict[str, tuple[str, str]]:
+    """Field → option and value, as a user writes them."""
+    described = settings_of(NetworkConfig) | settings_of(TrainConfig)
+    values = {**preset.network, **preset.training}
+    return {name: (described[name].option, described[name].written(value)) for name, value in values.items()}
 
 
-@click.command()
+def _words_of(preset: Preset) -> str:
+    return f"{preset.help} ({' '.join(f'{option} {word}' for option, word in _options_of(preset).values())})"
+
+
+@click.command(cls=SectionedCommand)
 @click.argument("data", type=options.FILE, required=False)
-@click.option(
+@options.option(
     "-o",
     "--output",
     type=options.FILE,
     help="Run folder; becomes a weights set too. Default: a new one, runs/DATE-1 and so on, in the current folder.",
+    section=MAIN,
 )
-@click.option(
+@options.option(
     "--resume",
     is_flag=True,
     help="Go on with the training in OUTPUT, with its recipe and DATA. Default: the last one in runs/.",
+    section=MAIN,
 )
-@click.option(
+@options.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
     is_eager=True,
     callback=_use_preset,
-    help="; ".join(f"{name}: {_as_options(preset)}" for name, preset in PRESETS.items()) + ". Other options change it.",
+    help="; ".join(f"{name}: {_words_of(preset)}" for name, preset in PRESETS.items()) + ". Other options change it.",
+    section=MAIN,
 )
-@options.network
-@options.setting("--width", "width", "Channels of the U-Net's first level.", of=NetworkConfig)
-@options.setting(
-    "--norm",
-    "norm",
-    "Norms of the U-Net: group, none (calibrated once at the start), or batch as in the paper.",
-    of=NetworkConfig,
-    type=click.Choice(("group", "none", "batch")),
+@options.of(NetworkConfig)
+@options.of(TrainConfig)
+@options.option(
+    "--cache", type=options.FILE, help="Folder for the prepared slices. Default: OUTPUT/cache.", section=DATA
 )
-@options.setting(
-    "--views",
-    "views",
-    "1: axial slices; 2: coronal ones too; 3: and sagittal ones; averaged.",
-    of=NetworkConfig,
-    type=click.IntRange(1, 3),
-)
-@options.setting(
-    "--context",
-    "context",
-    "How many slices before and after each the network sees beside it.",
-    of=NetworkConfig,
-    type=click.IntRange(0, 3),
-)
-@click.option(
-    "--mode",
-    type=click.Choice(list(MODES)),
-    default="three-networks",
-    show_default=True,
-    help="A binary network per region (the paper's U-Net 2C), or one of three outputs (its U-Net 3C).",
-)
-@click.option(
-    "--region",
-    "regions",
-    multiple=True,
-    type=click.Choice(TrainConfig.regions),
-    help="Train only this region; repeatable.",
-)
-@click.option("--finetune", metavar="WEIGHTS", help="Start from a shipped set's name, or a folder written by `train`.")
-@_option(
-    "--encoder-weights",
-    "encoder_weights",
-    "Start EMCAD's encoder from a public PVT v2 checkpoint (.pth).",
-    type=click.Path(),
-    metavar="FILE",
-)
-@_option("--epochs", "epochs", "Passes over the slices, per network.")
-@_option(
-    "--max-time",
-    "max_seconds",
-    "Time limit for all networks; the learning rate still decays.",
-    type=Duration(),
-    metavar="8h|90m|1h30m",
-)
-@_option("--patience", "patience", "Stop a network after so many epochs without a better validation Dice.", type=int)
-@_option("--loss", "loss", "dice, slice-dice, ce, balanced-ce, focal, or a sum such as dice+ce.")
-@_option("--batch", "batch", "Slices per step.")
-@_option("--window", "window", "Side in pixels of the windows that a step sees of its slices; 0: whole slices.")
-@_option("--learning-rate", "learning_rate", "Largest step size.")
-@_option("--schedule", "schedule", "How the learning rate falls.", type=click.Choice(SCHEDULES))
-@_option("--warmup", "warmup", "Steps over which the learning rate rises.")
-@_option("--weight-decay", "weight_decay", "Of AdamW; 0 is Adam.")
-@_option("--clip", "clip_norm", "Longest gradient norm; longer gradients are scaled down.")
-@_option("--average", "average", "Decay per 10 steps of the weights' moving average, which is kept; 0: none.")
-@_option("--balance/--no-balance", "balance", "Draw small cases, and slices with tumour, more often.")
-@_option("--augment/--no-augment", "augment", "Warp the slices and change their contrast.")
-@_option("--modality-dropout", "modality_dropout", "Share of slices that lose a modality or two.")
-@_option("--validation", "validation", "Share of patients to choose the best epoch by; 0: none.")
-@_option("--test", "test", "Share of patients to score once at the end; 0: none.")
-@_option("--fold", "fold", "Validate on fold K of N instead.", type=Fold())
-@options.device
-@options.vram
-@_option(
-    "--precision",
-    "precision",
-    "auto: the device's half format, and fp32 while training is unstable.",
-    type=click.Choice(PRECISIONS),
-)
-@options.labels
-@options.allow_missing
-@_option("--seed", "seed", "Of split, weights, order and augmentation.")
-@click.option("--strict", is_flag=True, help="Stop at a case that cannot be read, instead of leaving it out.")
-@click.option("--cache", type=options.FILE, help="Folder for the prepared slices. Default: OUTPUT/cache.")
 @options.overwrite
 @options.quiet
-@click.pass_context
+@options.gather("settings", (*OF_NETWORK, *OF_TRAINING))
 def train(
-    ctx: click.Context,
-    /,
     data: Path | None,
     output: Path | None,
     resume: bool,
+    preset: str | None,
     cache: Path | None,
+    overwrite: bool,
     quiet: bool,
-    **settings: Any,
+    settings: dict[str, Any],
 ) -> None:
     """Train the WT, TC and ET networks on DATA: a folder of case folders with label maps, or a CSV or JSON list.
 
     DATA is the current folder by default. OUTPUT becomes a run folder (metrics.csv, curves.png, checkpoints) and a
     weights set: lowmem-brats segment --weights OUTPUT. With torchrun it trains on several devices.
     """
-    if not settings.pop("overwrite") and not resume and output and (output / "run.json").exists():
+    if not overwrite and not resume and output and (output / "run.json").exists():
         advice = "Pass --resume to go on with it, --overwrite to start anew, or another -o."
         raise InputError(output, "holds a training already", "a new folder", advice)
-    named = options.named(ctx) & settings.keys()
-    if resume and settings.pop("preset"):
+    if resume and preset:
         raise InputError("--resume", "--preset beside it", "the recipe of the run", "Leave one of them out.")
     chosen = output is None
     if resume:
-        output, data, config = _resumed(output, data, settings, named)
+        output, data, config = _resumed(output, data, settings)
     else:
-        config = _config(settings, named)
+        config = _config(settings)
+    from lowmem_brats.pictures.training import draw_curves, draw_examples
     from lowmem_brats.train.networks import TrainListener
     from lowmem_brats.train.run import train_set
 
@@ -189,6 +112,7 @@ def train(
     end_at_once_under_torchrun()
     with console.progress(quiet) as on_progress:
         tell = TrainListener(on_progress, on_folder, on_note=console.warn)
+        tell = replace(tell, draw_curves=draw_curves, draw_examples=draw_examples)
         if not quiet:
             tell = replace(
                 tell, on_data=_show_data, on_plan=console.show_plan, on_epoch=_show_epoch, on_test=_show_test
@@ -207,27 +131,24 @@ def train(
     console.out.print(f"wrote        {folder}: metrics.csv, curves.png; {use}")
 
 
-def _config(settings: dict[str, Any], named: set[str]) -> TrainConfig:
+def _config(settings: dict[str, Any]) -> TrainConfig:
     """The recipe that the options say."""
-    network = NetworkConfig(**_of_network(settings, set(settings)))
+    network = NetworkConfig(**{key: settings[key] for key in OF_NETWORK})
     if settings["finetune"]:
         from lowmem_brats.weights.store import open_set
 
-        if given := sorted(named & {"network", "width", "norm", "preset"}):
-            found = " and ".join(f"--{key}" for key in given) + " beside it"
+        named, described = options.named(), settings_of(NetworkConfig)
+        fixed = {key: described[key].option for key in ("name", "width", "norm")} | {"preset": "--preset"}
+        if given := [option for key, option in fixed.items() if key in named]:
+            found = f"{' and '.join(given)} beside it"
             raise InputError("--finetune", found, "the set's own network", "Leave it out.")
-        network = replace(
-            open_set(settings["finetune"]).network, **_of_network(settings, named & {"views", "context", "mode"})
-        )
-    options.check_width(network, named)
-    settings = {key: value for key, value in settings.items() if key not in {*NETWORK_OPTIONS, "preset"}}
-    regions = tuple(dict.fromkeys(settings.pop("regions"))) or TrainConfig.regions
-    return TrainConfig(network=network, regions=regions, **settings)
+        network = open_set(settings["finetune"]).network
+        network = replace(network, **{key: settings[key] for key in OF_NETWORK if key in named})
+    options.check_width(network)
+    return TrainConfig(network=network, **{key: settings[key] for key in OF_TRAINING})
 
 
-def _resumed(
-    output: Path | None, data: Path | None, settings: dict[str, Any], named: set[str]
-) -> tuple[Path, Path, TrainConfig]:
+def _resumed(output: Path | None, data: Path | None, settings: dict[str, Any]) -> tuple[Path, Path, TrainConfig]:
     """The run folder to go on with, its cases, and its recipe with the options that the user named.
 
     What must not change, the training refuses.
@@ -237,15 +158,10 @@ def _resumed(
 
     output = output or newest_run()
     stored = read_run(output)
-    network = replace(stored.config.network, **_of_network(settings, named))
-    changed = {key: settings[key] for key in named - NETWORK_OPTIONS.keys()}
+    named = options.named()
+    network = replace(stored.config.network, **{key: settings[key] for key in OF_NETWORK if key in named})
+    changed = {key: settings[key] for key in OF_TRAINING if key in named}
     return output, data or Path(stored.data), replace(stored.config, network=network, **changed)
-
-
-def _of_network(settings: dict[str, Any], named: set[str]) -> dict[str, Any]:
-    """The fields of NetworkConfig that the named options set."""
-    values = settings | {"mode": MODES[settings["mode"]]}
-    return {field: values[option] for option, field in NETWORK_OPTIONS.items() if option in named}
 
 
 def _show_data(report: TrainReport) -> None:

@@ -28,39 +28,41 @@ THIN = 0.25
 """An axis shorter than this share of the longest is one of few slices, which cut through the head: its faces hold no
 air, and single slices have nothing but faces."""
 COMMON = 0.02
-"""A value is a background if at least this share of the voxels on the volume's faces have it."""
+"""A value belongs to the background if at least this share of the voxels on the volume's faces have it."""
 MOST_BACKGROUNDS = 3
-"""Noise in whole numbers has many common values, of which the most frequent ones tell enough."""
+"""Values of the background that are looked at: noise in whole numbers has many, and the most frequent are enough."""
 DIM = 0.1
-"""A mask whose outermost voxels are dimmer than this share of the brain ends in haze (noise, ringing), not in brain."""
+"""If a mask's outermost voxels are dimmer than this share of the brain, it ends in noise or ringing, not in brain."""
 BRIGHT = 0.2
-"""In haze, voxels are brain where they differ from the background by more than this share of the brain's brightness."""
+"""Then only voxels that differ from the background by more than this share of the brain's brightness are brain."""
 LARGEST_BRAIN_ML = 2100
-"""Brains have 1100 to 1910 mL in 84 BraTS cases; a head with skull and scalp has 2500 and more."""
+"""Volume above which a mask holds more than a brain. 84 BraTS cases have 1100 to 1910 mL; a head with skull and scalp
+has 2500 and more."""
 LARGEST_SHARE = 0.75
-"""A volume cropped to its brain is about half brain. If more than this is not background, no brain was found."""
+"""If more than this share of a volume is not background, no brain was found: even if cropped, half of it is brain."""
 SMALLEST_BRAIN_ML = 700
-"""What several modalities agree on is only taken for the brain if it is at least this large."""
+"""Least volume of what several modalities agree on to be taken for the brain."""
 MOST_ALONE_ML = 100
-"""In clean BraTS cases no more than 23 mL have signal in one modality alone; a part of a skull has hundreds."""
+"""Volume with signal in one modality alone from which a warning is given. Clean BraTS cases have up to 23 mL; a part of
+a skull has hundreds."""
 SPECK = 0.01
 """Pieces smaller than this share of the largest one are dropped: they are specks in the air."""
 INVERTED = 0.9
-"""If this share of the brain is darker than the background, the image is no MRI as the networks know it."""
+"""If more than this share of the brain is darker than the background, the image is probably inverted."""
 EXTREMES = (0.5, 99.5)
-"""Percentiles of the brain's intensities; values further beyond them than they are apart are clipped."""
+"""Percentiles of the brain's intensities. Values further outside them than they are apart are clipped."""
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What one modality looks like by itself."""
+    """The background and the brain of one modality, judged without the others."""
 
     background: float
     """The intensity of the air."""
     level: float
-    """By how much the brain's intensities differ from the background's."""
+    """Difference between the usual brightness of the brain and the background."""
     mask_XYZ: Mask
-    """Where it differs."""
+    """Voxels that differ from the background."""
     exact: bool
     """Whether the air has one value, and the mask ends where the brain does."""
 
@@ -98,6 +100,7 @@ def _look(image_XYZ: Image, modality: str) -> _Look:
     if not contrast.size:
         raise InputError(modality, "nothing but background", "an image of a brain", "Leave the file out.")
     sample = _sample(contrast)
+    # The median of what is not haze. The 99th percentile, because a few voxels may be brighter than any brain.
     level = float(np.median(sample[sample >= BRIGHT * np.percentile(sample, 99)]))
     outermost_XYZ = mask_XYZ & ~_eroded(mask_XYZ)
     if len(backgrounds) == 1 and np.median(np.abs(image_XYZ[outermost_XYZ] - first)) >= DIM * level:
@@ -182,7 +185,10 @@ def _agree(masks: Mapping[str, Mask], voxel_mm3: float) -> tuple[Mask, list[str]
 
 
 def _pieces(mask_XYZ: Mask, smallest: float) -> Mask:
-    """The pieces of a mask, touching at least in a corner, that are as large as this share of the largest or larger."""
+    """Keep the pieces of a mask that have at least the share `smallest` of the largest piece's voxels.
+
+    Voxels that touch in a face, an edge or a corner belong to one piece.
+    """
     box = ndimage.find_objects(mask_XYZ.view(np.uint8))[0]
     piece_XYZ, count = ndimage.label(mask_XYZ[box], np.ones((3, 3, 3)))
     if count == 1:
@@ -203,17 +209,18 @@ def _solid(mask_XYZ: Mask) -> Mask:
 
 
 def _clean(image_XYZ: Image, mask_XYZ: Mask, look: _Look) -> list[str]:
-    """Set an image to 0 outside the mask, and clip it and keep it off 0 inside. Returns what to say of it."""
+    """Set an image to 0 outside the mask, in place; inside, clip it and keep every voxel off 0. Returns notes."""
     values = image_XYZ[mask_XYZ]
     low, high = np.percentile(_sample(values), EXTREMES)
     clipped = np.clip(values, low - (high - low), high + (high - low))
     contrast = clipped - np.float32(look.background)
-    contrast[contrast == 0] = 1e-6 * look.level  # as dark as the air, but brain
+    contrast[contrast == 0] = 1e-6 * look.level  # brain as dark as the air; 0 would make it background
     image_XYZ[...] = 0
     image_XYZ[mask_XYZ] = contrast
     notes = []
     if np.mean(contrast < 0) > INVERTED:
         notes.append("nearly all of the brain is darker than the background: is the image inverted?")
+    # A few voxels of every image are clipped; a note is given only if that changes its z-scores.
     if clipped.std(dtype=np.float64) < 0.99 * values.std(dtype=np.float64):
         beyond = np.count_nonzero(values != clipped)
         extreme = values[np.abs(values - clipped).argmax()]
@@ -222,7 +229,7 @@ def _clean(image_XYZ: Image, mask_XYZ: Mask, look: _Look) -> list[str]:
 
 
 def _told(look: _Look, mask_XYZ: Mask, voxel_mm3: float) -> list[str]:
-    """What to say of a modality's background and of what was cut away."""
+    """Notes on a modality's background and on what was cut away."""
     notes = []
     if not look.exact:
         notes.append("the air around the brain has no single value (noise, resampling, padding): it is set to 0")

@@ -5,7 +5,7 @@ Axes: C modalities; X Y Z voxels in LPS order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.brain import isolate_brain
-from lowmem_brats.data.case_files import CaseFiles, what_is_lost
+from lowmem_brats.data.case_files import FEWEST_MODALITIES, CaseFiles, what_is_lost
 from lowmem_brats.data.geometry import Volume, check_same_grid
-from lowmem_brats.data.nifti import read_stack, read_volume
-from lowmem_brats.errors import InputError
+from lowmem_brats.data.nifti import NiftiImage, read_stack, read_volume, volume_of
+from lowmem_brats.errors import InputError, did_you_mean
 
 MSD_ORDER = ("flair", "t1", "t1ce", "t2")
 NUMBERED = (
@@ -52,6 +52,31 @@ def read_case(files: CaseFiles) -> Case:
     """
     volumes = _read_stacked(files.stacked) if files.stacked else {m: read_volume(p) for m, p in files.images.items()}
     paths = {m: files.stacked or files.images[m] for m in volumes}
+    return _on_one_grid(files.case_id, volumes, paths, [*files.notes, *([NUMBERED] if files.numbered else [])])
+
+
+def case_of(images: Mapping[str, NiftiImage], allow_missing: Collection[str] = (), case_id: str = "case") -> Case:
+    """Check the modalities of a case that is in memory: modality → nibabel image; the arrays are not changed.
+
+    `allow_missing`: modalities that need not be there. Otherwise as `read_case`, and raises InputError too for an
+    unknown modality and for one that is missing and must not.
+    """
+    for modality in images:
+        if modality not in MODALITIES:
+            advice = did_you_mean(str(modality).lower(), MODALITIES, "Leave it out.")
+            raise InputError("images", f"modality {modality!r}", f"only {', '.join(MODALITIES)}", advice)
+    missing = [m for m in MODALITIES if m not in images]
+    if len(images) < FEWEST_MODALITIES or not set(missing) <= set(allow_missing):
+        expected = f"{', '.join(MODALITIES)}, of which allow_missing may name {len(MODALITIES) - FEWEST_MODALITIES}"
+        lost = ", and ".join(dict.fromkeys(map(what_is_lost, missing)))
+        raise InputError("images", f"no {', '.join(missing)}", expected, f"Without {', '.join(missing)} {lost}.")
+    volumes = {m: volume_of(images[m], m) for m in MODALITIES if m in images}
+    return _on_one_grid(case_id, volumes, {m: Path(m) for m in volumes}, [])
+
+
+def _on_one_grid(case_id: str, volumes: Mapping[str, Volume], paths: Mapping[str, Path], notes: list[str]) -> Case:
+    """Put modalities together and tell brain from background; `paths`: what to call them in errors."""
+    missing = [m for m in MODALITIES if m not in volumes]
     first = next(iter(volumes))
     reference = volumes[first]
     for modality, volume in volumes.items():
@@ -63,9 +88,9 @@ def read_case(files: CaseFiles) -> Case:
     for channel, modality in enumerate(MODALITIES):
         if modality in volumes:
             images_CXYZ[channel] = volumes[modality].data
-    case = Case(files.case_id, images_CXYZ, reference, files.missing)
-    notes = isolate_brain(case.images_CXYZ, files.missing, float(np.prod(case.spacing_mm)))
-    case.warnings = _warnings(case, files) + _warnings_of_headers(volumes) + notes
+    case = Case(case_id, images_CXYZ, reference, missing)
+    done_to_images = isolate_brain(images_CXYZ, missing, float(np.prod(case.spacing_mm)))
+    case.warnings = notes + _warnings(case) + _warnings_of_headers(volumes) + done_to_images
     return case
 
 
@@ -77,9 +102,8 @@ def _read_stacked(path: Path) -> dict[str, Volume]:
     return {modality: replace(volume, data=volume.data[..., i]) for i, modality in enumerate(MSD_ORDER)}
 
 
-def _warnings(case: Case, files: CaseFiles) -> list[str]:
-    warnings = [*files.notes, *([NUMBERED] if files.numbered else [])]
-    warnings += [f"{m} is missing: zeros are used in its place and {what_is_lost(m)}" for m in case.missing]
+def _warnings(case: Case) -> list[str]:
+    warnings = [f"{m} is missing: zeros are used in its place and {what_is_lost(m)}" for m in case.missing]
     if any(abs(s - 1) > 0.1 for s in case.spacing_mm):
         spacing = " × ".join(f"{s:.2f}" for s in case.spacing_mm)
         warnings.append(f"spacing is {spacing} mm; the networks were trained on 1 mm, and the result may suffer")

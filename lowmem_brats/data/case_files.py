@@ -1,7 +1,7 @@
 """Find the files of a case by their names, and account for every NIfTI file in its folder.
 
-Each one is used, or is a label map, or is named in a note or in an error: an image whose name is not understood is not
-replaced by zeros. A modality may be missing only where the caller allows it. `naming` reads the names.
+Every file is used, is a label map, or is named in a note or an error, so an image whose name is not understood is never
+silently replaced by zeros. A modality may be missing only if the caller allows it. `naming` reads the names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lowmem_brats.errors import InputError
 
 FEWEST_MODALITIES = 2
 Say = Callable[[Mapping[str, object]], str]
-"""Modality → file: how the user names these files, as the end of a sentence."""
+"""Puts into words, as the end of a sentence, how a user names files: modality → file."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class CaseFiles:
     labels: tuple[Path, ...] = ()
     """Label maps in the folder."""
     numbered: bool = False
-    """Whether a modality was told by a number, whose meaning differs between data sets."""
+    """Whether a file's modality was told by a number (`_0001`), whose meaning differs between data sets."""
     notes: tuple[str, ...] = ()
-    """Which other NIfTI files lie in the folder and why they are not used, and what was assumed about names."""
+    """The other NIfTI files in the folder with the reason why they are not used, and assumptions about names."""
 
     @property
     def missing(self) -> list[str]:
@@ -68,12 +68,12 @@ def as_options(files: Mapping[str, object]) -> str:
 
 
 def as_columns(files: Mapping[str, object]) -> str:
-    """Where no option names a single file: `give the case by its files in a list, with FILE in column t1ce`."""
+    """`give the case by its files in a list, with FILE in column t1ce`, for commands that take cases from a list."""
     return "give the case by its files in a list, with " + ", ".join(f"{f} in column {m}" for m, f in files.items())
 
 
 def what_is_lost(modality: str) -> str:
-    """What a case without this modality costs, as the end of a sentence."""
+    """The loss if this modality is missing, as the end of a sentence."""
     return "no enhancing tumour is found" if modality == "t1ce" else "the result may suffer"
 
 
@@ -199,7 +199,7 @@ def _check_present(
 def _check_one_case(
     folder: Path, images: Mapping[str, Path], names: Mapping[str, ImageName], say: Say
 ) -> tuple[str, ...]:
-    """Raise InputError where names tell of different cases; a note where they differ in what may be series numbers."""
+    """Raise InputError if the names are of different cases; return a note if they differ in series numbers only."""
     keys = {modality: name.key for modality, name in names.items() if name.key}
     if len(set(keys.values())) < 2:
         return ()
@@ -215,9 +215,10 @@ def _check_one_case(
 
 
 def _series_numbers(keys: list[tuple[str, ...]], folder: tuple[str, ...]) -> list[str]:
-    """The short numbers by which all keys differ, where nothing or the folder's name is beside them; else none.
+    """Return the numbers that differ from file to file if they number a scan's series; else an empty list.
 
-    A patient's number would be the same in several files, or the folder's name.
+    They do if each file has another one, of at most four digits, and the rest of each name is empty or the folder's
+    name. A patient's number would be the same in several files, or be the folder's name.
     """
     for place in (0, -1):
         numbers = [key[place] for key in keys]
@@ -246,7 +247,7 @@ def _check_usable(images: Mapping[str, Path], say: Say) -> None:
 def _notes(
     unused: Iterable[Path], names: Mapping[Path, ImageName], images: Mapping[str, Path], explicit: Collection[str]
 ) -> tuple[str, ...]:
-    """Which files are not used, together by reason."""
+    """One note for each reason why files are not used, with the files."""
     reasons: dict[str, list[Path]] = {}
     for file in unused:
         kind = names[file].kind

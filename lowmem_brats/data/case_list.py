@@ -103,7 +103,7 @@ def _look_into(data: Path) -> tuple[Path, list[Any], list[str]]:
 
 
 def _may_be_case(folder: Path) -> bool:
-    """Whether a folder holds images, or one label map that lacks them, or cannot be read, which is told later."""
+    """Whether a folder may be a case: it holds images, or one label map alone, or cannot be read."""
     try:
         found = niftis(folder)
     except InputError:
@@ -112,7 +112,7 @@ def _may_be_case(folder: Path) -> bool:
 
 
 def _case_below(folder: Path, levels: int) -> Path | None:
-    """The first folder with images right below, or at most so many levels deeper."""
+    """The first folder with images right below `folder`, or at most `levels` deeper."""
     try:
         folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         for path in folders:

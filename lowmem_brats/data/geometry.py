@@ -1,8 +1,8 @@
-"""Where a NIfTI header places its voxels: in millimetres, and only where its fields do not contradict each other.
+"""Find where a NIfTI header places its voxels, in millimetres, and refuse headers that contradict themselves.
 
-A header answers three times: `sform`, `qform` and `pixdim`. nibabel, and so this program, takes the sform where its
-code is above 0; else the qform, whose voxel sizes are those of pixdim; else pixdim, with an orientation made up. Some
-viewers take the qform first.
+A header says it three times: in `sform`, `qform` and `pixdim`. This program follows nibabel: it takes the sform if its
+code is above 0; else the qform with the voxel sizes of pixdim; else pixdim with a made-up orientation. Some viewers
+take the qform first.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ Sizes = npt.NDArray[np.float64]
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Code of length in `xyzt_units` → mm: unknown, which is taken for mm; metre; millimetre; micrometre."""
 AFFINE_TOLERANCE_MM = 0.1
-"""How far apart two files of a case may place the same corner voxel."""
+"""Largest distance between the places that two files of a case give the same corner voxel."""
 FORM_CODES = range(6)
+"""All that NIfTI defines for sform_code and qform_code."""
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
+"""Edges outside these come from a wrong unit of length, not from a scanner of heads."""
 LARGEST_EXTENT_MM = 600.0
 """Along an axis of the volume: as wide as a scanner's bore. Heads are 130 to 250 mm long."""
 ROUNDED = 0.01
 """Share by which two statements of a voxel's size may differ without a warning."""
 CONTRADICTORY = 0.05
-"""Share from which it is unknown how large voxels are."""
+"""Share above which the header is refused: which of the sizes is right cannot be told."""
 NOTICEABLE_SHIFT_MM = 1.0
 """How far apart sform and qform may place a corner voxel without a warning."""
 NOTICEABLE_SHEAR, LARGEST_SHEAR = 1.0, 10.0
@@ -45,13 +47,13 @@ class Volume:
     data: npt.NDArray[Any]
     """In LPS order."""
     affine: npt.NDArray[np.float64]
-    """Of `data`: voxel (LPS order) → mm, whatever the file's unit."""
+    """4 × 4: voxel of `data` → mm, whatever the file's unit."""
     header: Any
-    """As on disk."""
+    """nibabel's header as it stands in the file."""
     to_disk: npt.NDArray[np.float64]
     """Orientation transform from LPS order to the file's own."""
     warnings: list[str] = field(default_factory=list)
-    """What in the header does not fit the rest."""
+    """One for each thing in the header that does not fit the rest."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -112,7 +114,7 @@ def _times(values: npt.ArrayLike) -> str:
 
 
 def _source(path: Path, stored: Any) -> str:
-    """Which of its three answers counts: `sform`, `qform` or `pixdim`."""
+    """Return which field places the voxels, `sform`, `qform` or `pixdim`. Raises InputError for an unknown code."""
     for name in ("sform", "qform"):
         code = int(stored[f"{name}_code"])
         if code not in FORM_CODES:
@@ -129,7 +131,7 @@ def _unit(stored: Any) -> tuple[float, list[str]]:
 
 
 def _check_pixdim(path: Path, stored: Any, source: str) -> None:
-    """Refuse sizes that are none where they count, and a qform that may be mirrored or not."""
+    """Raise InputError for voxel sizes that are not above 0, and for a qfac that leaves left and right open."""
     factor, *sizes = (float(value) for value in stored["pixdim"][:4])
     if not all(math.isfinite(size) and size > 0 for size in sizes):
         found = f"pixdim {_times(sizes)}, and no sform beside it"
@@ -143,6 +145,7 @@ def _check_axes(path: Path, stored: Any, affine_mm: Affine, source: str) -> list
     """Refuse axes that span no volume, and those far from perpendicular; a warning where they are not quite."""
     sizes_mm = np.array(_voxel_sizes(affine_mm))
     unit_axes = affine_mm[:3, :3] / np.where(sizes_mm > 0, sizes_mm, 1)
+    # The determinant of axes of length 1 is 1 if they are perpendicular, and 0 if they lie in one plane.
     if not np.isfinite(affine_mm).all() or abs(np.linalg.det(unit_axes)) < 1e-3:
         advice = "Repair the header first."
         if source == "sform" and stored["qform_code"]:

@@ -7,7 +7,7 @@ voxel's innermost tissue: necrotic or non-enhancing core (NCR), oedema (ED) or e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import InputError, did_you_mean
 
 Mask = npt.NDArray[np.bool_]
 LabelMap = npt.NDArray[np.uint8]
@@ -44,9 +44,28 @@ class Region(str, Enum):
         return {Region.WT: 1, Region.TC: 2, Region.ET: 3}[self]
 
 
+def groups_of(names: Collection[str], outputs: int) -> list[tuple[Region, ...]]:
+    """The regions of each network that segments some of the named ones, in the order of training.
+
+    `outputs`: of each network; 1: a network per region, more: one network of them all.
+    """
+    regions = tuple(region for region in Region if region.value in names)
+    return [regions] if outputs > 1 else [(region,) for region in regions]
+
+
 def names_of(regions: Iterable[Region]) -> str:
     """What a network of these regions is called: `wt`, or `wt tc et`."""
     return " ".join(region.value for region in regions)
+
+
+def regions_of(name: str) -> tuple[Region, ...]:
+    """The regions of a network that is called so. Raises ValueError for an unknown one."""
+    return tuple(Region(each) for each in name.split())
+
+
+def stem_of(name: str) -> str:
+    """How files of a network that is called so begin: `wt`, or `wt-tc-et`."""
+    return name.replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,14 @@ CONVENTIONS = {
         LabelConvention("msd", ncr=2, ed=1, et=3),  # Medical Segmentation Decathlon Task01, nnU-Net
     )
 }
+
+
+def convention_of(name: str) -> LabelConvention:
+    """The label convention of a name. Raises InputError for a name that is none of CONVENTIONS."""
+    if name not in CONVENTIONS:
+        known = ", ".join(CONVENTIONS)
+        raise InputError("--labels", repr(name), f"one of {known}", did_you_mean(name, CONVENTIONS, "Use brats2020."))
+    return CONVENTIONS[name]
 
 
 def as_labels(values: npt.NDArray[Any], where: object) -> LabelMap:

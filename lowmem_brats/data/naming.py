@@ -1,4 +1,4 @@
-"""What the name of a NIfTI file says: which image it is, of which case, and how it was processed.
+"""Read the name of a NIfTI file: which image it is, of which case, and how it was processed.
 
 | convention                     | T1              | T1ce               | T2             | FLAIR             |
 |--------------------------------|-----------------|--------------------|----------------|-------------------|
@@ -104,18 +104,18 @@ _SEPARATORS = "_-. +([{,&"
 
 @dataclass(frozen=True)
 class ImageName:
-    """What a file name says."""
+    """The meaning of a file name."""
 
     kind: str | None
     """A modality, `seg` for a label map, `mask` for another map of regions; None where it cannot be told."""
     case: str
     """The part that names the case, as it is written; empty in `t1.nii`."""
     key: tuple[str, ...] = ()
-    """By which cases are told apart: words of `case` that describe no image, else numbers at the end; and a date."""
+    """Tells cases apart: the words of `case` that describe no image, or else numbers at the end; and a date."""
     processed: frozenset[str] = frozenset()
-    """What was done to the image, apart from skull stripping."""
+    """Words for the processing of the image, apart from skull stripping."""
     series: frozenset[str] = frozenset()
-    """How, and as which series, the image was acquired."""
+    """Words and numbers for the acquisition and the series."""
     stripped: int = 0
     """1: the skull was removed; −1: it was not; 0: the name does not say."""
     numbered: bool = False
@@ -200,7 +200,7 @@ def _without_targets(tokens: list[tuple[str, int]]) -> tuple[list[tuple[str, int
 
 
 def _sequence_place(words: Sequence[str]) -> tuple[int, int]:
-    """Where the words about the image begin, and where its sequence ends; twice the last word where there is none."""
+    """Indices of the first word about the image and after its sequence (T1 …); without one, twice the last word's."""
     places = [i for i, word in enumerate(words) if _SEQUENCE.fullmatch(word)]
     if len(places) > 1:
         places = [i for i in places if words[i] not in ("fl", "fla")]  # initials, beside another
@@ -213,7 +213,7 @@ def _sequence_place(words: Sequence[str]) -> tuple[int, int]:
 
 
 def _leads(word: str, following: str) -> bool:
-    """Whether a word before the sequence describes the image, as in `CE_T1`; in `P1_post_T1` it may be of surgery."""
+    """Whether the word before a sequence describes the image, as in `CE_T1`; the `post` of `P1_post_T1` may not."""
     if word in ("pre", "post"):
         return following in AGENT
     if word in NOT | WITH:
@@ -234,7 +234,7 @@ def _known(word: str) -> bool:
 
 
 def _split(words: Sequence[str]) -> list[str]:
-    """Words with those that are glued to a sequence apart: `t1gd` → `gd`; `c` and `n` for agent and native."""
+    """Replace each sequence by what is glued to it: `t1gd` → `gd`, `t1c` → `c` (agent), `t1n` → `n` (native)."""
     parts: list[str] = []
     for word in words:
         match = _SEQUENCE.fullmatch(word)
@@ -243,7 +243,7 @@ def _split(words: Sequence[str]) -> list[str]:
 
 
 def _entity_words(entities: Mapping[str, str]) -> list[str]:
-    """What the values of BIDS entities say: `ce-gadolinium`, `desc-brain`, `acq-postGd`."""
+    """The known words in the values of BIDS entities, such as `ce-gadolinium`, `desc-brain` or `acq-postGd`."""
     words: list[str] = []
     for key in ("acq", "ce", "rec", "desc", "mod"):
         value = entities.get(key, "")

@@ -28,14 +28,16 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 
 MOST_COMPRESSION = 1032
-"""No file compressed by deflate expands more."""
+"""Times that a .gz file can be larger unpacked: deflate cannot compress more."""
 MOST_VOXELS = 512 * 512 * 256
-"""Of one volume: eight times BraTS's 240 × 240 × 155, and 1 GiB for four modalities in float32. A file of 0.3 MiB can
-claim as many and more; images this fine have to be resampled to 1 mm anyway."""
+"""Most voxels of one volume: eight times BraTS's 240 × 240 × 155, or 1 GiB for four modalities in float32. Without it a
+damaged file of 0.3 MiB could claim any amount of memory. Images this fine have to be resampled to 1 mm anyway."""
 STACKED = 4
-"""Volumes that a stack may have of that size."""
+"""Most volumes of that size in a 4-D file."""
 MOST_TRAILING = 2**20
-"""Bytes that are read behind the last voxel on the way to a compressed file's checksum."""
+"""Most bytes after the last voxel: they have to be read to reach a compressed file's checksum."""
+NiftiImage = nibabel.nifti1.Nifti1Pair
+"""What nibabel makes of a NIfTI file: Nifti1Image, Nifti2Image, or a pair of .hdr and .img."""
 _PROGRAM = "lowmem-brats"
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, zlib.error)
 _NOT_NIFTI = (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, *_UNREADABLE)
@@ -46,7 +48,7 @@ _GRID_FIELDS = (*_QFORM, "sform_code", "srow_x", "srow_y", "srow_z", "pixdim", "
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a file is read as."""
+    """How a file is read: as an image, a stack of images or a label map."""
 
     dimensions: int
     values: str
@@ -85,17 +87,45 @@ def _read(path: Path, kind: _Kind) -> Volume:
     affine_mm, warnings = place_voxels(path, image, stored)
     try:
         raw = _read_voxels(path, image).reshape(shape)
-        data = raw if raw.dtype.kind in "iu" else raw.astype(np.float32)
     except _UNREADABLE as error:
         raise InputError(path, f"truncated or damaged ({error})", "a complete NIfTI file", "Copy it again.") from error
+    return _in_lps_order(path, raw, affine_mm, stored, warnings, kind)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # as in _read
+def volume_of(image: NiftiImage, name: str) -> Volume:
+    """Bring the three axes of a nibabel image to LPS order; its array is not changed.
+
+    `name` stands for the file in errors. Otherwise as `read_volume`.
+    """
+    where = Path(name)
+    if not isinstance(image, NiftiImage) or image.affine is None:
+        found = "an image without an affine" if isinstance(image, NiftiImage) else f"a {type(image).__name__}"
+        raise InputError(where, found, "a nibabel.Nifti1Image", "Make one with nibabel.Nifti1Image(array, affine).")
+    shape = _shape(where, image, _IMAGE)
+    _check_count(where, image, MOST_VOXELS)
+    affine_mm, warnings = place_voxels(where, image, image.header)
+    try:
+        raw = np.asanyarray(image.dataobj).reshape(shape)
+    except _UNREADABLE as error:
+        raise InputError(where, f"voxels cannot be read ({error})", "a complete image", "Load it again.") from error
+    _check_numbers(where, raw.dtype)
+    return _in_lps_order(where, raw, affine_mm, image.header.copy(), warnings, _IMAGE)
+
+
+def _in_lps_order(
+    path: Path, raw: npt.NDArray[Any], affine_mm: npt.NDArray[np.float64], header: Any, warnings: list[str], kind: _Kind
+) -> Volume:
+    """The volume of an array in its order on disk. Raises InputError where a voxel is not finite."""
+    data = raw if raw.dtype.kind in "iu" else raw.astype(np.float32)
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         found = f"{data.size - np.isfinite(data).sum()} voxels are NaN or infinite"
         raise InputError(path, found, f"finite {kind.values}", "Repair the file first.")
     on_disk = orientations.io_orientation(affine_mm)
     to_lps = orientations.ornt_transform(on_disk, orientations.axcodes2ornt("LPS"))
     to_disk = orientations.ornt_transform(orientations.axcodes2ornt("LPS"), on_disk)
-    lps_affine = affine_mm @ orientations.inv_ornt_aff(to_lps, shape[:3])
-    return Volume(orientations.apply_orientation(data, to_lps), lps_affine, stored, to_disk, warnings)
+    lps_affine = affine_mm @ orientations.inv_ornt_aff(to_lps, data.shape[:3])
+    return Volume(orientations.apply_orientation(data, to_lps), lps_affine, header, to_disk, warnings)
 
 
 def _load(path: Path) -> tuple[Any, Any]:
@@ -104,7 +134,7 @@ def _load(path: Path) -> tuple[Any, Any]:
     if problem := problem_of(path):
         raise InputError(path, problem[0], expected, problem[1])
     log = nibabel.imageglobals.logger
-    silent, log.disabled = log.disabled, True  # it tells what it repairs without the file; place_voxels tells it with
+    silent, log.disabled = log.disabled, True  # its messages name no file; place_voxels warns of the same with it
     try:
         image = nibabel.load(path)
         if not isinstance(image, nibabel.nifti1.Nifti1Pair):
@@ -121,6 +151,7 @@ def _load(path: Path) -> tuple[Any, Any]:
 def _shape(path: Path, image: Any, kind: _Kind) -> tuple[int, ...]:
     """The array's shape without trailing axes of length 1. Raises InputError for another than is read."""
     shape = tuple(image.shape)
+    # Many programs write a fourth axis of length 1, for time.
     while len(shape) > kind.dimensions and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != kind.dimensions or min(shape) < 1:
@@ -130,13 +161,12 @@ def _shape(path: Path, image: Any, kind: _Kind) -> tuple[int, ...]:
 
 
 def _check_voxels(path: Path, image: Any, stored: Any, most: int) -> None:
-    """Refuse voxels that are no numbers, and more of them than the file can hold or than `most`, before memory is taken
-    for them."""
+    """Raise InputError for voxels that are no numbers, and for more of them than the file can hold or than `most`.
+
+    Only the header is read, so no memory is taken for them before.
+    """
     dtype = image.get_data_dtype()
-    if dtype.kind not in "iuf":
-        found = "colours (RGB)" if dtype.names else f"voxels of type {dtype}"
-        advice = "Save labels or grey values as whole numbers." if dtype.names else "Convert it to float32 first."
-        raise InputError(path, found, "one real number per voxel", advice)
+    _check_numbers(path, dtype)
     first = image.header.single_vox_offset if isinstance(image, nibabel.nifti1.Nifti1Image) else 0
     if stored["vox_offset"] < first:
         found = f"voxels from byte {stored['vox_offset']:g}, inside the header"
@@ -148,13 +178,27 @@ def _check_voxels(path: Path, image: Any, stored: Any, most: int) -> None:
     if announced > size * (MOST_COMPRESSION if file.suffix.lower() == ".gz" else 1):
         found = f"truncated or damaged (a header for {announced} bytes of voxels in a file of {size} bytes)"
         raise InputError(path, found, "a complete NIfTI file", "Copy it again.")
+    _check_count(path, image, most)
+
+
+def _check_numbers(path: Path, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "iuf":
+        found = "colours (RGB)" if dtype.names else f"voxels of type {dtype}"
+        advice = "Save labels or grey values as whole numbers." if dtype.names else "Convert it to float32 first."
+        raise InputError(path, found, "one real number per voxel", advice)
+
+
+def _check_count(path: Path, image: Any, most: int) -> None:
     if (voxels := math.prod(image.shape)) > most:
         raise InputError(path, f"{voxels} voxels", f"at most {most}", "Resample the images to 1 mm first.")
 
 
 def _read_voxels(path: Path, image: Any) -> npt.NDArray[Any]:
-    """Read the scaled voxels, and a compressed file to its very end: its checksum stands there, and nibabel alone stops
-    at the last voxel, so that nine of ten single-bit errors would pass for intensities."""
+    """Read the scaled voxels, and a compressed file to its end, where its checksum stands.
+
+    nibabel alone stops at the last voxel and never compares the checksum: nine of ten single-bit errors would pass for
+    intensities.
+    """
     stored, trailing = image.dataobj, 0
     with image.file_map["image"].get_prepare_fileobj("rb") as stream:
         spec = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
@@ -174,7 +218,7 @@ def read_label(path: Path) -> Volume:
 
 
 def count_voxels(path: Path) -> int:
-    """How many voxels a volume has by its header, which alone is read; 0 for a file that is none."""
+    """Return the number of voxels that a file's header announces; only the header is read. 0 if it is not NIfTI."""
     try:
         image, _ = _load(path)
     except InputError:
@@ -186,11 +230,18 @@ def count_voxels(path: Path) -> int:
 def write_label_map(
     label_XYZ: LabelMap, reference: Volume, path: Path, origin: str = "", overwrite: bool = True
 ) -> None:
-    """Write a label map (uint8, LPS order) into the reference's own grid on disk: axis order, affine, form codes.
+    """Write a label map to `path`, as `label_image` makes it; nothing is left behind when writing fails.
 
-    `origin`: a checksum of what it was made from, at most 16 letters, for `origin_of`. Nothing is left behind when
-    writing fails. Raises InputError when the disk is full or the folder not writable, and where `path` exists already
-    without `overwrite`.
+    Raises InputError when the disk is full or the folder not writable, and where `path` exists already without
+    `overwrite`.
+    """
+    _save(label_image(label_XYZ, reference, origin), path, overwrite)
+
+
+def label_image(label_XYZ: LabelMap, reference: Volume, origin: str = "") -> NiftiImage:
+    """A label map (uint8, LPS order) as an image in the reference's own grid: its axis order, affine and form codes.
+
+    `origin`: a checksum of what it was made from, at most 16 letters, for `origin_of`.
     """
     # Without an affine of its own the image keeps the header's fields, which are the reference's to the bit.
     image = nibabel.Nifti1Image(orientations.apply_orientation(label_XYZ, reference.to_disk), None)
@@ -199,7 +250,7 @@ def write_label_map(
     made_from = f"of {origin}, " if origin else ""
     image.header["descrip"] = f"{_PROGRAM} {__version__}, {made_from}voxels {_checksum(label_XYZ)}".encode()
     image.header["cal_max"] = label_XYZ.max()
-    _save(image, path, overwrite)
+    return image
 
 
 def write_volume(
@@ -239,5 +290,5 @@ def is_own_result(path: Path) -> bool:
 
 
 def _checksum(label_XYZ: LabelMap) -> str:
-    """Of the labels in LPS order."""
+    """CRC-32 of the labels in LPS order, so that it does not depend on the axis order on disk."""
     return f"{zlib.crc32(label_XYZ.tobytes()):08x}"

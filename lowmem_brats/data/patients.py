@@ -1,4 +1,4 @@
-"""Whom a case shows, told by its name, so that no patient trains a network and is scored by it too.
+"""Tell by a case's name which patient it shows, so that no patient is both trained on and scored.
 
 Public data sets name the patient first and then the scan: `BraTS-GLI-00005-101`, `sub-01_ses-2`, `UPENN-GBM-00001_21`.
 A name of no known scheme is taken for a patient of its own; those that look like several scans of one can be listed.
@@ -47,11 +47,11 @@ _NOBODY = frozenset(
     scan set study sub subj subject test testing train training tumor tumour val valid validation vol volume
     """.split()  # noqa: SIM905
 )
-"""Words that name no one: what follows them is the patient."""
+"""Words that name no patient: the patient is what follows them."""
 _PERSON = re.compile(r"(?:case|pat|patient|subj?|subject|participant|pt?|id)[_\-. ]*\d+", re.IGNORECASE)
-"""A patient's number, and not that of a part of a data set."""
+"""A name that is a patient's number, and not the number of a part of a data set."""
 FEW = 9
-"""Scans of one patient; more names that begin alike are a numbered data set."""
+"""Most scans of one patient: if more names begin alike, the data set is numbered."""
 
 
 def patient_of(case_id: str) -> str:

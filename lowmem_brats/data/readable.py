@@ -8,11 +8,11 @@ import stat
 from pathlib import Path
 
 _POINTER = b"/annex/objects/"
-"""How a file begins in which git-annex keeps the place of content that was not fetched, where links are impossible."""
+"""First bytes of a file that git-annex puts in place of content that was not fetched, where it cannot make links."""
 
 
 def problem_of(path: Path) -> tuple[str, str] | None:
-    """What keeps a file from being opened, and what to do about it; None for one that can be opened. Never raises."""
+    """Return why a file cannot be opened and what to do about it; None if it can be opened. Never raises."""
     folder = shlex.quote(str(path.parent))
     fetch = f"Fetch it first: datalad get {folder}, or git annex get {folder}."
     try:

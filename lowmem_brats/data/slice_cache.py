@@ -26,11 +26,11 @@ from lowmem_brats.data.case_files import CaseFiles
 from lowmem_brats.data.geometry import check_same_grid
 from lowmem_brats.data.labels import LabelConvention, Region, nesting_depth, split_regions, warnings_of
 from lowmem_brats.data.nifti import count_voxels, is_own_result, read_label
-from lowmem_brats.data.slices import cut_label, is_flat, occupied, prepare, views_of
+from lowmem_brats.data.slices import VIEWS, active_slices, cut_label, occupied, prepare, usable, views_of
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import add_to_checksum, replace_when_complete
 
-FORMAT = 5  # of an entry; one of another format is not found
+FORMAT = 6  # of an entry; one of another format is not found
 ARRAYS = ("slices", "depth")
 
 
@@ -40,7 +40,7 @@ class CachedCase:
 
     case_id: str
     path: Path
-    """Of the .json; the arrays lie beside it."""
+    """Path of the .json; the arrays lie beside it."""
     shape_ZCHW: tuple[int, int, int, int]
     brain_VN: tuple[tuple[bool, ...], ...]
     """Per usable view, which of its slices hold brain."""
@@ -52,17 +52,17 @@ class CachedCase:
 
     @property
     def checksum(self) -> str:
-        """Of the files that it was prepared from, and of how."""
+        """Checksum of the files that it was prepared from, and of the way."""
         return self.path.stem.rpartition("-")[2]
 
     @property
     def flat(self) -> bool:
-        """Whether its slices lie far apart or are few."""
+        """Whether it can be seen axially only, as `SliceStack.flat`."""
         return len(self.brain_VN) == 1
 
     def usable(self, views: int) -> int:
-        """How many of the first `views` views it can be seen from."""
-        return min(views, len(self.brain_VN))
+        """From how many of the first `views` views it can be seen."""
+        return usable(views, self.flat)
 
     @property
     def slices_ZCHW(self) -> npt.NDArray[np.float16]:
@@ -90,12 +90,15 @@ class CachedCase:
         if region.depth > len(self.box_RA2):
             return None
         box_A2 = list(self.box_RA2[region.depth - 1])
-        box_A2[0], box_A2[view] = box_A2[view], box_A2[0]  # as `views_of` swaps the axes
+        axis = VIEWS[view].axis
+        box_A2[0], box_A2[axis] = box_A2[axis], box_A2[0]  # as `seen_from` swaps them
         return box_A2
 
-    def seen_by(self, region: Region, view: int = 0) -> npt.NDArray[np.bool_]:
-        """Which slices [N] of a view a region's network has to segment: with brain and with the region's parent."""
-        return np.array(self.brain_VN[view], np.bool_) & (np.array(self.depth_VN[view]) >= region.depth - 1)
+    def active_VN(self, region: Region, views: int) -> list[npt.NDArray[np.bool_]]:
+        """`active_slices` of a region's network of so many views, with the region's parent as in the label map."""
+        seen = self.usable(views)
+        brain_VN = [np.array(brain_N, np.bool_) for brain_N in self.brain_VN[:seen]]
+        return active_slices(brain_VN, [np.array(depth_N) >= region.depth - 1 for depth_N in self.depth_VN[:seen]])
 
 
 def build_cache(
@@ -153,19 +156,23 @@ def store_case(
     case_id: str,
     slices_ZCHW: npt.NDArray[np.float16],
     depth_ZHW: npt.NDArray[np.uint8],
+    flat: bool,
     warnings: Sequence[str] = (),
 ) -> CachedCase:
-    """Write an entry, its .json at `path` last. Raises InputError when the disk is full."""
+    """Write an entry, its .json at `path` last. Raises InputError when the disk is full.
+
+    `flat`: as `SliceStack.flat`, so that a training sees a case from the sides from which it is segmented.
+    """
     for kind, array in zip(ARRAYS, (slices_ZCHW, depth_ZHW), strict=True):
         with replace_when_complete(_array(path, kind)) as partial, partial.open("wb") as file:
             np.save(file, np.ascontiguousarray(array))  # so that a slice is one piece of the file
     brain_ZHW = (slices_ZCHW != 0).any(axis=1)
-    usable = 1 if is_flat(brain_ZHW) else 3
+    views = usable(len(VIEWS), flat)
     facts = {
         "arrays": [_fingerprint(_array(path, kind)) for kind in ARRAYS],
         "shape_ZCHW": slices_ZCHW.shape,
-        "brain_VN": [has_brain.tolist() for has_brain in occupied(brain_ZHW, usable)],
-        "depth_VN": [seen.max(axis=(1, 2)).tolist() for seen in views_of(depth_ZHW, usable)],
+        "brain_VN": [has_brain.tolist() for has_brain in occupied(brain_ZHW, views)],
+        "depth_VN": [seen.max(axis=(1, 2)).tolist() for seen in views_of(depth_ZHW, views)],
         "box_RA2": [_box(depth_ZHW >= depth) for depth in range(1, int(depth_ZHW.max()) + 1)],
         "warnings": list(warnings),
     }
@@ -247,7 +254,7 @@ def _remove_older(path: Path, name: str) -> None:
 
 
 def _checksum(files: CaseFiles, stride: int, convention: LabelConvention) -> str:
-    """Of all that decides the slices: the bytes of the files, and how they are prepared."""
+    """Checksum of all that decides the slices: the bytes of the files, and the way in which they are prepared."""
     digest = hashlib.blake2b(f"{FORMAT} {PREPROCESSING} {stride} {convention.name}".encode(), digest_size=8)
     named = dict(files.images) | ({"stacked": files.stacked} if files.stacked else {}) | {"label": files.labels[0]}
     for name, path in sorted(named.items()):
@@ -258,7 +265,7 @@ def _checksum(files: CaseFiles, stride: int, convention: LabelConvention) -> str
 
 def _prepare(
     files: CaseFiles, stride: int, convention: LabelConvention
-) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8], list[str]]:
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8], bool, list[str]]:
     label_path = files.labels[0]
     if is_own_result(label_path):
         found = "a result of this program that nobody has corrected"
@@ -268,4 +275,4 @@ def _prepare(
     stack = prepare(case.images_CXYZ, stride, case.spacing_mm)
     depth_XYZ = nesting_depth(split_regions(label.data, convention, label_path))
     warnings = [f"{label_path.name}: {text}" for text in [*label.warnings, *warnings_of(label.data, convention)]]
-    return stack.slices_ZCHW, cut_label(depth_XYZ, stack), case.warnings + stack.notes + warnings
+    return stack.slices_ZCHW, cut_label(depth_XYZ, stack), stack.flat, case.warnings + stack.notes + warnings

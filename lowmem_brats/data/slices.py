@@ -6,6 +6,7 @@ patient's left: the usual radiological view), N or Z slices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,24 @@ FLATTEST = 2.0
 THICK = 1.5
 """Times that slices along X or Y may be thicker than the finest axis before they are interpolated."""
 
-SYMMETRIC_VIEWS = 2
-"""Axial and coronal slices have left and right along their last axis, sagittal ones foot and head."""
+
+@dataclass(frozen=True)
+class View:
+    """A side from which a stack of axial slices is seen: slices along another of its axes."""
+
+    name: str
+    axis: int
+    """Of [Z, H, W]: the axis that counts the slices. It changes places with Z."""
+    symmetric: bool
+    """Whether left and right are along the last axis, so that a mirrored slice shows a head too."""
+
+
+VIEWS = (
+    View("axial", axis=0, symmetric=True),
+    View("coronal", axis=1, symmetric=True),
+    View("sagittal", axis=2, symmetric=False),
+)
+"""All views, in the order in which networks see them: a network of two views sees the first two."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,7 @@ class SliceStack:
     @property
     def notes(self) -> list[str]:
         """What was done that a user should know."""
-        thick = [(name, k) for name, k in zip(("coronal", "sagittal"), self.stretch_HW, strict=True) if k > 1]
+        thick = [(view.name, k) for view, k in zip(VIEWS[1:], self.stretch_HW, strict=True) if k > 1]
         return [f"thick {name} slices are interpolated to {k} times as many for the networks" for name, k in thick]
 
 
@@ -131,13 +148,29 @@ def to_voxels(sum_KZHW: npt.NDArray[np.float32], stack: SliceStack) -> npt.NDArr
     return mean_KZHW
 
 
-def views_of(stack: npt.NDArray[Any], views: int, axis: int = 0) -> list[npt.NDArray[Any]]:
-    """A stack of axial slices as stacks of axial, coronal and sagittal ones, the first `views` of them, none copied.
+def usable(views: int, flat: bool) -> int:
+    """From how many of the first `views` views a stack can be seen."""
+    return 1 if flat else views
+
+
+def seen_from(view: int, stack: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
+    """A stack of axial slices as the stack of slices of one of VIEWS, not copied.
 
     `axis`: where Z is; the last two are H and W. Coronal slices are [Z, W], sagittal ones [H, Z], so neither is larger
     than an axial slice of a brain.
     """
-    return [np.swapaxes(stack, axis, side) for side in (axis, -2, -1)[:views]]
+    return np.swapaxes(stack, axis, (axis, -2, -1)[VIEWS[view].axis])
+
+
+def views_of(stack: npt.NDArray[Any], views: int, axis: int = 0) -> list[npt.NDArray[Any]]:
+    """A stack of axial slices seen from the first `views` of VIEWS; arguments as `seen_from`."""
+    return [seen_from(view, stack, axis) for view in range(views)]
+
+
+def slice_sizes(shape_ZHW: tuple[int, int, int], views: int) -> list[tuple[int, int]]:
+    """Rows and columns of the slices in each of the first `views` of VIEWS, of a stack of this shape."""
+    outline_ZHW = np.broadcast_to(np.False_, shape_ZHW)  # takes no memory
+    return [(seen.shape[1], seen.shape[2]) for seen in views_of(outline_ZHW, views)]
 
 
 def with_context(
@@ -163,9 +196,19 @@ def occupied(mask_ZHW: npt.NDArray[np.bool_], views: int) -> list[npt.NDArray[np
     return [np.logical_or.reduce(seen, axis=(1, 2)) for seen in views_of(mask_ZHW, views)]
 
 
+def active_slices(
+    brain_VN: Sequence[npt.NDArray[np.bool_]], parent_VN: Sequence[npt.NDArray[np.bool_]]
+) -> list[npt.NDArray[np.bool_]]:
+    """For each view, which slices a region's network sees: those with brain and with the region's parent.
+
+    Both as `occupied`. Fusion is nested, so no other slice can hold any of the region.
+    """
+    return [brain_N & parent_N for brain_N, parent_N in zip(brain_VN, parent_VN, strict=True)]
+
+
 def is_flat(brain_ZHW: npt.NDArray[np.bool_]) -> bool:
     """Whether a brain's axial slices lie so far apart, or are so few, that from the other sides it looks like none."""
-    sizes = [int(used.sum()) for used in occupied(brain_ZHW, 3)]
+    sizes = [int(used.sum()) for used in occupied(brain_ZHW, len(VIEWS))]
     return sizes[0] * FLATTEST < max(sizes)
 
 

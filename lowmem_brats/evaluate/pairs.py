@@ -12,13 +12,24 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 from lowmem_brats.data.case_files import kind_of, niftis, stem
-from lowmem_brats.data.geometry import check_same_grid
+from lowmem_brats.data.geometry import Volume, check_same_grid
 from lowmem_brats.data.labels import LabelConvention, Region, split_regions, warnings_of
 from lowmem_brats.data.nifti import read_label
 from lowmem_brats.errors import InputError
 from lowmem_brats.evaluate.metrics import RegionScore, score_region
 
 MEASURES = tuple(field.name for field in fields(RegionScore))
+
+
+@dataclass(frozen=True)
+class LabelledVolume:
+    """A label map, and how to read it."""
+
+    volume: Volume
+    """`data`: uint8, in LPS order."""
+    convention: LabelConvention
+    path: Path
+    """What to call it in errors and warnings."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,10 @@ class PatientScores:
     """One score per region."""
     warnings: tuple[str, ...] = ()
     """What may be wrong with the patient's files."""
+
+    def __getitem__(self, region: str) -> RegionScore:
+        """The score of a region: `wt`, `tc` or `et`."""
+        return self.regions[Region(region)]
 
 
 @dataclass(frozen=True)
@@ -57,20 +72,30 @@ def evaluate_pairs(
     of different grids, or a label unknown to its convention.
     """
     scores = []
-    for case_id, predicted_path, reference_path in pairs:
-        predicted, reference = read_label(predicted_path), read_label(reference_path)
-        check_same_grid(predicted, predicted_path, reference, reference_path)
-        masks, warnings = [], []
-        for label, convention, path in (
-            (predicted, predicted_convention, predicted_path),
-            (reference, reference_convention, reference_path),
-        ):
-            masks.append(split_regions(label.data, convention, path))
-            warnings += [f"{path}: {text}" for text in [*label.warnings, *warnings_of(label.data, convention)]]
-        regions = {r: score_region(masks[0][r], masks[1][r], reference.spacing_mm) for r in Region}
-        scores.append(PatientScores(case_id, regions, tuple(warnings)))
+    for case_id, *paths in pairs:
+        predicted, reference = (
+            LabelledVolume(read_label(path), convention, path)
+            for path, convention in zip(paths, (predicted_convention, reference_convention), strict=True)
+        )
+        scores.append(score_patient(case_id, predicted, reference))
         on_progress(len(scores), len(pairs))
     return scores
+
+
+def score_patient(case_id: str, predicted: LabelledVolume, reference: LabelledVolume) -> PatientScores:
+    """Score the label map of one patient.
+
+    Raises InputError for different grids, or a label unknown to its convention.
+    """
+    check_same_grid(predicted.volume, predicted.path, reference.volume, reference.path)
+    masks, warnings = [], []
+    for each in (predicted, reference):
+        masks.append(split_regions(each.volume.data, each.convention, each.path))
+        found = [*each.volume.warnings, *warnings_of(each.volume.data, each.convention)]
+        warnings += [f"{each.path}: {text}" for text in found]
+    spacing_mm = reference.volume.spacing_mm
+    regions = {region: score_region(masks[0][region], masks[1][region], spacing_mm) for region in Region}
+    return PatientScores(case_id, regions, tuple(warnings))
 
 
 def summarise(scores: list[PatientScores]) -> Summary:

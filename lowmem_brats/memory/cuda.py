@@ -35,7 +35,7 @@ def measure_context(device: torch.device) -> int:
     torch.nn.functional.conv2d(slices_NCHW, slices_NCHW[..., :3, :3]).sum().backward()
     del slices_NCHW
     torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # what the allocator keeps is not the context's
     after = _driver_used(device)
     if before is None or after is None:
         return ASSUMED_CONTEXT

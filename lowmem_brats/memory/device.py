@@ -71,7 +71,7 @@ def unsupported_card(name: str, capability: tuple[int, int], architectures: list
 
 
 def _card_advice(capability: tuple[int, int]) -> str:
-    """Which torch to install for a card that the installed one has no code for."""
+    """Advice on the torch to install for a card that the installed one has no code for."""
     if capability < (5, 0):
         return "No current torch supports so old a card: use the CPU."
     if capability < (7, 5):
@@ -141,7 +141,7 @@ def process_peak_bytes() -> int | None:
 
 
 def storage_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor's storage as the CUDA allocator would count them, in steps of 512."""
+    """Bytes of a tensor's storage, rounded up to 512 as the CUDA allocator does."""
     return -(-tensor.untyped_storage().nbytes() // 512) * 512
 
 

@@ -31,14 +31,17 @@ BATCHES = {"cpu": (4, 2, 1), "cuda": (32, 16, 8, 4, 2, 1)}
 takes 1.25 times as long (U-Net of width 24; EMCAD-B0: 2.0)."""
 
 RECOMPUTING = {"none": 0.0, "widest": 0.10, "all": 0.28}
-"""Which stages are recomputed in the backward pass → what this adds to a step's time: the operations of those stages as
-a share of the U-Net's step, in which the backward pass counts twice the forward pass."""
+"""Stages that are recomputed in the backward pass → the time that this adds to a step, as a share of it.
+
+The share is that of the stages' operations in a step of the U-Net, with a backward pass of twice the forward pass."""
 
 TWO_PASSES = 0.33
-"""What micro-batches of any size add to a step's time: one more forward pass."""
+"""Share of a step's time that micro-batches of any size add: one more forward pass, a third of a step."""
 
 LADDER = tuple(size * MIB for size in (256, 512, 1024, 1536, 2048, 4096, 6144, 8192))
+"""Bytes of the budgets that `plan` shows: the memory of small and old cards."""
 WIDTHS = tuple(range(8, 129, 8))
+"""Widths among which the largest that fits is searched; multiples of 8, because group norm has 8 groups."""
 LARGEST_SIDE = 16384
 """Pixels; no image is larger, and counts of bytes must not overflow."""
 
@@ -48,7 +51,7 @@ class InferencePlan:
     """How slices are segmented by a network."""
 
     device: str
-    """As torch names it."""
+    """Device that computes, in torch's words: `cpu`, `cuda:0`."""
     precision: str
     """`fp32`, `fp16` or `bf16`."""
     batch: int
@@ -58,7 +61,7 @@ class InferencePlan:
     components: dict[str, int] = field(default_factory=dict)
     """Those bytes by kind: parameters, gradients, optimizer, activations."""
     reserve_bytes: int = 0
-    """Bytes kept free besides for CUDA."""
+    """Bytes that are kept free for CUDA in addition."""
 
 
 @dataclass(frozen=True)

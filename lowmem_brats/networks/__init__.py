@@ -1,4 +1,4 @@
-"""The table of networks. To add one: a file here, a row in NETWORKS, a row in NOTICE, a row in the README."""
+"""The table of networks. To add one: a file here, and a row in NETWORKS, `config.NETWORKS`, NOTICE and the README."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.labels import Mask
+from lowmem_brats.train.validate import Example
 
 Bytes = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -66,20 +67,6 @@ class Panel:
     x_label: str = "steps"
     y_range: Range | None = None
     """Lowest and highest value shown; values beyond are drawn on the edge. None: taken from the data."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A slice of a validation patient and the prediction for it."""
-
-    case_id: str
-    slice_CHW: npt.NDArray[np.float32]
-    """Channels as config.MODALITIES, z-scored, background 0."""
-    reference_HW: Mask
-    predicted_HW: Mask
-    z: int
-    dice: float
-    """Dice of the whole patient, not of the slice."""
 
 
 def draw_curves(panels: Sequence[Panel], title: str) -> Image.Image:

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.labels import LabelConvention, LabelMap, Mask, format_millilitres, split_regions
+from lowmem_brats.data.slices import VIEWS
 from lowmem_brats.errors import InputError
 from lowmem_brats.pictures.curves import (
     FAINT,
@@ -63,10 +64,11 @@ class Plane:
         return page_HW[::-1] if self.down == 2 else page_HW  # Z rises to superior, which belongs at the top
 
 
+_AXIAL, _CORONAL, _SAGITTAL = (view.name for view in VIEWS)
 PLANES = (
-    Plane("axial", axis=2, across=0, down=1, edges=("R", "L", "A", "P")),
-    Plane("coronal", axis=1, across=0, down=2, edges=("R", "L", "S", "I")),
-    Plane("sagittal", axis=0, across=1, down=2, edges=("A", "P", "S", "I")),
+    Plane(_AXIAL, axis=2, across=0, down=1, edges=("R", "L", "A", "P")),
+    Plane(_CORONAL, axis=1, across=0, down=2, edges=("R", "L", "S", "I")),
+    Plane(_SAGITTAL, axis=0, across=1, down=2, edges=("A", "P", "S", "I")),
 )
 
 

@@ -1,9 +1,10 @@
-"""One case, from NIfTI to NIfTI.
+"""One case, from its files or images to its label map: read, segment in memory, write.
 
-A network of all regions looks at every slice with brain. Of three networks WT's does, TC's looks where WT was found and
-ET's where TC was found, which is exact, because fusion is nested: a slice without WT can hold no TC or ET. On which of
-these slices it runs `routing` decides. Several sets share the views, so they cost no time; a flat stack has one view,
-and each set looks at it. One network is in memory at a time.
+A network of all three regions looks at every slice with brain. Where each region has its own network, WT's looks at
+every slice with brain, TC's at slices where WT was found, and ET's at slices where TC was found. This loses nothing,
+because fusion is nested: a slice without WT can hold no TC or ET. `routing` then chooses the slices that are run.
+Several sets share the views, so they take no longer than one; a flat stack has one view, and each set looks at it. One
+network is in memory at a time.
 """
 
 from __future__ import annotations
@@ -11,85 +12,118 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lowmem_brats import __version__
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.data.case import Case, read_case
 from lowmem_brats.data.case_files import CaseFiles
-from lowmem_brats.data.labels import CONVENTIONS, LabelConvention, Region, fuse_regions
-from lowmem_brats.data.nifti import write_label_map
-from lowmem_brats.data.slices import SliceStack, occupied, prepare, to_volume, to_voxels, views_of
+from lowmem_brats.data.labels import LabelConvention, Region, convention_of, fuse_regions
+from lowmem_brats.data.slices import (
+    SliceStack,
+    active_slices,
+    occupied,
+    prepare,
+    slice_sizes,
+    to_volume,
+    to_voxels,
+    usable,
+)
 from lowmem_brats.engine.precision import choose_precision
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.files import add_to_checksum
 from lowmem_brats.memory import cuda
+from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
 from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
 from lowmem_brats.networks import SliceNetwork, stride_of
 from lowmem_brats.segment.cleanup import drop_doubtful
+from lowmem_brats.segment.result import Segmentation, SegmentReport
 from lowmem_brats.segment.stack import Prediction, count_passes, place, predict_finite, predict_stack
 from lowmem_brats.weights.store import WeightsFile, WeightsSet, load_network, open_set, versions
 
 OnProgress = Callable[[str, int, int], None]
 
 
-@dataclass
-class SegmentReport:
-    """Everything that happened to one case."""
-
-    case_id: str
-    output: str
-    weights: str
-    labels: str
-    vram: str
-    versions: dict[str, str]
-    plan: InferencePlan
-    """Made when the size of the brain is known."""
-    seconds: dict[str, float]
-    """Per stage, in order; `load` is reading and slicing, and loading torch's planning tools."""
-    slices: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Per network, named by its regions: `run` and `skipped`, of the slices that hold brain."""
-    voxels: dict[str, int] = field(default_factory=dict)
-    """Per tissue."""
-    millilitres: dict[str, float] = field(default_factory=dict)
-    """Per tissue."""
-    doubtful_millilitres: dict[str, float] = field(default_factory=dict)
-    """What the next took away: `wt`, islands that became background; `et`, which became core."""
-    min_confidence: float = 0.0
-    """The share that was used for `drop_doubtful`."""
-    min_confidence_of: str = ""
-    """Where it comes from: `--min-confidence`, or the name of the weights."""
-    peak_bytes: int = 0
-    """Most bytes of tensors on the device at once, to compare with `plan.predicted_bytes`."""
-    cuda_peak: dict[str, int] | None = None
-    """On a card: most bytes reserved, and used as the driver sees it."""
-    process_peak_bytes: int | None = None
-    """Most resident host memory of the whole process so far, torch itself included; None where unknown."""
-    warnings: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
-class Segmentation:
-    """A segmented case in memory, LPS order."""
+class _Setup:
+    """The settings of a configuration, with the weights opened and the device chosen."""
 
-    case: Case
-    label_XYZ: npt.NDArray[np.uint8]
-    report: SegmentReport
+    config: SegmentConfig
+    weights: WeightsSet
+    convention: LabelConvention
+    device: torch.device
+    precision: str
+    """`fp32`, `fp16` or `bf16`."""
+    budget: MemoryBudget
+    notes: list[str]
+    """Why the device is not the best one."""
+
+
+def segment_case(
+    files: CaseFiles,
+    output: Path,
+    config: SegmentConfig,
+    on_progress: OnProgress = lambda stage, done, total: None,
+    on_plan: Callable[[InferencePlan], None] = lambda plan: None,
+    overwrite: bool = True,
+) -> Segmentation:
+    """Segment one case from files and write its label map to `output`, in the grid of its first image.
+
+    Otherwise as `segment_files`. Raises InputError too where `output` cannot be written, or, without `overwrite`,
+    exists by then; all other errors are raised before anything is written.
+    """
+    result = segment_files(files, config, on_progress, on_plan)
+    with _timed(result.report.seconds, "write"):
+        result.save(output, overwrite)
+    return result
+
+
+def segment_files(
+    files: CaseFiles,
+    config: SegmentConfig,
+    on_progress: OnProgress = lambda stage, done, total: None,
+    on_plan: Callable[[InferencePlan], None] = lambda plan: None,
+) -> Segmentation:
+    """Read one case and segment it, as `segment_images`.
+
+    Raises InputError for files that cannot be used, as `read_case`.
+    """
+    setup, seconds = _set_up(config), dict[str, float]()
+    with _timed(seconds, "load"):
+        case = read_case(files)
+        made_from = origin(files, config, setup.weights)
+    return replace(_segment(case, setup, seconds, on_progress, on_plan), origin=made_from)
+
+
+def segment_images(
+    case: Case,
+    config: SegmentConfig,
+    on_progress: OnProgress = lambda stage, done, total: None,
+    on_plan: Callable[[InferencePlan], None] = lambda plan: None,
+) -> Segmentation:
+    """Segment a case that is in memory.
+
+    `on_progress(regions, slices done, slices in all)` is called after each batch, and `on_plan(plan)` before the first
+    network runs and again where the plan changes. Raises InputError for settings that cannot be used, WeightsError for
+    weights, and BudgetError where the budget is too small.
+    """
+    return _segment(case, _set_up(config), {}, on_progress, on_plan)
 
 
 def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet) -> str:
     """Checksum of all that a label map is made from: the bytes of images and weights, the settings, this version.
 
-    Where it computes, and in how much memory, does not count. Raises InputError for a file that cannot be read.
+    The device and the budget do not count. Raises InputError for a file that cannot be read.
     """
     settings = replace(config, weights=(), device="", vram="", min_confidence=least_confidence(config, weights))
     digest = hashlib.blake2b(repr((__version__, settings, list(files.images))).encode(), digest_size=8)
@@ -104,65 +138,52 @@ def least_confidence(config: SegmentConfig, weights: WeightsSet) -> float:
     return weights.min_confidence if config.min_confidence is None else config.min_confidence
 
 
-def segment_case(
-    files: CaseFiles,
-    output: Path,
-    config: SegmentConfig,
-    on_progress: OnProgress = lambda stage, done, total: None,
-    on_plan: Callable[[InferencePlan], None] = lambda plan: None,
-    overwrite: bool = True,
-) -> Segmentation:
-    """Segment one case and write its label map to `output`, in the grid of its first image.
-
-    `on_progress(regions, slices done, slices in all)`; `on_plan` is called before a network runs. Raises
-    InputError, WeightsError or BudgetError before anything is written; without `overwrite` also where there is an
-    `output` by then.
-    """
-    convention, seconds = CONVENTIONS[config.labels], dict[str, float]()
-    weights = open_set(config.weights, alone=config.fast)
-    device, warnings = choose_device(config.device)
+def _set_up(config: SegmentConfig) -> _Setup:
+    """Find everything that may be wrong with the settings, before an image is read."""
+    convention, weights = convention_of(config.labels), open_set(config.weights, alone=config.fast)
+    device, notes = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    budget = open_budget(config.vram, device)
+    return _Setup(config, weights, convention, device, precision, open_budget(config.vram, device), notes)
+
+
+def _segment(
+    case: Case,
+    setup: _Setup,
+    seconds: dict[str, float],
+    on_progress: OnProgress,
+    on_plan: Callable[[InferencePlan], None],
+) -> Segmentation:
+    """Segment a case; `seconds`: the time that reading it took, to which each stage adds its own."""
+    config, weights, convention = setup.config, setup.weights, setup.convention
     with _timed(seconds, "load"):
         warm_up()
-        case = read_case(files)
         stack = prepare(case.images_CXYZ, stride_of(weights.network), case.spacing_mm)
     with _timed(seconds, "plan"):
         views = _views(weights, stack, config)
-        size_HW = max((seen.shape[2:] for seen in views_of(stack.slices_ZCHW, views)), key=math.prod)
+        size_HW = max(slice_sizes(stack.brain_ZHW.shape, views), key=math.prod)
 
         def plan_in(precision: str) -> InferencePlan:
-            plan = plan_inference(weights.network, size_HW, budget, str(device), precision)
+            plan = plan_inference(weights.network, size_HW, setup.budget, str(setup.device), precision)
             on_plan(plan)
             return plan
 
-        plan = plan_in(precision)
-    report = SegmentReport(
-        files.case_id, str(output), weights.name, convention.name, config.vram, versions(), plan, seconds
-    )
+        plan = plan_in(setup.precision)
+    report = SegmentReport(case.case_id, weights.name, convention.name, config.vram, versions(), plan, seconds)
     report.min_confidence = least_confidence(config, weights)
     report.min_confidence_of = weights.name if config.min_confidence is None else "--min-confidence"
-    report.warnings = warnings + case.warnings + stack.notes
+    report.warnings = setup.notes + case.warnings + stack.notes
     found = _predict_regions(weights, stack, config, report, plan_in, on_progress)
     with _timed(seconds, "fuse"):
         logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
         masks, gone = drop_doubtful(logit_ZHW, report.min_confidence)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
-        voxel_mm3 = float(np.prod(case.spacing_mm))
-    with _timed(seconds, "write"):
-        write_label_map(label_XYZ, case.reference, output, origin(files, config, weights), overwrite)
-    report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
-    if gone[Region.ET]:
-        doubtful = f"{1000 * report.doubtful_millilitres['et']:.0f} mm³ of enhancing tumour"
-        rule = f"share {report.min_confidence:g} of {report.min_confidence_of}"
-        report.warnings.append(f"{doubtful} are doubtful and counted as core ({rule}; --min-confidence 0 keeps them)")
-    _count(report, label_XYZ, convention, voxel_mm3)
+    _count(report, label_XYZ, gone, convention, float(np.prod(case.spacing_mm)))
     return Segmentation(case, label_XYZ, report)
 
 
 def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int:
-    """From how many sides the case is seen."""
-    return 1 if config.fast or stack.flat else weights.network.views
+    """The number of sides from which the case is looked at: 1 axial, 2 coronal too, 3 sagittal too."""
+    return usable(1 if config.fast else weights.network.views, stack.flat)
 
 
 def _predict_regions(
@@ -175,7 +196,7 @@ def _predict_regions(
 ) -> dict[Region, npt.NDArray[np.float32]]:
     """Run the networks, one in memory at a time: region → logits added up over the views, as `Prediction.sum_KZHW`.
 
-    `plan_in`: precision → plan, for a network whose logits are not finite in the report's.
+    `plan_in(precision)` makes a new plan; it is called if a network gives NaN or infinity in the planned precision.
     """
     logit_ZHW: dict[Region, npt.NDArray[np.float32]] = {}
     views = _views(weights, stack, config)
@@ -189,8 +210,7 @@ def _predict_regions(
         with _timed(report.seconds, name):
             sums = [_look(turn, stack, active_VN, config, report, plan_in, on_progress) for turn in turns]
         logit_ZHW |= zip(regions, sum(sums[1:], sums[0]), strict=True)
-        found_VN = occupied(logit_ZHW[regions[-1]] > 0, views)
-        active_VN = [active & found for active, found in zip(active_VN, found_VN, strict=True)]
+        active_VN = active_slices(active_VN, occupied(logit_ZHW[regions[-1]] > 0, views))
     return logit_ZHW
 
 
@@ -203,7 +223,10 @@ def _look(
     plan_in: Callable[[str], InferencePlan],
     on_progress: OnProgress,
 ) -> npt.NDArray[np.float32]:
-    """Run networks of one kind that share the views, and report it; returns `Prediction.sum_KZHW`."""
+    """Run the networks of one region, each from its share of the views, and report it; returns `Prediction.sum_KZHW`.
+
+    `active_VN`: the slices of each view that may be run.
+    """
     name, slices_ZCHW = files[0].name, stack.slices_ZCHW
     how = config.tta, partial(on_progress, name.upper()), config.narrow, stack.flat
 
@@ -233,7 +256,7 @@ def _plan_fp32(name: str, report: SegmentReport, plan_in: Callable[[str], Infere
 
 
 def _network_of(files: Sequence[WeightsFile], plan: InferencePlan) -> Callable[[int], SliceNetwork]:
-    """View → the network that looks from there. Several take turns; one is loaded once."""
+    """A function from a view to its network. Several networks take turns; a single one is loaded once."""
     if len(files) == 1:
         network = place(load_network(files[0]), plan)
         return lambda view: network
@@ -241,8 +264,18 @@ def _network_of(files: Sequence[WeightsFile], plan: InferencePlan) -> Callable[[
 
 
 def _count(
-    report: SegmentReport, label_XYZ: npt.NDArray[np.uint8], convention: LabelConvention, voxel_mm3: float
+    report: SegmentReport,
+    label_XYZ: npt.NDArray[np.uint8],
+    gone: Mapping[Region, int],
+    convention: LabelConvention,
+    voxel_mm3: float,
 ) -> None:
+    """Report volumes: of each tissue, and of what `drop_doubtful` took away, in voxels `gone` per region."""
+    report.doubtful_millilitres = {region.value: count * voxel_mm3 / 1000 for region, count in gone.items()}
+    if gone[Region.ET]:
+        doubtful = f"{1000 * report.doubtful_millilitres['et']:.0f} mm³ of enhancing tumour"
+        rule = f"share {report.min_confidence:g} of {report.min_confidence_of}"
+        report.warnings.append(f"{doubtful} are doubtful and counted as core ({rule}; --min-confidence 0 keeps them)")
     for tissue, label in convention.tissues.items():
         report.voxels[tissue] = int((label_XYZ == label).sum())
         report.millilitres[tissue] = report.voxels[tissue] * voxel_mm3 / 1000
@@ -253,4 +286,4 @@ def _count(
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - began
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

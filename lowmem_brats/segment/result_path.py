@@ -1,4 +1,4 @@
-"""Where the label map of a case goes, and that nothing drawn by a person is lost there."""
+"""Choose the path of a case's label map, and refuse to replace a label map that a person has drawn."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ OTHER_FORMATS = re.compile(
 
 
 def output_path(files: CaseFiles, requested: str | Path | None) -> Path:
-    """Where a case's label map goes: `requested` if that names one, else `<case_id>_seg.nii.gz` in that folder.
+    """Return the path of a case's label map: `requested` if it names one, else `<case_id>_seg.nii.gz` in that folder.
 
-    None: the case's own folder. Raises InputError as `names_label_map`.
+    `requested`: what the user gave with -o; None stands for the case's own folder. Raises InputError as
+    `names_label_map`.
     """
     if requested is not None and names_label_map(requested):
         return Path(requested)
     return Path(files.folder if requested is None else requested) / f"{files.case_id}_seg.nii.gz"
 
 
-def names_label_map(requested: str | Path) -> bool:
-    """Whether a path is that of a label map, .nii or .nii.gz, and not of a folder for it.
+def names_label_map(requested: str | os.PathLike[str]) -> bool:
+    """Whether a path names a label map (.nii or .nii.gz); False if it names a folder to put it in.
 
-    A folder is what is one already, what ends with a slash, and whatever has no suffix of a file. Raises InputError
-    for other files.
+    A path names a folder if the folder exists, if it ends with a slash, or if it has none of OTHER_FORMATS' endings.
+    Raises InputError for a file of another format.
     """
     path = Path(requested)
     if os.path.isdir(path) or str(requested).endswith(("/", os.sep)):

@@ -1,9 +1,9 @@
 """Choose the slices that a network runs on, since most slices hold no tumour.
 
-First every second axial slice is run, then the axial slices next to one where something was found, then the coronal and
-sagittal slices that cross what the axial ones found. A voxel that not all three views have looked at stays background.
-Unlike the skipping of nested regions this is not exact: a finding on a single axial slice between two others, or one
-that only the other views show, is missed. How much this changes is in docs/segmenting.md.
+Every second axial slice is run first, then the axial slices next to one where something was found, then the coronal and
+sagittal slices that cross what the axial ones found. A voxel that one of the views has not looked at stays background.
+This is not exact: a finding on a single axial slice between two others, or one that only the other views show, is
+missed. docs/segmenting.md gives the difference in Dice.
 Shape suffix: N slices of a view.
 """
 
@@ -19,6 +19,7 @@ def every_second(active_N: Slices) -> Slices:
     """The first, third, fifth, … slice of each run of active slices, so all other active ones are next to one."""
     numbers = np.arange(len(active_N))
     before_run_N = np.maximum.accumulate(np.where(active_N, -1, numbers))
+    # Counted from the start of each run, so that the first slice of every run is among them.
     even: Slices = active_N & ((numbers - before_run_N) % 2 == 1)
     return even
 

@@ -1,4 +1,4 @@
-"""A network, or one for each side, over one stack of slices.
+"""Run a network, or one for each view, over the slices of a case and add up the logits.
 
 Shape suffixes: Z slices of a case, N slices in a batch, C modalities, K regions, H W in-plane.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lowmem_brats.data.slices import SYMMETRIC_VIEWS, occupied, views_of, with_context
+from lowmem_brats.data.slices import VIEWS, occupied, views_of, with_context
 from lowmem_brats.engine import step
 from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.errors import WeightsError
@@ -52,9 +52,10 @@ class Prediction:
 def sound_precision(
     load: Callable[[], SliceNetwork], slice_CHW: npt.NDArray[np.float16], device: str, precision: str
 ) -> tuple[str, list[str]]:
-    """The precision to run in, with a note where a card's half format fails `half_is_sound` and it is fp32 instead.
+    """Return the precision to run in, and notes: fp32 with a note if a card's half format fails `half_is_sound`.
 
-    `load` gives the network, fp32 on the CPU; it is called only where there is something to check.
+    `load()` returns the network in fp32 on the CPU; it is called only if there is something to check. `slice_CHW`:
+    z-scored.
     """
     plan = InferencePlan(device, precision, batch=1)
     if device == "cpu" or precision == "fp32" or half_is_sound(load(), slice_CHW, plan):
@@ -86,12 +87,15 @@ def place(network: SliceNetwork, plan: InferencePlan) -> SliceNetwork:
 
 
 def count_passes(active_VN: Sequence[npt.NDArray[np.bool_]], mirror: bool) -> int:
-    """Forward passes of a slice; `mirror`: of its mirror image as well, where left and right are in its plane."""
+    """Count the forward passes of single slices that it takes to run the active slices of each view.
+
+    `mirror`: mirror images are run too, from views in whose plane left and right lie.
+    """
     return sum(int(active_N.sum()) * _orientations(view, mirror) for view, active_N in enumerate(active_VN))
 
 
 def _orientations(view: int, mirror: bool) -> int:
-    return 2 if mirror and view < SYMMETRIC_VIEWS else 1
+    return 2 if mirror and VIEWS[view].symmetric else 1
 
 
 def predict_finite(
@@ -127,12 +131,13 @@ def predict_stack(
 ) -> Prediction:
     """Segment the brain with networks that `place` has put where the plan wants them.
 
-    `network_of`: view → the network that looks from there, the last one let go of before it is asked for;
-    `slices_ZCHW`: z-scored, on the host; `active_VN`: for each view to see it from, which slices to run; `mirror`: run
-    each mirrored as `count_passes` says; `narrow`: of these slices run only those where `routing` looks; `flat`:
-    slices lie too far apart to tell of each other, so each is shown without its neighbours, and none is left out. The
-    logits of a voxel are averaged. When the device runs out of memory all the same, the batch is halved and tried
-    again. Raises BudgetError when a single slice does not fit, and NotFinite at the first batch with such logits.
+    `network_of(view)` returns the network of a view; the last one is let go of before the next is asked for, so that
+    one is in memory. `slices_ZCHW`: z-scored, on the host. `active_VN`: for each view, the slices that may be run.
+    `mirror`: run mirror images too, as `count_passes` counts them. `narrow`: run only the active slices that `routing`
+    chooses. `flat`: slices lie too far apart for a network to compare neighbours, so each is shown alone and all active
+    ones are run.
+    If the device runs out of memory although the plan fits, the batch is halved and tried again. Raises BudgetError if
+    a single slice does not fit, and NotFinite at the first batch with logits that are NaN or infinite.
     """
     stack = _Stack(network_of, slices_ZCHW, active_VN, plan, mirror, on_progress, flat)
     if flat or not narrow:
@@ -150,7 +155,7 @@ def predict_stack(
 
 
 class _Stack:
-    """A stack of slices while networks run over it, and the logits added up so far."""
+    """The slices of a case while networks run over them, and the logits added up so far."""
 
     def __init__(
         self,
@@ -181,15 +186,15 @@ class _Stack:
         return Prediction(self._sum_KZHW, self._peak_bytes, self._plan.batch, self._run)
 
     def clear_unseen(self) -> None:
-        """Find nothing where not every view has looked: one or two would decide there alone."""
+        """Set the logits to 0 where not every view has looked, so that no one or two views decide there alone."""
         for sum_KNHW, ran_N in zip(self._sum_VKNHW, self._ran_VN, strict=True):
             sum_KNHW[:, ~ran_N] = 0
 
     def run(self, view: int, chosen_N: npt.NDArray[np.bool_], among_N: npt.NDArray[np.bool_] | None = None) -> None:
-        """Run the chosen slices of a view and leave out the others `among` which they were chosen."""
+        """Run the chosen slices of a view; the others in `among_N` are counted as left out, for the progress bar."""
         self._ran_VN[view] |= chosen_N
         if chosen_N.any() and view != self._looks_from:
-            del self._network  # one is in memory at a time
+            del self._network  # before the next is loaded: the plan has room for one
             self._network, self._looks_from = self._network_of(view), view
         for orientation in range(_orientations(view, self._mirror)):
             seen_NCHW, sum_KNHW = (
@@ -209,10 +214,10 @@ class _Stack:
             n = run_N[start : start + self._plan.batch]
             slices_nCHW = torch.from_numpy(with_context(seen_NCHW, n, self._network.context, self._flat))
             try:
-                # All batches of a view have one shape and the first is never the smallest: its peak is the peak.
+                # Measuring slows a pass. The first batch of a view is its largest, so its peak is the peak of all.
                 with meter if start == 0 else nullcontext():
                     logits_nKHW = step.predict_batch(self._network, slices_nCHW)
-                if not logits_nKHW.sum().isfinite():
+                if not logits_nKHW.sum().isfinite():  # the sum of any NaN or infinity is one
                     raise NotFinite
                 sum_KNHW[:, n] += logits_nKHW.numpy().swapaxes(0, 1)
                 start += len(n)

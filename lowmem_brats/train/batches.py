@@ -17,40 +17,13 @@ from torch import Tensor
 from lowmem_brats.config import MODALITIES, TrainConfig
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.slice_cache import CachedCase
-from lowmem_brats.data.slices import SYMMETRIC_VIEWS
+from lowmem_brats.data.slices import VIEWS
 from lowmem_brats.engine import parallel
 from lowmem_brats.engine.step import split_batch
 from lowmem_brats.train.augment import Augmentation, apply_augmentation, sample_augmentation
 from lowmem_brats.train.dataset import frame_of, gather, row_weights, targets_of, training_rows
 from lowmem_brats.train.read_ahead import read_ahead
 from lowmem_brats.train.windows import BORDER, centred, draw_corners, window_of
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The slices, or windows of them, and targets of one step, on the host, not augmented yet."""
-
-    slices_NCHW: Tensor
-    target_NKHW: Tensor
-    augmentation: Augmentation | None
-    border: int = 0
-    """Pixels at each edge that are there for the augmentation only, and are cut off after it."""
-
-    def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
-        """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""
-        parts = split_batch(self.slices_NCHW, self.target_NKHW, size)
-        if self.augmentation is None:
-            return parts
-        augmented = []
-        for number, (slices_NCHW, target_NKHW) in enumerate(parts):
-            draw = self.augmentation.part(number * size, number * size + len(slices_NCHW))
-            slices_NCHW, target_NKHW = apply_augmentation(draw, slices_NCHW.to(device), target_NKHW.to(device))
-            augmented.append((self._without_border(slices_NCHW).cpu(), self._without_border(target_NKHW).cpu()))
-        return augmented
-
-    def _without_border(self, pixels_NCHW: Tensor) -> Tensor:
-        height, width = pixels_NCHW.shape[2:]
-        return pixels_NCHW[..., self.border : height - self.border, self.border : width - self.border].contiguous()
 
 
 class Batches:
@@ -93,8 +66,36 @@ class Batches:
         augmentation = None
         if config.augment:
             shape_NCHW = (len(rows), len(MODALITIES), height, width)
-            augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, rows[:, 1] < SYMMETRIC_VIEWS)
+            symmetric_N = np.array([view.symmetric for view in VIEWS])[rows[:, 1]]
+            augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, symmetric_N)
         return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation, border)
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, self._regions[0].depth, purpose, number])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The slices, or windows of them, and targets of one step, on the host, not augmented yet."""
+
+    slices_NCHW: Tensor
+    target_NKHW: Tensor
+    augmentation: Augmentation | None
+    border: int = 0
+    """Pixels at each edge that are there for the augmentation only, and are cut off after it."""
+
+    def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
+        """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""
+        parts = split_batch(self.slices_NCHW, self.target_NKHW, size)
+        if self.augmentation is None:
+            return parts
+        augmented = []
+        for number, (slices_NCHW, target_NKHW) in enumerate(parts):
+            draw = self.augmentation.part(number * size, number * size + len(slices_NCHW))
+            slices_NCHW, target_NKHW = apply_augmentation(draw, slices_NCHW.to(device), target_NKHW.to(device))
+            augmented.append((self._without_border(slices_NCHW).cpu(), self._without_border(target_NKHW).cpu()))
+        return augmented
+
+    def _without_border(self, pixels_NCHW: Tensor) -> Tensor:
+        height, width = pixels_NCHW.shape[2:]
+        return pixels_NCHW[..., self.border : height - self.border, self.border : width - self.border].contiguous()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.data.case_list import LabelledCase
-from lowmem_brats.data.labels import CONVENTIONS, Region, names_of
+from lowmem_brats.data.labels import CONVENTIONS, Region, groups_of, names_of
 from lowmem_brats.data.slice_cache import CachedCase, build_cache, digest
 from lowmem_brats.engine import parallel
 from lowmem_brats.errors import InputError
@@ -91,12 +91,6 @@ def prepare_data(
     return data
 
 
-def _of_one_patient(alike: Sequence[str], patients: Mapping[str, str]) -> list[str]:
-    """All cases of the patients whom some cases show."""
-    same = {patients[case_id] for case_id in alike}
-    return [case_id for case_id, patient in patients.items() if patient in same]
-
-
 def copies(cached: Sequence[CachedCase]) -> list[list[str]]:
     """Groups of cases that share an image, voxel by voxel, as a case does that was copied to another name.
 
@@ -113,6 +107,12 @@ def copies(cached: Sequence[CachedCase]) -> list[list[str]]:
             if image_ZHW.any():
                 owners.setdefault((channel, digest(image_ZHW.tobytes())), []).append(case.case_id)
     return [list(group) for group in sorted({tuple(sorted(group)) for group in owners.values() if len(group) > 1})]
+
+
+def _of_one_patient(alike: Sequence[str], patients: Mapping[str, str]) -> list[str]:
+    """All cases of the patients whom some cases show."""
+    same = {patients[case_id] for case_id in alike}
+    return [case_id for case_id, patient in patients.items() if patient in same]
 
 
 def _note_divided(split: Split, patients: Mapping[str, str], note: Callable[[str], None]) -> None:
@@ -143,22 +143,11 @@ def _data(split: Split, cached: Sequence[CachedCase], patients: Mapping[str, str
     )
 
 
-def groups_of(config: TrainConfig) -> list[tuple[Region, ...]]:
-    """The regions of each network, in the order of training."""
-    regions = tuple(region for region in Region if region.value in config.regions)
-    return [regions] if config.network.outputs > 1 else [(region,) for region in regions]
-
-
-def holds_slices(case: CachedCase, region: Region, views: int) -> bool:
-    """Whether a region's network has any slice to look at in a case."""
-    return any(case.seen_by(region, view).any() for view in range(case.usable(views)))
-
-
 def check_regions(
     training: Sequence[CachedCase], validation: Sequence[CachedCase], config: TrainConfig, note: Callable[[str], None]
 ) -> None:
     """Note which networks have nothing to find, or nobody to be validated on. Raises InputError for no slice at all."""
-    for regions in groups_of(config):
+    for regions in groups_of(config.regions, config.network.outputs):
         training_rows(training, regions[0], config.network.views)
         seen = [case for case in validation if holds_slices(case, regions[0], config.network.views)]
         if validation and not seen:
@@ -169,6 +158,11 @@ def check_regions(
                 note(f"no training patient has any {region.name}: its network can only learn to find none")
             if seen and not any(_has(case, region) for case in seen):
                 note(f"no validation patient has any {region.name}: its Dice only tells whether none is found")
+
+
+def holds_slices(case: CachedCase, region: Region, views: int) -> bool:
+    """Whether a region's network has any slice to look at in a case."""
+    return any(active_N.any() for active_N in case.active_VN(region, views))
 
 
 def _has(case: CachedCase, region: Region) -> bool:

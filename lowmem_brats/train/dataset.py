@@ -16,7 +16,7 @@ from torch import Tensor
 from lowmem_brats.data.case_list import LabelledCase
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.slice_cache import CachedCase
-from lowmem_brats.data.slices import views_of, with_context
+from lowmem_brats.data.slices import seen_from, slice_sizes, with_context
 from lowmem_brats.errors import InputError
 from lowmem_brats.train.windows import cut
 
@@ -71,7 +71,7 @@ def frame_of(cases: Sequence[CachedCase], views: int) -> tuple[int, int]:
     sizes = []
     for case in cases:
         depth, _, height, width = case.shape_ZCHW
-        sizes += [(height, width), (depth, width), (height, depth)][: case.usable(views)]
+        sizes += slice_sizes((depth, height, width), case.usable(views))
     height, width = np.array(sizes).max(axis=0).tolist()
     return height, width
 
@@ -81,8 +81,8 @@ def training_rows(cases: Sequence[CachedCase], region: Region, views: int) -> np
     rows = [
         (i, view, number)
         for i, case in enumerate(cases)
-        for view in range(case.usable(views))
-        for number in np.flatnonzero(case.seen_by(region, view)).tolist()
+        for view, active_N in enumerate(case.active_VN(region, views))
+        for number in np.flatnonzero(active_N).tolist()
     ]
     if not rows:
         found = f"no slice for {region.name} in {len(cases)} case{'s' if len(cases) > 1 else ''}"
@@ -118,9 +118,9 @@ def gather(
     """
     slices, depths = [], []
     for (i, view, number), corner_HW in zip(rows.tolist(), corners_N2.tolist(), strict=True):
-        seen_NCHW = views_of(cases[i].slices_ZCHW, 3)[view]
+        seen_NCHW = seen_from(view, cases[i].slices_ZCHW)
         slices.append(cut(with_context(seen_NCHW, np.array([number]), context, cases[i].flat)[0], corner_HW, size_HW))
-        depths.append(cut(views_of(cases[i].depth_ZHW, 3)[view][number][None], corner_HW, size_HW))
+        depths.append(cut(seen_from(view, cases[i].depth_ZHW)[number][None], corner_HW, size_HW))
     return torch.from_numpy(np.stack(slices)).float(), torch.from_numpy(np.stack(depths)).float()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from lowmem_brats.config import SegmentConfig, TrainConfig
@@ -12,6 +13,20 @@ from lowmem_brats.errors import describe
 from lowmem_brats.evaluate.pairs import PatientScores, evaluate_pairs, summarise, to_csv
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.segment.case import segment_case
+from lowmem_brats.train.networks import Run
+
+
+def score_test_part(run: Run, cases: Sequence[CaseFiles]) -> None:
+    """Score the installed set on the cases that were held out for the test, if any; report and tell the scores."""
+    report = run.report
+    scores, notes = score_held_out(
+        run.folder.path, cases, report.config, report.plans[0].precision, run.tell.on_progress
+    )
+    for text in notes:
+        run.note(text)
+    if scores:
+        report.test = {region.value: asdict(mean) for region, mean in summarise(scores).mean.items()}
+        run.tell.on_test(scores)
 
 
 def score_held_out(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lowmem_brats.config import NetworkConfig, TrainConfig
-from lowmem_brats.data.labels import Region, names_of
+from lowmem_brats.data.labels import Region, groups_of, names_of
 from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.engine import parallel
 from lowmem_brats.engine.precision import choose_precision
@@ -31,12 +31,13 @@ from lowmem_brats.memory.planner import TrainPlan, plan_train
 from lowmem_brats.networks import SliceNetwork, adapted, build_network, calibrate
 from lowmem_brats.segment.stack import sound_precision
 from lowmem_brats.train.batches import Batches
-from lowmem_brats.train.data import groups_of, holds_slices
+from lowmem_brats.train.data import holds_slices
 from lowmem_brats.train.dataset import frame_of
 from lowmem_brats.train.folder import RunFolder
-from lowmem_brats.train.loop import Epoch, Listener, NetworkTraining
+from lowmem_brats.train.loop import Listener, NetworkTraining
 from lowmem_brats.train.report import NetworkReport, TrainReport
-from lowmem_brats.train.validate import Validation
+from lowmem_brats.train.state import Epoch
+from lowmem_brats.train.validate import Example, Validation
 from lowmem_brats.train.windows import window_of
 from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network
 
@@ -57,6 +58,10 @@ class TrainListener:
     on_note: Callable[[str], None] = lambda note: None
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
     on_test: Callable[[list[PatientScores]], None] = lambda scores: None
+    draw_curves: Callable[[Path, TrainReport], None] = lambda path, report: None
+    """Draws how the training goes, after every epoch; `pictures.training` can."""
+    draw_examples: Callable[[Path, Epoch, list[Example]], None] = lambda path, epoch, examples: None
+    """Draws predictions on validation slices, after some epochs; `pictures.training` can."""
 
 
 @dataclass
@@ -69,6 +74,11 @@ class Run:
     training: list[CachedCase] = field(default_factory=list)
     validation: list[CachedCase] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
+
+    @property
+    def groups(self) -> list[tuple[Region, ...]]:
+        """The regions of each network, in the order of training."""
+        return groups_of(self.report.config.regions, self.report.config.network.outputs)
 
     def note(self, text: str) -> None:
         """Put a note in the report and on the screen, once."""
@@ -88,9 +98,15 @@ class Run:
 
     def write(self) -> None:
         """Write the report, once for all processes."""
-        self.attempt("metrics.csv and curves.png are not up to date", self.folder.draw_report, self.report)
+        self.attempt("metrics.csv and curves.png are not up to date", self._show_epochs)
         if parallel.rank() == 0:
             self.folder.write_report(self.report)
+
+    def _show_epochs(self) -> None:
+        """Write metrics.csv and have curves.png drawn, from the first epoch on."""
+        if any(network.epochs for network in self.report.networks.values()):
+            self.folder.write_metrics(self.report)
+            self.tell.draw_curves(self.folder.curves, self.report)
 
 
 def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwork:
@@ -98,10 +114,12 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
     config, device = run.report.config, run.report.device
     torch.manual_seed(config.seed)
     network = build_network(config.network)
-    begun = [group for group in groups_of(config) if resume and run.folder.holds(names_of(group))]
+    begun = [group for group in run.groups if resume and run.folder.holds(names_of(group))]
+    for group in begun:
+        run.folder.check(names_of(group))
     if config.encoder_weights and not begun:
         network.load_encoder(Path(config.encoder_weights))
-    for group in groups_of(config) if config.finetune else ():
+    for group in run.groups if config.finetune else ():
         if group not in begun:
             _finetuned(config, group)  # now, and not when the networks before it are trained
     if network.convolutions() and not begun and not config.finetune:
@@ -119,44 +137,10 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
 def _calibrated(network: SliceNetwork, run: Run) -> dict[str, Tensor]:
     """The network's weights, calibrated on slices as the first steps will see them."""
     config = replace(run.report.config, augment=False)
-    batches = Batches(run.training, groups_of(config)[0], config)
+    batches = Batches(run.training, run.groups[0], config)
     first = islice(batches.read(0), -(-CALIBRATION // config.batch))
     calibrate(network, torch.cat([batch.slices_NCHW for batch in first])[:CALIBRATION])
     return network.state_dict()
-
-
-def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
-    """Train one network after another; returns where each region's weights lie, beside the checkpoints.
-
-    All regions use this one network: each goes on from the weights of its parent region, which shows the same anatomy.
-    """
-    config = run.report.config
-    paths: dict[Region, Path] = {}
-    for group in groups_of(config):
-        if config.finetune and not run.folder.holds(names_of(group)):
-            network.load_state_dict(_finetuned(config, group))
-        validation = [case for case in run.validation if holds_slices(case, group[0], config.network.views)]
-        # Without patients to validate on, no epoch is better than the others.
-        watched = config if validation else replace(config, patience=None, schedule="cosine")
-        training = NetworkTraining(group, network, run.training, validation, watched, run.report.plans)
-        paths |= dict.fromkeys(group, _train_network(run, training))
-    return paths
-
-
-def _plan(run: Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
-    """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits."""
-    config, device = run.report.config, run.report.device
-    share = -(-config.batch // parallel.size())
-    size_HW = window_of(frame_of(run.training, config.network.views), config.window)
-    arguments = config.network, size_HW, share, budget, device
-    plans = [plan_train(*arguments, precision, config.loss)]
-    run.tell.on_plan(plans[0])
-    if config.precision == "auto" and precision != "fp32":
-        try:
-            plans.append(plan_train(*arguments, "fp32", config.loss))
-        except BudgetError:
-            run.note(f"fp32 does not fit in {config.vram}: training stays in {precision} also when it is unstable")
-    return plans
 
 
 def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torch.Tensor]:
@@ -177,26 +161,62 @@ def _like(network: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
     return replace(network, views=wanted.views, context=wanted.context, outputs=wanted.outputs)
 
 
+def _plan(run: Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
+    """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits."""
+    config, device = run.report.config, run.report.device
+    share = -(-config.batch // parallel.size())
+    size_HW = window_of(frame_of(run.training, config.network.views), config.window)
+    arguments = config.network, size_HW, share, budget, device
+    plans = [plan_train(*arguments, precision, config.loss)]
+    run.tell.on_plan(plans[0])
+    if config.precision == "auto" and precision != "fp32":
+        try:
+            plans.append(plan_train(*arguments, "fp32", config.loss))
+        except BudgetError:
+            run.note(f"fp32 does not fit in {config.vram}: training stays in {precision} also when it is unstable")
+    return plans
+
+
+def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
+    """Train one network after another; returns where each region's weights lie, beside the checkpoints.
+
+    All regions use this one network: each goes on from the weights of its parent region, which shows the same anatomy.
+    """
+    config = run.report.config
+    paths: dict[Region, Path] = {}
+    for group in run.groups:
+        if config.finetune and not run.folder.holds(names_of(group)):
+            network.load_state_dict(_finetuned(config, group))
+        validation = [case for case in run.validation if holds_slices(case, group[0], config.network.views)]
+        # Without patients to validate on, no epoch is better than the others.
+        watched = config if validation else replace(config, patience=None, schedule="cosine")
+        training = NetworkTraining(group, network, run.training, validation, watched, run.report.plans)
+        paths |= dict.fromkeys(group, _train_network(run, training))
+    return paths
+
+
 def _train_network(run: Run, training: NetworkTraining) -> Path:
     """Train one network, with checkpoints, and write its weights; returns where."""
-    resumed = run.folder.restore(training)
-    if resumed:
-        run.note(f"{training.name.upper()} goes on at step {training.steps}")
-    report = NetworkReport(training.epochs, training.curve, training.switches, training.peaks)
+    if run.folder.restore(training.name, training.state):
+        run.note(f"{training.name.upper()} goes on at step {training.history.steps}")
+    history = training.history
+    report = NetworkReport(history.epochs, history.curve, history.switches, history.peaks)
     run.report.networks[training.name] = report
 
     def on_epoch(epoch: Epoch, validation: Validation) -> None:
         run.report.cuda_peak = cuda.highest(run.report.cuda_peak, run.report.device)
         run.tell.on_epoch(epoch)
-        run.attempt(f"no pictures of epoch {epoch.number}", run.folder.add_epoch, epoch, validation)
+        if validation.examples and (path := run.folder.examples(epoch)):
+            what = f"no pictures of epoch {epoch.number}"
+            run.attempt(what, run.tell.draw_examples, path, epoch, validation.examples)
         run.write()
 
     def on_checkpoint() -> None:
         if parallel.rank() == 0:
-            run.folder.save(training)
+            run.folder.save(training.name, training.state)
 
     best = training.run(Listener(run.tell.on_progress, on_epoch, on_checkpoint))
-    for text in training.notes:
+    for text in history.notes:
         run.note(text)
     try:
         report.thresholds = training.finish()
@@ -204,13 +224,13 @@ def _train_network(run: Run, training: NetworkTraining) -> Path:
         if parallel.size() > 1:  # the others wait for the thresholds
             raise
         run.note(f"{training.name.upper()} masks are taken at 0, not where validation Dice is best: {describe(error)}")
-    path = run.folder.path / "checkpoints" / f"{training.name.replace(' ', '-')}.safetensors"
+    path = run.folder.weights_of(training.name)
     summary = {
         "training_cases": len(run.training),
         "held_out": run.report.held_out,
         "steps": best.steps,
         "seconds": round(best.seconds),
-        "precision": training.controller.fast,
+        "precision": training.state.controller.fast,
         "versions": run.report.versions,
     }
     metrics = {"validation_dice": best.region_dice, "validation_cases": len(training.validation)}

@@ -1,6 +1,6 @@
 """What a training tells of itself, and what a later one that goes on with it reads again.
 
-`run.json` holds the recipe, the split, the plans and all that happened; `metrics.csv` and `curves.png` show the epochs.
+`run.json` holds the recipe, the split, the plans and all that happened; `metrics.csv` shows the epochs.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from lowmem_brats.config import NetworkConfig, TrainConfig, without_former
 from lowmem_brats.data.slice_cache import digest
 from lowmem_brats.errors import InputError
 from lowmem_brats.memory.planner import TrainPlan
-from lowmem_brats.pictures.curves import Panel
-from lowmem_brats.train.loop import Epoch
+from lowmem_brats.train.state import Epoch
+from lowmem_brats.weights.store import versions
 
-MAY_CHANGE = ("regions", "device", "precision", "vram", "epochs", "max_seconds", "patience", "strict", "allow_missing")
-"""Options that may change when a training is resumed; any other would make it another training."""
 MOST_LISTED = 5
 
 
@@ -109,25 +107,6 @@ def read_run(folder: Path) -> TrainReport:
         raise InputError(path, found, "the run.json of a training", "Leave out --resume to start anew.") from error
 
 
-def check_resumable(config: TrainConfig, stored: TrainConfig, folder: Path) -> None:
-    """Refuse to go on with another recipe than the stored one. Raises InputError."""
-    now, began = _recipe(config), _recipe(stored)
-    differ = [key for key in began if now[key] != began[key]]
-    if differ:
-        found, expected = ("; ".join(f"{key} {recipe[key]}" for key in differ) for recipe in (now, began))
-        raise InputError(f"resuming {folder}", found, f"as it began: {expected}", "Leave these options out.")
-
-
-def _recipe(config: TrainConfig) -> dict[str, str]:
-    """What must stay as it began, in words: setting → value."""
-    network = {"network" if key == "name" else key: value for key, value in vars(config.network).items()}
-    settings = {key: value for key, value in vars(config).items() if key not in {"network", *MAY_CHANGE}}
-    return {
-        key.replace("_", " "): " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        for key, value in (network | settings).items()
-    }
-
-
 def changes_since(stored: TrainReport, now: TrainReport) -> list[str]:
     """A note on each change since the training began that does not stop it: data, processes, versions."""
     changed = [case for case, checksum in stored.checksums.items() if now.checksums.get(case, checksum) != checksum]
@@ -141,6 +120,11 @@ def changes_since(stored: TrainReport, now: TrainReport) -> list[str]:
         if (new := now.versions.get(key, old)) != old:
             notes.append(f"{key} was {old or 'unknown'} when the training began and is {new or 'unknown'} now")
     return notes
+
+
+def versions_here() -> dict[str, str]:
+    """The versions of this program, torch and Python, and the commit where one is known."""
+    return versions() | {"revision": revision()}
 
 
 def revision() -> str:
@@ -171,17 +155,3 @@ def metrics_csv(report: TrainReport) -> str:
         for epoch in network.epochs:
             writer.writerow((*(getattr(epoch, key) for key in counts), epoch.mean_dice if epoch.region_dice else ""))
     return text.getvalue()
-
-
-def panels_of(report: TrainReport) -> list[Panel]:
-    """Losses above, validation Dice below, a column per network."""
-    losses, scores = [], []
-    for name, network in report.networks.items():
-        marks = [(float(step), why.split(":")[0].removeprefix("back to ")) for step, why in network.switches]
-        losses.append(Panel(name.upper(), {"loss": network.curve}, marks, x_label="steps", y_range=None))
-        lines = {"mean": [(float(epoch.steps), epoch.mean_dice) for epoch in network.epochs if epoch.region_dice]}
-        for epoch in network.epochs if " " in name else ():
-            for region, mean in epoch.region_dice.items():
-                lines.setdefault(region.upper(), []).append((float(epoch.steps), mean))
-        scores.append(Panel(f"{name.upper()} validation Dice", lines, (), x_label="steps", y_range=(0.0, 1.0)))
-    return [*losses, *scores]

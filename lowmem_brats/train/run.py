@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from shlex import quote
 
 from lowmem_brats.config import TrainConfig
-from lowmem_brats.data.case_files import CaseFiles
-from lowmem_brats.data.case_list import LabelledCase, is_plain, read_cases
-from lowmem_brats.data.labels import Region, names_of
+from lowmem_brats.data.case_list import LabelledCase, read_cases
+from lowmem_brats.data.labels import names_of
 from lowmem_brats.engine import parallel
-from lowmem_brats.engine.losses import find_loss
-from lowmem_brats.errors import InputError
-from lowmem_brats.evaluate.pairs import summarise
-from lowmem_brats.memory.device import choose_device, open_budget
-from lowmem_brats.networks import SliceNetwork, stride_of
-from lowmem_brats.train.data import groups_of, prepare_data, split_as
-from lowmem_brats.train.folder import RunFolder, fresh_runs
-from lowmem_brats.train.held_out import score_held_out
-from lowmem_brats.train.lock import InUseError, hold
+from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.train.data import prepare_data, split_as
+from lowmem_brats.train.folder import RunFolder, hold_run_folder
+from lowmem_brats.train.held_out import score_test_part
 from lowmem_brats.train.networks import Run, TrainListener, prepare_network, train_networks
-from lowmem_brats.train.report import TrainReport, changes_since, check_resumable, read_run, revision
-from lowmem_brats.weights.store import versions
+from lowmem_brats.train.recipe import check_recipe, check_resumable
+from lowmem_brats.train.report import TrainReport, changes_since, read_run, versions_here
 
 
 def train_set(
@@ -38,19 +31,15 @@ def train_set(
 ) -> TrainReport | None:
     """Train on labelled cases; `out` becomes a run folder and a weights set for `segment`.
 
-    `data`: a folder of case folders, or a list of cases; `out`: None for a new folder in `run_folder.RUNS`; `resume`:
+    `data`: a folder of case folders, or a list of cases; `out`: None for a new folder in `folder.RUNS`; `resume`:
     go on with what `out` holds; `cache`: where prepared slices are kept, by default where they were, or in `out`. With
     several processes only the first writes, tells and returns a report, the others None. Raises InputError for unusable
     cases or options, or where a training is under way in `out`, BudgetError where nothing fits.
     """
     with parallel.processes(), ExitStack() as stack:
-        _check_processes(config)
         tell = tell if tell and parallel.rank() == 0 else TrainListener()
-        find_loss(config.loss)
-        stride_of(config.network)  # a network that does not exist is told before a folder is made
-        device, notes = choose_device(parallel.local_device(config.device))
-        budget = open_budget(config.vram, device)
-        out, taken_over = stack.enter_context(_folder_of_its_own(out))
+        device, budget, notes = check_recipe(config)  # before a folder is made
+        out, taken_over = stack.enter_context(hold_run_folder(out))
         stored = read_run(out) if resume else None
         if stored:
             check_resumable(config, stored.config, out)
@@ -59,7 +48,7 @@ def train_set(
         for text in notes:
             tell.on_note(text)  # now, because too few cases may be left
         training, validation, test = ([case.case_id for case in part] for part in split_as(stored, cases, config).parts)
-        report = TrainReport(config, versions() | {"revision": revision()}, str(device), training, validation, test)
+        report = TrainReport(config, versions_here(), str(device), training, validation, test)
         cache = cache or (Path(stored.cache) if stored and stored.cache else None)
         report.data, report.cache, report.processes = str(data), str(cache or ""), parallel.size()
         report.notes = list(stored.notes) if stored else []
@@ -69,8 +58,7 @@ def train_set(
             run.note(text)
         held_out = _read(run, cases, stored, cache)
         network = prepare_network(run, budget, resume)
-        missing = run.folder.missing(_regions(config), report)
-        if missing:
+        if missing := run.folder.missing([region for group in run.groups for region in group], report):
             run.note(f"no set to segment with yet: {', '.join(missing)} not trained")
         if not resume and parallel.rank() == 0:
             run.folder.forget()  # only now, when nothing can be wrong with what was asked for
@@ -78,51 +66,6 @@ def train_set(
         run.write()
         with _way_back(run):
             return _train(run, network, held_out)
-
-
-def _check_processes(config: TrainConfig) -> None:
-    """Raise InputError for what several processes cannot share."""
-    if config.batch < parallel.size():
-        raise InputError("--batch", str(config.batch), f"{parallel.size()} or more, one per process", "Raise it.")
-    if config.network.norm == "batch" and parallel.size() > 1:
-        raise InputError("batch norm", "several processes", "one, whose statistics are the batch's", "Use 'group'.")
-
-
-def _regions(config: TrainConfig) -> list[Region]:
-    return [region for group in groups_of(config) for region in group]
-
-
-@contextmanager
-def _folder_of_its_own(out: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    """The run folder, where no other training may write as long as the block runs, and notes; for all processes.
-
-    The first one locks it. Where it cannot, all raise its InputError.
-    """
-    with ExitStack() as stack:
-        found: tuple[Path, list[str]] | None = None
-        trouble: dict[str, str] = {}
-        if parallel.rank() == 0:
-            try:
-                found = _lock_first(out, stack)
-            except InputError as error:
-                trouble = vars(error)
-        found, trouble = parallel.first((found, trouble))
-        if found is None:
-            raise InputError(**trouble)
-        yield found
-
-
-def _lock_first(out: Path | None, stack: ExitStack) -> tuple[Path, list[str]]:
-    """Hold `out`, or the first fresh folder that is free, until the stack is closed; as `_folder_of_its_own`."""
-    if not is_plain(place := str((out or Path()).resolve())):
-        raise InputError(repr(place), "a name that weights cannot be read from", "UTF-8 on one line", "Choose another.")
-    for folder in [out] if out else fresh_runs():
-        try:
-            return folder, stack.enter_context(hold(folder))
-        except InUseError:
-            if out:
-                raise
-    raise InputError("-o", "no free name for a run folder", "one", "Name it.")
 
 
 def _read(run: Run, cases: list[LabelledCase], stored: TrainReport | None, cache: Path | None) -> list[LabelledCase]:
@@ -148,13 +91,13 @@ def _way_back(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if any(run.folder.holds(names_of(group)) for group in groups_of(run.report.config)):
+        if any(run.folder.holds(names_of(group)) for group in run.groups):
             command = f"lowmem-brats train {quote(run.report.data)} -o {quote(str(run.folder.path))} --resume"
             run.tell.on_note(f"the training has stopped; what was learnt is kept, and this goes on: {command}")
         raise
 
 
-def _train(run: Run, network: SliceNetwork, held_out: Sequence[CaseFiles]) -> TrainReport | None:
+def _train(run: Run, network: SliceNetwork, held_out: Sequence[LabelledCase]) -> TrainReport | None:
     """Train the networks, install their weights, and score the set last, so that no failure there costs weights."""
     paths = train_networks(run, network)
     if parallel.rank():
@@ -162,19 +105,6 @@ def _train(run: Run, network: SliceNetwork, held_out: Sequence[CaseFiles]) -> Tr
     missing = run.folder.install(paths, run.report)
     run.write()
     if not missing:
-        run.attempt("the test patients are not scored", _score, run, held_out)
+        run.attempt("the test patients are not scored", score_test_part, run, held_out)
         run.write()
     return run.report
-
-
-def _score(run: Run, cases: Sequence[CaseFiles]) -> None:
-    """Score the set on the patients held out for the test, if any."""
-    report = run.report
-    scores, notes = score_held_out(
-        run.folder.path, cases, report.config, report.plans[0].precision, run.tell.on_progress
-    )
-    for text in notes:
-        run.note(text)
-    if scores:
-        report.test = {region.value: asdict(mean) for region, mean in summarise(scores).mean.items()}
-        run.tell.on_test(scores)

@@ -21,12 +21,25 @@ from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.evaluate.metrics import mask_dice
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, build_network
-from lowmem_brats.pictures.curves import Example
 from lowmem_brats.segment.stack import Prediction, place, predict_finite, predict_stack
 
 EXAMPLES = 4
 THRESHOLDS = (0.0, -0.5, 0.5, -1.0, 1.0, -1.5, -2.0)
 """Mean logits above which a pixel could count as tumour; of equally good ones the first is taken."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A slice of a validation patient and the prediction for it."""
+
+    case_id: str
+    slice_CHW: npt.NDArray[np.float32]
+    """Channels as config.MODALITIES, z-scored, background 0."""
+    reference_HW: npt.NDArray[np.bool_]
+    predicted_HW: npt.NDArray[np.bool_]
+    z: int
+    dice: float
+    """Dice of the whole patient, not of the slice."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ def _predict(
 ) -> Iterator[tuple[CachedCase, Prediction, InferencePlan]]:
     """Yield each case with the prediction for the slices that the network has to segment there, and how it was made."""
     for case in cases:
-        active_VN = [case.seen_by(regions[0], view) for view in range(case.usable(config.views))]
+        active_VN = case.active_VN(regions[0], config.views)
 
         def run(
             plan: InferencePlan, case: CachedCase = case, active_VN: list[npt.NDArray[np.bool_]] = active_VN
@@ -135,8 +148,8 @@ def _copy(state: Mapping[str, Tensor], config: NetworkConfig, plan: InferencePla
 
 def _dice(case: CachedCase, region: Region, mask_ZHW: npt.NDArray[np.bool_], depth_ZHW: npt.NDArray[np.uint8]) -> float:
     """Dice on the axial slices where the reference holds the region's parent."""
-    seen_Z = case.seen_by(region)
-    return mask_dice(mask_ZHW[seen_Z], depth_ZHW[seen_Z] >= region.depth)
+    (active_Z,) = case.active_VN(region, views=1)
+    return mask_dice(mask_ZHW[active_Z], depth_ZHW[active_Z] >= region.depth)
 
 
 def _format(value: Tensor, precision: str) -> torch.dtype:

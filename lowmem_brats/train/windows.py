@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.slice_cache import CachedCase
+from lowmem_brats.data.slices import VIEWS, slice_sizes
 
 AROUND = 0.85
 """Share of the windows in slices with tumour that lie around it; the others lie anywhere, so that the rest is known."""
@@ -34,7 +35,7 @@ def sizes_of(cases: Sequence[CachedCase], rows: npt.NDArray[np.int64]) -> npt.ND
     sizes = []
     for i, view, _ in rows.tolist():
         depth, _, height, width = cases[i].shape_ZCHW
-        sizes.append([(height, width), (depth, width), (height, depth)][view])
+        sizes.append(slice_sizes((depth, height, width), len(VIEWS))[view])
     return np.array(sizes, np.int64)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from lowmem_brats import __version__
 from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig, without_former
-from lowmem_brats.data.labels import Region, names_of
+from lowmem_brats.data.labels import Region, groups_of, names_of, regions_of
 from lowmem_brats.errors import InputError, WeightsError, did_you_mean
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.networks import SliceNetwork, build_network, mismatches, stride_of
@@ -199,8 +199,8 @@ def read_header(path: Path) -> WeightsFile:
         training, metrics = json.loads(header["training"]), json.loads(header["metrics"])
         if not (isinstance(training, dict) and isinstance(metrics, dict)):
             raise TypeError("training and metrics are no tables")
-        regions = tuple(Region(name) for name in header["region"].split())
-        if len(regions) != network.outputs or regions != tuple(r for r in Region if r in regions):
+        regions = regions_of(header["region"])
+        if len(regions) != network.outputs or [regions] != groups_of(regions, network.outputs):
             raise ValueError(f"region {header['region']!r} for {network.outputs} outputs")
         return WeightsFile(path, regions, network, training, metrics)
     except (KeyError, ValueError, TypeError, RuntimeError, OverflowError, InputError) as error:

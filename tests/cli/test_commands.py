@@ -24,25 +24,10 @@ from tiny_weights import SMALL_SHAPE
 from lowmem_brats import __version__
 from lowmem_brats.bench import Row
 from lowmem_brats.cli import main
-from lowmem_brats.cli.train import Duration
 from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.weights.store import open_set
 
 COMMANDS = sorted(main.commands)
-FLAGS = {
-    "segment": "allow-missing device every-slice fast flair labels min-confidence narrow no-preview "
-    "output overwrite precision preview quiet report t1 t1ce t2 tta vram weights",
-    "evaluate": "csv json labels overwrite quiet reference-labels",
-    "train": "allow-missing augment average balance batch cache clip context device encoder-weights epochs finetune "
-    "fold labels learning-rate loss max-time modality-dropout mode network no-augment no-balance output overwrite "
-    "patience precision preset quiet region resume schedule seed strict test validation views "
-    "vram warmup weight-decay width",
-    "phantom": "overwrite quiet seed shape",
-    "demo": "device seed",
-    "plan": "batch device network precision size train vram width",
-    "doctor": "",
-    "bench": "batch device json network overwrite precision size vram width",
-}
 
 
 def run(*arguments: object) -> Result:
@@ -63,22 +48,6 @@ def case(tmp_path: Path, pristine: Path) -> Path:
     """A case folder without a label map, to be spoilt at will."""
     shutil.copytree(pristine, tmp_path / "case", ignore=shutil.ignore_patterns("*_seg*"))
     return tmp_path / "case"
-
-
-def test_the_flags_are_these_and_no_others() -> None:
-    found = {
-        name: " ".join(
-            sorted(
-                flag.removeprefix("--")
-                for parameter in command.params
-                if isinstance(parameter, click.Option)
-                for flag in [*parameter.opts, *parameter.secondary_opts]
-                if flag.startswith("--")
-            )
-        )
-        for name, command in main.commands.items()
-    }
-    assert found == FLAGS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -564,13 +533,6 @@ def test_plan_and_bench_of_emcad_pad_to_its_stride() -> None:
     arguments = ("--size", 64, 64, "--device", "cpu", "--vram", "1G", "--batch", 2)
     output = run("bench", "memory", "--network", "emcad-b0", *arguments).output
     assert len(re.findall(r"emcad-b0 .* 1\.000 +yes", output)) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("8h", 28800.0), ("90m", 5400.0), ("1h30m", 5400.0), ("45s", 45.0), ("0.5h", 1800.0)]
-)
-def test_durations(text: str, seconds: float) -> None:
-    assert Duration().convert(text, None, None) == seconds
 
 
 @pytest.mark.parametrize(

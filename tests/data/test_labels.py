@@ -13,8 +13,12 @@ from lowmem_brats.data.labels import (
     as_labels,
     format_millilitres,
     fuse_regions,
+    groups_of,
+    names_of,
     nesting_depth,
+    regions_of,
     split_regions,
+    stem_of,
     warnings_of,
 )
 from lowmem_brats.errors import InputError
@@ -140,8 +144,8 @@ def test_labels_are_rounded_within_a_thousandth_only() -> None:
 
 def test_numbers_that_are_no_labels_are_counted_and_some_are_listed() -> None:
     with pytest.raises(InputError) as caught:
-        as_labels(np.array([0, 300, -1, 4, -1], np.int16), "seg.nii")
-    assert caught.value.found == "3 voxels of value -1, 300"
+        as_labels(np.array([0, 256, -1, 4, -1, 300], np.int16), "seg.nii")
+    assert caught.value.found == "4 voxels of value -1, 256, 300"
     assert caught.value.advice == "Give these voxels the label of their tissue, or 0 for background."
     with pytest.raises(InputError) as caught:
         as_labels(np.array([0, 0.2, 0.4, 0.6, 0.8, 1]), "seg.nii")
@@ -177,3 +181,19 @@ def test_nesting_depth_counts_the_regions_that_hold_a_voxel() -> None:
 )
 def test_small_volumes_have_two_digits(volume_ml: float, shown: str) -> None:
     assert format_millilitres(volume_ml) == shown
+
+
+def test_networks_and_their_regions() -> None:
+    assert groups_of(("et", "wt"), outputs=1) == [(Region.WT,), (Region.ET,)]
+    assert groups_of(("et", "wt", "tc"), outputs=3) == [(Region.WT, Region.TC, Region.ET)]
+
+
+@pytest.mark.parametrize(("name", "stem"), [("wt", "wt"), ("wt tc et", "wt-tc-et")])
+def test_names_of_networks(name: str, stem: str) -> None:
+    assert names_of(regions_of(name)) == name
+    assert stem_of(name) == stem
+
+
+def test_an_unknown_region_has_no_network() -> None:
+    with pytest.raises(ValueError, match="brainstem"):
+        regions_of("wt brainstem")

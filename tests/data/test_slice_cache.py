@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import nibabel
 import numpy as np
 import pytest
+from easy_cases import store_slices
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +23,8 @@ from lowmem_brats.data.case import read_case
 from lowmem_brats.data.case_files import CaseFiles, find_case
 from lowmem_brats.data.labels import CONVENTIONS, Region
 from lowmem_brats.data.nifti import read_label, write_label_map
-from lowmem_brats.data.slice_cache import CachedCase, build_cache, store_case
-from lowmem_brats.data.slices import prepare, to_volume
+from lowmem_brats.data.slice_cache import CachedCase, build_cache
+from lowmem_brats.data.slices import is_flat, prepare, to_volume
 from lowmem_brats.errors import InputError
 
 BRATS = CONVENTIONS["brats2020"]
@@ -77,6 +78,19 @@ def test_cache_holds_what_prepare_gives(tmp_path: Path, write_case: WriteCase) -
         assert case.warnings == tuple(read_case(file).warnings)
 
 
+def test_a_training_sees_a_case_from_the_sides_from_which_it_is_segmented(
+    tmp_path: Path, write_case: WriteCase
+) -> None:
+    """Interpolated sagittal slices would make this case look flat; whether it is was judged before."""
+    files = find_case(write_case(tmp_path / "a", shape=(12, 28, 14), affine=np.diag([-4.0, -1.0, 1.0, 1.0])))
+    case = read_case(files)
+    stack = prepare(case.images_CXYZ, 4, case.spacing_mm)
+    assert (stack.flat, is_flat(stack.brain_ZHW)) == (False, True)
+    (cached,), _ = build([files], tmp_path / "cache")
+    assert not cached.flat
+    assert [cached.usable(views) for views in (1, 2, 3)] == [1, 2, 3]
+
+
 def test_arrays_stay_on_disk(tmp_path: Path, cases: list[CaseFiles]) -> None:
     (case, *_), _ = build(cases, tmp_path / "cache")
     for array in (case.slices_ZCHW, case.depth_ZHW):
@@ -98,7 +112,7 @@ def test_nothing_keeps_the_pages(tmp_path: Path) -> None:
 
 def test_a_slice_is_one_piece_of_the_file(tmp_path: Path) -> None:
     depth_ZHW = np.arange(24, dtype=np.uint8).reshape(4, 3, 2).T
-    case = store_case(tmp_path / "x.json", "x", np.ones((2, 4, 3, 4), np.float16), depth_ZHW)
+    case = store_slices(tmp_path / "x.json", "x", np.ones((2, 4, 3, 4), np.float16), depth_ZHW)
     assert case.depth_ZHW.flags.c_contiguous
     np.testing.assert_array_equal(case.depth_ZHW, depth_ZHW)
 
@@ -110,7 +124,7 @@ def cached(folder: Path, depths: list[int]) -> CachedCase:
     for z, depth in enumerate(depths):
         slices_ZCHW[z] *= depth >= 0
         depth_ZHW[z, 1, 2] = max(depth, 0)
-    return store_case(folder / "case.json", "case", slices_ZCHW, depth_ZHW)
+    return store_slices(folder / "case.json", "case", slices_ZCHW, depth_ZHW)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +139,7 @@ def test_each_network_sees_the_slices_of_its_parent(tmp_path: Path, region: Regi
     case = cached(tmp_path, [-1, 0, 1, 2, 3])
     for path in tmp_path.glob("*.npy"):
         path.unlink()  # the arrays are not needed to answer
-    seen_Z = case.seen_by(region)
+    seen_Z = case.active_VN(region, 1)[0]
     assert seen_Z.dtype == np.bool_
     np.testing.assert_array_equal(seen_Z, np.array(seen, np.bool_))
 
@@ -133,8 +147,8 @@ def test_each_network_sees_the_slices_of_its_parent(tmp_path: Path, region: Regi
 def test_brain_in_one_modality_is_brain(tmp_path: Path) -> None:
     slices_ZCHW = np.zeros((2, 4, 8, 8), np.float16)
     slices_ZCHW[1, 3, 0, 0] = -1
-    case = store_case(tmp_path / "x.json", "x", slices_ZCHW, np.zeros((2, 8, 8), np.uint8))
-    np.testing.assert_array_equal(case.seen_by(Region.WT), [False, True])
+    case = store_slices(tmp_path / "x.json", "x", slices_ZCHW, np.zeros((2, 8, 8), np.uint8))
+    np.testing.assert_array_equal(case.active_VN(Region.WT, 1)[0], [False, True])
 
 
 # Found again

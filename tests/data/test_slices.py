@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_brats.data.slices import (
+    VIEWS,
     SliceStack,
+    active_slices,
     cut_label,
     is_flat,
     prepare,
+    slice_sizes,
     to_volume,
     to_voxels,
     views_of,
@@ -267,13 +270,14 @@ def test_thick_slices_are_interpolated_between_their_centres_over_brain_alone() 
     assert stack.brain_ZHW.all()
 
 
-def test_interpolation_ends_halfway_between_brain_and_background() -> None:
+@pytest.mark.parametrize("factor", [2, 3])
+def test_interpolation_ends_halfway_between_brain_and_background(factor: int) -> None:
     images_CXYZ = np.zeros((1, 8, 8, 8), np.float32)
     images_CXYZ[0, 2:6, 2:6, 2:6] = 5
     images_CXYZ[0, 3, 2:6, 2:6] = 7
-    stack = prepare(images_CXYZ, 8, (1.0, 2.0, 1.0))
-    assert stack.stretch_HW == (2, 1)
-    assert stack.brain_ZHW.any(axis=(0, 2)).tolist() == [False] * 4 + [True] * 8 + [False] * 4
+    stack = prepare(images_CXYZ, 8, (1.0, float(factor), 1.0))
+    assert stack.stretch_HW == (factor, 1)
+    assert stack.brain_ZHW.any(axis=(0, 2)).tolist() == [2 * factor <= row < 6 * factor for row in range(8 * factor)]
     seen = stack.slices_ZCHW[:, 0][stack.brain_ZHW].astype(np.float64)
     assert sorted(set(seen.round(2))) == [-0.58, 1.73], "values of brain, not dimmed by the background beside it"
 
@@ -313,3 +317,19 @@ def test_logits_of_one_voxel_are_averaged() -> None:
     stack = prepare(np.ones((1, 2, 2, 2), np.float32), 2, (2.0, 1.0, 1.0))
     sum_KZHW = np.arange(16, dtype=np.float32).reshape(1, 2, 2, 4)
     assert to_voxels(sum_KZHW, stack).tolist() == [[[[0.5, 2.5], [4.5, 6.5]], [[8.5, 10.5], [12.5, 14.5]]]]
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_sizes_of_slices_are_those_of_the_views(views: int) -> None:
+    stack_ZHW = np.zeros((5, 7, 11))
+    assert slice_sizes((5, 7, 11), views) == [seen.shape[1:] for seen in views_of(stack_ZHW, views)]
+    assert slice_sizes((5, 7, 11), views) == [(7, 11), (5, 11), (7, 5)][:views]
+
+
+def test_the_sagittal_view_alone_has_no_left_and_right() -> None:
+    assert {view.name: view.symmetric for view in VIEWS} == {"axial": True, "coronal": True, "sagittal": False}
+
+
+def test_a_region_s_network_sees_slices_with_brain_and_parent() -> None:
+    (active_N,) = active_slices([np.array([True, True, False])], [np.array([True, False, True])])
+    assert active_N.tolist() == [True, False, False]

@@ -149,6 +149,13 @@ def test_an_exploding_gradient_is_seen_at_once() -> None:
     assert "usual is" in switches[0][1]
 
 
+def test_one_odd_gradient_is_no_trouble_and_two_in_a_row_are() -> None:
+    controller = PrecisionController("bf16", "fp32")
+    usual, odd, borderline = (0.4, 1.0), (0.4, 10.5), (0.4, 10.0)
+    assert observe_all(controller, [*[usual] * 50, odd, borderline, odd, usual, borderline, borderline]) == []
+    assert observe_all(controller, [odd, odd]) == [(2, f"fp32 for {HOLD} steps: gradients up to 10.5, usual is 1")]
+
+
 def test_a_loss_that_turns_upwards_is_seen_within_forty_steps() -> None:
     for seed in range(5):
         controller = PrecisionController("bf16", "fp32")

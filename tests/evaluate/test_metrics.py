@@ -72,11 +72,18 @@ def test_dice_of_masks_is_that_of_their_voxels(masks: tuple[Mask, Mask]) -> None
     assert mask_dice(predicted & False, reference & False) == 1
 
 
-def test_measures_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("predicted", "expected"),
+    [
+        (slice(1, 6), (6 / 9, 3 / 4, 4 / 6)),  # TP 3, FP 2, FN 1, TN 4
+        (slice(2, 7), (4 / 9, 2 / 4, 3 / 6)),  # TP 2, FP 3, FN 2, TN 3
+    ],
+)
+def test_measures_by_hand(predicted: slice, expected: tuple[float, float, float]) -> None:
     reference_XYZ = voxels((10, 1, 1), (slice(0, 4), slice(None), slice(None)))
-    predicted_XYZ = voxels((10, 1, 1), (slice(1, 6), slice(None), slice(None)))
-    score = score_region(predicted_XYZ, reference_XYZ, UNIT_MM)  # TP 3, FP 2, FN 1, TN 4
-    assert (score.dice, score.sensitivity, score.specificity) == (6 / 9, 3 / 4, 4 / 6)
+    predicted_XYZ = voxels((10, 1, 1), (predicted, slice(None), slice(None)))
+    score = score_region(predicted_XYZ, reference_XYZ, UNIT_MM)
+    assert (score.dice, score.sensitivity, score.specificity) == expected
 
 
 def test_both_empty() -> None:

@@ -65,8 +65,11 @@ def test_allows_up_to_the_last_byte() -> None:
     [
         (0, "0 MiB"),
         (1, "1 bytes"),
+        (MIB // 100, "10485 bytes"),
+        (MIB // 100 + 1, "0.01 MiB"),
         (MIB // 2, "0.5 MiB"),
         (31 * MIB, "31 MiB"),
+        (GIB, "1 GiB"),
         (1536 * MIB, "1.5 GiB"),
         (2 * GIB, "2 GiB"),
         (10 * GIB, "10 GiB"),

@@ -14,13 +14,13 @@ from lowmem_brats.pictures.curves import (
     LINE_COLOURS,
     OUTLINES,
     PLOT_PX,
-    Example,
     Panel,
     draw_curves,
     draw_examples,
     new_page,
     ticks,
 )
+from lowmem_brats.train.validate import Example
 
 BLUE = LINE_COLOURS[0]
 

@@ -30,11 +30,8 @@ from lowmem_brats.engine import step
 from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.memory import planner
 from lowmem_brats.networks import SliceNetwork
-from lowmem_brats.segment.case import (
-    Segmentation,
-    origin,
-    segment_case,
-)
+from lowmem_brats.segment.case import origin, segment_case
+from lowmem_brats.segment.result import Segmentation
 from lowmem_brats.segment.result_path import check_not_reference, names_label_map, output_path
 from lowmem_brats.weights.store import open_set
 

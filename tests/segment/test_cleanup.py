@@ -66,6 +66,26 @@ def test_what_touches_the_main_tumour_at_a_corner_belongs_to_it(logits: Logits) 
     assert gone[Region.WT] == 0
 
 
+def test_a_tumour_without_enhancing_tumour_keeps_the_rest(logits: Logits) -> None:
+    logits[Region.ET][:] = -5
+    masks, gone = drop_doubtful(logits, 0.55)
+    assert not masks[Region.ET].any()
+    assert gone == {Region.WT: 2, Region.ET: 0}
+
+
+def test_enhancing_tumour_as_sure_as_the_main_tumour_stays(logits: Logits) -> None:
+    """Also where sums in fp32 would lose the last bits of one of the two."""
+    whole, _, enhancing = (logits[region] for region in Region)
+    whole[:3, :3, :3] = 1
+    whole[0, 0, 0] = 2**24
+    logits[Region.TC][:3, :3, :3] = 1
+    enhancing[...] = np.where(logits[Region.TC] > 0, whole, -5)
+    enhancing[6, 6, 6] = -5
+    masks, gone = drop_doubtful(logits, 1.0)
+    assert masks[Region.ET].sum() == 27
+    assert gone[Region.ET] == 0
+
+
 def test_nothing_found_is_nothing_doubtful(logits: Logits) -> None:
     masks, gone = drop_doubtful({region: np.zeros_like(logit_ZHW) for region, logit_ZHW in logits.items()}, 0.55)
     assert not any(mask.any() for mask in masks.values())

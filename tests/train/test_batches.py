@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from easy_cases import DEPTH, EASY, SIDE, easy_cached
+from easy_cases import DEPTH, EASY, SIDE, easy_cached, store_slices
 
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.data.labels import Region
-from lowmem_brats.data.slice_cache import store_case
 from lowmem_brats.engine import parallel
 from lowmem_brats.train.batches import Batch, Batches
 
@@ -45,7 +44,7 @@ def test_a_slice_is_drawn_as_often_as_it_weighs(tmp_path: Path) -> None:
     slices_ZCHW = np.ones((2, 4, SIDE, SIDE), np.float16)
     depth_ZHW = np.zeros((2, SIDE, SIDE), np.uint8)
     depth_ZHW[1, 2, 3] = 3
-    case = store_case(tmp_path / "case.json", "case", slices_ZCHW, depth_ZHW)
+    case = store_slices(tmp_path / "case.json", "case", slices_ZCHW, depth_ZHW)
     for balance, share in ((True, 0.8), (False, 0.5)):
         batches = Batches([case], WT, replace(EASY, balance=balance))
         targets = [float(batch.target_NKHW.sum()) / 2 for epoch in range(100) for batch in batches.read(epoch)]

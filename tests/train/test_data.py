@@ -10,15 +10,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from easy_cases import EASY, TINY, easy_depth, write_easy_data
+from easy_cases import EASY, TINY, easy_depth, store_slices, write_easy_data
 
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.data.case_list import read_cases
-from lowmem_brats.data.labels import Region
 from lowmem_brats.data.nifti import read_label, write_label_map
-from lowmem_brats.data.slice_cache import CachedCase, store_case
+from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.errors import InputError
-from lowmem_brats.train.data import PARTS, TrainingData, check_regions, copies, groups_of, prepare_data
+from lowmem_brats.train.data import PARTS, TrainingData, check_regions, copies, prepare_data
 from lowmem_brats.train.report import TrainReport
 
 
@@ -96,9 +95,11 @@ def test_like_shapes_are_no_copies(tmp_path: Path) -> None:
     slices = [rng.normal(0, 1, (len(depth_ZHW), 4, 20, 20)).astype(np.float16) for _ in range(3)]
     for other in slices[1:]:
         other[:, 3] = 0  # a modality that both lack makes no copy
-    cached = [store_case(tmp_path / f"{n}.json", f"{n}", array, np.array(depth_ZHW)) for n, array in enumerate(slices)]
+    cached = [
+        store_slices(tmp_path / f"{n}.json", f"{n}", array, np.array(depth_ZHW)) for n, array in enumerate(slices)
+    ]
     assert copies(cached) == []
-    cached.append(store_case(tmp_path / "3.json", "3", np.ascontiguousarray(slices[1]), np.zeros_like(depth_ZHW)))
+    cached.append(store_slices(tmp_path / "3.json", "3", np.ascontiguousarray(slices[1]), np.zeros_like(depth_ZHW)))
     assert copies(cached) == [["1", "3"]]
 
 
@@ -163,7 +164,7 @@ def test_a_part_of_which_nothing_is_left(tmp_path: Path, part: str) -> None:
 def cached(folder: Path, name: str, deepest: int) -> CachedCase:
     """A case that has the regions down to a depth."""
     depth_ZHW = np.minimum(easy_depth(), deepest).astype(np.uint8)
-    return store_case(folder / f"{name}.json", name, np.ones((len(depth_ZHW), 4, 20, 20), np.float16), depth_ZHW)
+    return store_slices(folder / f"{name}.json", name, np.ones((len(depth_ZHW), 4, 20, 20), np.float16), depth_ZHW)
 
 
 ONE, THREE = replace(EASY, network=replace(TINY, outputs=3)), EASY
@@ -204,8 +205,3 @@ def test_no_slice_to_learn_from(tmp_path: Path, deepest: int, regions: tuple[str
     name = "ET" if deepest else "TC"
     with pytest.raises(InputError, match=f"no slice for {name} in 1 case; expected tumours in the training cases"):
         check_regions([cached(tmp_path, "t", deepest)], [], replace(EASY, regions=regions), lambda note: None)
-
-
-def test_networks_and_their_regions() -> None:
-    assert groups_of(replace(EASY, regions=("et", "wt"))) == [(Region.WT,), (Region.ET,)]
-    assert groups_of(ONE) == [(Region.WT, Region.TC, Region.ET)]

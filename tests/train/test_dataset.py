@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from easy_cases import store_slices
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lowmem_brats.data.case_list import LabelledCase
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.patients import patient_of
-from lowmem_brats.data.slice_cache import CachedCase, store_case
+from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.errors import InputError
 from lowmem_brats.train.dataset import Split, frame_of, gather, row_weights, split_cases, targets_of, training_rows
 from lowmem_brats.train.windows import centred
@@ -49,7 +50,7 @@ def cached(tmp_path: Path) -> Cached:
             slices_ZCHW[z] *= z + 1 if depth >= 0 else 0
             depth_ZHW[z, 1, 2 : 3 + max(depth, 0)] = range(max(depth, 0) + 1)
         name = f"case{len(made)}"
-        made.append(store_case(tmp_path / f"{name}.json", name, slices_ZCHW, depth_ZHW))
+        made.append(store_slices(tmp_path / f"{name}.json", name, slices_ZCHW, depth_ZHW))
         return made[-1]
 
     return make

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 from easy_cases import EASY, TINY
 
@@ -16,11 +15,10 @@ from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import InputError
 from lowmem_brats.networks import build_network
-from lowmem_brats.pictures.curves import Example
 from lowmem_brats.train.folder import RunFolder, fresh_runs, newest_run
-from lowmem_brats.train.loop import Epoch
-from lowmem_brats.train.report import NetworkReport, TrainReport, panels_of
-from lowmem_brats.train.validate import Validation
+from lowmem_brats.train.report import NetworkReport, TrainReport
+from lowmem_brats.train.state import Epoch, History
+from lowmem_brats.weights.checkpoint import save_checkpoint
 from lowmem_brats.weights.store import WeightsFile, open_set, save_network
 
 
@@ -38,32 +36,41 @@ def report(config: TrainConfig = EASY, **networks: list[Epoch]) -> TrainReport:
 
 
 def test_metrics_have_a_row_per_epoch(tmp_path: Path) -> None:
-    RunFolder(tmp_path).draw_report(report(wt=[epoch(1), epoch(2)], tc=[epoch(1, "tc", 0.8)]))
+    RunFolder(tmp_path).write_metrics(report(wt=[epoch(1), epoch(2)], tc=[epoch(1, "tc", 0.8)]))
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
         "network,number,steps,seconds,skipped_steps,fallback_steps,slices_per_second,loss,validation_dice",
         "wt,1,10,10.0,0,0,1.0,0.4,0.375",
         "wt,2,20,20.0,0,0,1.0,0.4,0.375",
         f"tc,1,10,10.0,0,0,1.0,0.4,{0.75 * 0.8}",
     ]
-    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_without_validation_none_is_claimed(tmp_path: Path) -> None:
-    folder, unvalidated = RunFolder(tmp_path), replace(epoch(1), validation_dice={"wt": {}})
-    folder.draw_report(report(wt=[unvalidated]))
-    folder.add_epoch(unvalidated, Validation({"wt": {}}, [], 0))
+    RunFolder(tmp_path).write_metrics(report(wt=[replace(epoch(1), validation_dice={"wt": {}})]))
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "wt,1,10,10.0,0,0,1.0,0.4,"
-    assert [panel.lines for panel in panels_of(report(wt=[unvalidated]))[1:]] == [{"mean": []}]
-    assert not list((tmp_path / "examples").iterdir())
 
 
 def test_examples_of_the_first_and_every_tenth_epoch(tmp_path: Path) -> None:
-    folder, mask_HW = RunFolder(tmp_path), np.zeros((8, 8), bool)
-    example = Example("a", np.zeros((4, 8, 8), np.float32), mask_HW, mask_HW, 0, 0.5)
-    for number in range(1, 22):
-        folder.add_epoch(epoch(number, "wt tc et"), Validation({}, [example], 0))
-    names = sorted(path.name for path in (tmp_path / "examples").iterdir())
-    assert names == [f"wt-tc-et-epoch-{number}.png" for number in ("001", "010", "020")]
+    folder = RunFolder(tmp_path)
+    paths = filter(None, (folder.examples(epoch(number, "wt tc et")) for number in range(1, 22)))
+    names = [path.relative_to(tmp_path).as_posix() for path in paths]
+    assert names == [f"examples/wt-tc-et-epoch-{number}.png" for number in ("001", "010", "020")]
+
+
+@pytest.mark.parametrize("change", [{"epochs": None}, {"colour": 1}, None])
+def test_a_checkpoint_of_other_contents_is_of_another_version(tmp_path: Path, change: dict[str, object] | None) -> None:
+    """Those of this version must not raise, those with a field more or less must not give a traceback."""
+    folder, history = RunFolder(tmp_path), asdict(History())
+    path = tmp_path / "checkpoints" / "wt-last.safetensors"
+    save_checkpoint(path, {}, {"history": history})
+    folder.check("wt")
+    for key, value in (change or {}).items():
+        history |= {key: value}
+        if value is None:
+            del history[key]
+    save_checkpoint(path, {}, {"history": history} if change else {})
+    with pytest.raises(InputError, match=r"wt-last\.safetensors: written by another version"):
+        folder.check("wt")
 
 
 def test_forgetting_takes_checkpoints_only(tmp_path: Path) -> None:

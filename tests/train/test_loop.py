@@ -22,8 +22,9 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.networks import build_network
 from lowmem_brats.train import loop as fit
-from lowmem_brats.train.loop import Epoch, Listener, NetworkTraining
+from lowmem_brats.train.loop import Listener, NetworkTraining
 from lowmem_brats.train.schedule import WeightAverage
+from lowmem_brats.train.state import Epoch
 from lowmem_brats.train.validate import Validation, validate
 
 Make = Callable[..., NetworkTraining]
@@ -65,8 +66,8 @@ def losses_of(training: NetworkTraining, steps: int) -> list[float]:
         pass
 
     def stop(*_: object) -> None:
-        losses.append(training._losses[-1])
-        if training.steps == steps:
+        losses.append(training.history.losses[-1])
+        if training.history.steps == steps:
             raise ReachedError
 
     with pytest.raises(ReachedError):
@@ -76,11 +77,11 @@ def losses_of(training: NetworkTraining, steps: int) -> list[float]:
 
 def test_the_scale_of_the_loss_is_restored(make: Make) -> None:
     before, after = make(), make()
-    before._step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    tensors, state = before.checkpoint()
-    assert after._step.scaler.get_scale() != 64
-    after.restore(tensors, json.loads(json.dumps(state)), {})
-    assert after._step.scaler.get_scale() == 64
+    before.state.step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    tensors, state = before.state.save()
+    assert after.state.step.scaler.get_scale() != 64
+    after.state.restore(tensors, json.loads(json.dumps(state)))
+    assert after.state.step.scaler.get_scale() == 64
 
 
 # What is kept
@@ -101,8 +102,8 @@ def test_the_best_epoch_s_averaged_weights_are_kept(
     training = make(replace(EASY, epochs=3, batch=1))  # six steps an epoch; the average follows every ten
     chosen = training.run(Listener())
     assert (chosen.number, chosen.mean_dice) == (best, pytest.approx(scores[best - 1]))
-    assert [epoch.number for epoch in training.epochs] == [1, 2, 3]
-    assert all(torch.equal(training.best_state[key], states[best - 1][key]) for key in states[0])
+    assert [epoch.number for epoch in training.history.epochs] == [1, 2, 3]
+    assert all(torch.equal(training.state.best_weights[key], states[best - 1][key]) for key in states[0])
     assert not torch.equal(states[0]["head.weight"], states[1]["head.weight"])
     weights = training.network.state_dict()
     assert not torch.equal(weights["head.weight"], states[-1]["head.weight"]), "validated is the average"
@@ -126,12 +127,12 @@ def test_the_time_limit_ends_a_network_after_its_share(make: Make, clock: Simple
 
     def tick(*_: object) -> None:
         clock.now += 2.5
-        rates.append(training._step.optimizer.param_groups[0]["lr"])
+        rates.append(training.state.step.optimizer.param_groups[0]["lr"])
 
     best = training.run(Listener(on_progress=tick))
     assert len(rates) == 8
-    assert (training.epochs[-1].steps, training.epochs[-1].seconds) == (8, 20.0)
-    assert best in training.epochs
+    assert (training.history.epochs[-1].steps, training.history.epochs[-1].seconds) == (8, 20.0)
+    assert best in training.history.epochs
     expected = EASY.learning_rate * (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
     np.testing.assert_allclose(rates, expected, rtol=1e-6, err_msg="a half cosine over the time there is")
 
@@ -143,7 +144,7 @@ def test_one_network_of_three_has_all_the_time(make: Make, clock: SimpleNamespac
         clock.now += 2.5
 
     assert training.run(Listener(on_progress=tick)).network == "wt tc et"
-    assert training.steps == 24
+    assert training.history.steps == 24
 
 
 def test_even_the_shortest_time_allows_a_step(make: Make, clock: SimpleNamespace) -> None:
@@ -160,7 +161,7 @@ def test_patience_ends_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "validate", lambda *_: Validation({"wt": {"a": next(scores)}}, [], 0))
     training = make(replace(EASY, patience=2))
     assert training.run(Listener()).number == 2
-    assert len(training.epochs) == 4
+    assert len(training.history.epochs) == 4
 
 
 # Unsound gradients
@@ -201,16 +202,16 @@ def test_injected_overflows_bring_fp32_for_a_while(make: Make, monkeypatch: pyte
         return gradient * torch.inf if len(calls) in (3, 5, 6, 7) else gradient
 
     training.network.head.weight.register_hook(spoil)
-    take = training._step.take
-    monkeypatch.setattr(training._step, "take", lambda *a: formats.append(a[2]) or take(*a))
+    take = training.state.step.take
+    monkeypatch.setattr(training.state.step, "take", lambda *a: formats.append(a[2]) or take(*a))
     best = training.run(Listener())
     assert formats[:12] == [torch.bfloat16] * 7 + [torch.float32] * 4 + [torch.bfloat16]
     assert set(formats[12:]) == {torch.bfloat16}
-    assert training.epochs[-1].fallback_steps == 4
-    assert training.epochs[-1].skipped_steps == 4
-    assert [step for step, _ in training.switches] == [7, 11]
-    assert training.switches[0][1] == "fp32 for 4 steps: 3 gradients in a row were not finite"
-    assert set(training.peaks) == {"bf16", "fp32"}, "each format's peak is measured"
+    assert training.history.epochs[-1].fallback_steps == 4
+    assert training.history.epochs[-1].skipped_steps == 4
+    assert [step for step, _ in training.history.switches] == [7, 11]
+    assert training.history.switches[0][1] == "fp32 for 4 steps: 3 gradients in a row were not finite"
+    assert set(training.history.peaks) == {"bf16", "fp32"}, "each format's peak is measured"
     assert best.mean_dice > 0.6, "and it goes on learning"
 
 
@@ -218,7 +219,7 @@ def test_a_validation_that_half_precision_cannot_hold_is_noted(make: Make, monke
     training = make(replace(EASY, epochs=1), formats=("bf16", "fp32"))
     monkeypatch.setattr(fit, "validate", lambda *_: Validation({"wt": {"a": 0.5}}, [], 0, "fp32"))
     training.run(Listener())
-    assert training.notes == ["validated in fp32: bf16 gives NaN or infinity"]
+    assert training.history.notes == ["validated in fp32: bf16 gives NaN or infinity"]
 
 
 def test_running_out_of_memory_halves_the_micro_batch_and_changes_nothing(
@@ -240,7 +241,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_changes_nothing(
         assert ours.grad is not None
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
     assert cramped.plans["fp32"].micro_batch == 1
-    assert [note.split(": ")[1] for note in cramped.notes] == [
+    assert [note.split(": ")[1] for note in cramped.history.notes] == [
         "2 slices at once instead of 4",
         "1 slices at once instead of 2",
     ]
@@ -253,7 +254,7 @@ def test_validation_is_in_the_measured_peak(make: Make, monkeypatch: pytest.Monk
     training.run(Listener())
     count = sum(-(-p.numel() * 4 // 512) * 512 for p in training.network.parameters())
     steps = len(list(training.network.parameters())) * 512  # Adam counts its steps in a tensor per parameter
-    assert training.peaks == {"fp32": 2**30 + 3 * count + steps}
+    assert training.history.peaks == {"fp32": 2**30 + 3 * count + steps}
 
 
 # Going on
@@ -267,27 +268,27 @@ def test_a_restored_training_goes_on_to_the_same_losses_and_weights(make: Make, 
     expected = losses_of(whole, 18)
     first = make(config)
     assert losses_of(first, at) == expected[:at]
-    tensors, state = first.checkpoint()
+    tensors, state = first.state.save()
     tensors = {key: value.clone() for key, value in tensors.items()}
     second = make(config, seed=5)
-    second.restore(tensors, json.loads(json.dumps(state)), first.best_state)
-    assert second.steps == at
+    second.state.restore(tensors, json.loads(json.dumps(state)))
+    assert second.history.steps == at
     assert losses_of(second, 18) == expected[at:]
     assert all(torch.equal(a, b) for a, b in zip(whole.network.parameters(), second.network.parameters(), strict=True))
-    assert [replace(e, seconds=0, slices_per_second=0) for e in second.epochs] == [
-        replace(e, seconds=0, slices_per_second=0) for e in whole.epochs
+    assert [replace(e, seconds=0, slices_per_second=0) for e in second.history.epochs] == [
+        replace(e, seconds=0, slices_per_second=0) for e in whole.history.epochs
     ]
 
 
 def test_a_restored_precision_controller_remembers(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     training = make(formats=("bf16", "fp32"))
     for _ in range(3):
-        training.controller.observe(1.0, float("nan"))
-    tensors, state = training.checkpoint()
+        training.state.controller.observe(1.0, float("nan"))
+    tensors, state = training.state.save()
     again = make(formats=("bf16", "fp32"))
-    again.restore(tensors, json.loads(json.dumps(state)), {})
-    assert again.controller.precision == "fp32"
-    assert again.controller.state() == training.controller.state()
+    again.state.restore(tensors, json.loads(json.dumps(state)))
+    assert again.state.controller.precision == "fp32"
+    assert again.state.controller.state() == training.state.controller.state()
 
 
 def test_checkpoints_are_asked_for_after_every_epoch_and_every_ten_minutes(make: Make, clock: SimpleNamespace) -> None:
@@ -297,16 +298,16 @@ def test_checkpoints_are_asked_for_after_every_epoch_and_every_ten_minutes(make:
     def tick(*_: object) -> None:
         clock.now += 250
 
-    training.run(Listener(tick, on_checkpoint=lambda: steps.append(training.steps)))
+    training.run(Listener(tick, on_checkpoint=lambda: steps.append(training.history.steps)))
     assert steps == [3, 6, 9, 12]
 
 
 def test_a_training_resumed_without_time_ends_with_what_it_has(make: Make, clock: SimpleNamespace) -> None:
     first = make(replace(EASY, batch=1))
     losses_of(first, 3)
-    tensors, state = first.checkpoint()
+    tensors, state = first.state.save()
     second = make(replace(EASY, batch=1, max_seconds=1e-3))
-    second.restore(tensors, json.loads(json.dumps(state | {"seconds": 60.0})), {})
+    second.state.restore(tensors, json.loads(json.dumps(state | {"history": state["history"] | {"seconds": 60.0}})))
     best = second.run(Listener())
     assert (best.number, best.steps) == (1, 3)
 
@@ -322,7 +323,7 @@ def test_an_epoch_says_what_happened(make: Make, clock: SimpleNamespace) -> None
         clock.now += 0.5
 
     training.run(Listener(tick, lambda epoch, _: told.append(epoch)))
-    assert told == training.epochs
+    assert told == training.history.epochs
     assert [(e.network, e.number, e.steps, e.seconds, e.slices_per_second) for e in told] == [
         ("wt", 1, 3, 1.5, 4.0),
         ("wt", 2, 6, 3.0, 4.0),
@@ -334,8 +335,8 @@ def test_an_epoch_says_what_happened(make: Make, clock: SimpleNamespace) -> None
 def test_the_curve_has_a_point_per_ten_steps(make: Make) -> None:
     training = make(replace(EASY, batch=1, epochs=4))
     losses = losses_of(training, 24)
-    assert [step for step, _ in training.curve] == [10, 20]
-    assert training.curve[1][1] < training.curve[0][1] < np.mean(losses[:3])
+    assert [step for step, _ in training.history.curve] == [10, 20]
+    assert training.history.curve[1][1] < training.history.curve[0][1] < np.mean(losses[:3])
 
 
 def test_the_average_is_the_one_of_its_own_module(make: Make) -> None:
@@ -345,12 +346,12 @@ def test_the_average_is_the_one_of_its_own_module(make: Make) -> None:
     losses_of_all: list[int] = []
 
     def follow(*_: object) -> None:
-        losses_of_all.append(training.steps)
-        by_hand.follow(training.network, training.steps)
+        losses_of_all.append(training.history.steps)
+        by_hand.follow(training.network, training.history.steps)
 
     training.run(Listener(on_progress=follow))
     assert losses_of_all == list(range(1, 25))
-    assert all(torch.equal(by_hand.state[key], value) for key, value in training._average.state.items())
+    assert all(torch.equal(by_hand.state[key], value) for key, value in training.state.average.state.items())
 
 
 def test_the_best_weights_take_their_masks_where_validation_dice_is_best(make: Make) -> None:
@@ -358,9 +359,10 @@ def test_the_best_weights_take_their_masks_where_validation_dice_is_best(make: M
     training.run(Listener())
     found = training.finish()
     moved_K = torch.tensor([found[region.value][0] for region in Region])
-    torch.testing.assert_close(training.network.last_bias().detach(), training.best_state["head.bias"] - moved_K)
+    best_K = training.state.best_weights["head.bias"]
+    torch.testing.assert_close(training.network.last_bias().detach(), best_K - moved_K)
     assert found["et"][0] < 0, "else the test shows nothing"
-    assert found["et"][1] > training.best.region_dice["et"]
+    assert found["et"][1] > training.history.best.region_dice["et"]
     state = training.network.state_dict()
     now = validate(state, training.config.network, training.validation, training.regions, "cpu", "fp32").dice
     for region in Region:
@@ -373,4 +375,4 @@ def test_without_validation_the_last_weights_stay_as_they_are(make: Make) -> Non
     training.run(Listener())
     assert training.finish() == {}
     for key, value in training.network.state_dict().items():
-        torch.testing.assert_close(value, training.best_state[key], rtol=0, atol=0)
+        torch.testing.assert_close(value, training.state.best_weights[key], rtol=0, atol=0)

@@ -23,12 +23,13 @@ from easy_cases import EASY, TINY, write_easy_data
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.train import folder as run_folder
+from lowmem_brats.train import held_out
 from lowmem_brats.train import run as train
 from lowmem_brats.train.lock import LOCK, hold
-from lowmem_brats.train.loop import Epoch
 from lowmem_brats.train.networks import TrainListener
 from lowmem_brats.train.report import TrainReport
 from lowmem_brats.train.run import train_set
+from lowmem_brats.train.state import Epoch
 from lowmem_brats.weights.store import open_set
 
 QUICK = replace(EASY, network=replace(TINY, outputs=3), epochs=1, batch=8)
@@ -72,7 +73,7 @@ def test_a_failing_test_costs_no_weights(
         installed.append((folder / "index.json").exists())
         raise error
 
-    monkeypatch.setattr(train, "score_held_out", score)
+    monkeypatch.setattr(held_out, "score_held_out", score)
     report, seen = run(easy_data, tmp_path / "run")
     assert installed == [True]
     assert report.notes == seen
@@ -98,8 +99,12 @@ def test_a_bad_test_case_costs_not_the_others(easy_data: Path, tmp_path: Path, m
 def test_pictures_that_cannot_be_drawn_are_told_once(
     easy_data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folder, name, raising(ValueError("height and width must be > 0")))
-    report, seen = run(easy_data, tmp_path / "run", replace(QUICK, epochs=2))
+    failing = raising(ValueError("height and width must be > 0"))
+    if name == "metrics_csv":
+        monkeypatch.setattr(run_folder, name, failing)
+    report, seen = run(
+        easy_data, tmp_path / "run", replace(QUICK, epochs=2), tell={name: failing} if "draw" in name else {}
+    )
     what = "no pictures of epoch 1" if name == "draw_examples" else "metrics.csv and curves.png are not up to date"
     assert seen == report.notes == [f"{what}: ValueError: height and width must be > 0"]
     assert open_set(str(tmp_path / "run")).name == "run"
@@ -192,7 +197,7 @@ def test_what_was_noted_before_is_kept(easy_data: Path, tmp_path: Path, monkeypa
     path = data / "easy_1" / "easy_1_t2.nii.gz"
     image = nibabel.load(path)
     nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj) * np.float32(1.5), image.affine), path)
-    monkeypatch.setattr(train, "versions", lambda: {**before.versions, "torch": "9.9"})
+    monkeypatch.setattr(train, "versions_here", lambda: {**before.versions, "torch": "9.9"})
     after, seen = run(data, tmp_path / "run", replace(QUICK, epochs=2, allow_missing=("t1",)), resume=True)
     changed = [
         "easy_1: not the files that the training began with, or they are prepared in another way",

@@ -23,12 +23,14 @@ from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.networks.pvt_v2 import B0, PVTv2
+from lowmem_brats.pictures.training import draw_curves, draw_examples
 from lowmem_brats.train import networks as train_networks
 from lowmem_brats.train import run as train
-from lowmem_brats.train.loop import Epoch
 from lowmem_brats.train.networks import TrainListener
 from lowmem_brats.train.report import TrainReport, read_run
 from lowmem_brats.train.run import train_set
+from lowmem_brats.train.state import Epoch
+from lowmem_brats.weights.checkpoint import load_checkpoint, save_checkpoint
 from lowmem_brats.weights.store import load_network, open_set, read_header
 
 SHORT = replace(EASY, epochs=2)
@@ -44,7 +46,8 @@ def easy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(easy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainReport, list[Epoch]]:
     """A finished training: its folder, its report, and the epochs as they were announced."""
     out, announced = tmp_path_factory.mktemp("out") / "easy", []
-    return out, run(easy_data, out, EASY, TrainListener(on_epoch=announced.append)), announced
+    tell = TrainListener(on_epoch=announced.append, draw_curves=draw_curves, draw_examples=draw_examples)
+    return out, run(easy_data, out, EASY, tell), announced
 
 
 def run(data: Path, out: Path, config: TrainConfig, *arguments: object, **options: object) -> TrainReport:
@@ -450,6 +453,17 @@ def test_another_recipe_is_not_gone_on_with(easy_data: Path, interrupted: Path, 
     with pytest.raises(InputError, match=f"resuming .*{next(iter(change))}.*as it began"):
         train_set(easy_data, interrupted, changed, resume=True)
     assert {path: path.stat().st_mtime_ns for path in interrupted.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_of_another_version_is_not_gone_on_with(easy_data: Path, interrupted: Path) -> None:
+    """It is told before anything is learnt, and nothing says that going on would help."""
+    path, notes = interrupted / "checkpoints" / "wt-last.safetensors", list[str]()
+    tensors, state = load_checkpoint(path)
+    for changed in ({"epochs": []}, state | {"history": state["history"] | {"colour": "red"}}):
+        save_checkpoint(path, tensors, changed)
+        with pytest.raises(InputError, match=r"wt-last\.safetensors: written by another version; .* Train anew"):
+            train_set(easy_data, interrupted, EASY, TrainListener(on_note=notes.append), resume=True)
+    assert notes == []
 
 
 def test_epochs_and_places_may_change(easy_data: Path, interrupted: Path) -> None:

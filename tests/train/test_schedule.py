@@ -83,6 +83,7 @@ def test_the_average_against_its_sum_written_out() -> None:
         average.follow(layers, update * AVERAGE_EVERY)
         decay = min(0.8, update / (update + 10))
         expected = decay * expected + (1 - decay) * update
+        assert average.state["0.bias"].tolist() == pytest.approx([expected] * 2), update
     assert average.updates == 99
     for key, value in average.state.items():
         if key.endswith(("weight", "bias")):
@@ -91,11 +92,12 @@ def test_the_average_against_its_sum_written_out() -> None:
     assert expected == pytest.approx(99 - 0.8 / 0.2, abs=0.01), "it lags behind by decay / (1 − decay) updates"
 
 
-def test_it_follows_every_so_many_steps_only() -> None:
-    average = WeightAverage(network(1.0), decay=0.5)
-    for steps in range(1, 4 * AVERAGE_EVERY):
-        average.follow(network(2.0), steps)
-    assert average.updates == 3
+def test_it_follows_every_tenth_step_only() -> None:
+    average, layers, followed = WeightAverage(network(1.0), decay=0.5), network(2.0), []
+    for steps in range(1, 35):
+        average.follow(layers, steps)
+        followed.append(average.updates)
+    assert followed == [steps // 10 for steps in range(1, 35)]
 
 
 def test_it_is_a_copy() -> None:

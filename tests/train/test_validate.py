@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from easy_cases import DEPTH, SIDE, TINY, easy_cached, easy_depth
+from easy_cases import DEPTH, SIDE, TINY, easy_cached, easy_depth, store_slices
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.data.labels import Region
-from lowmem_brats.data.slice_cache import CachedCase, store_case
+from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.engine import step
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import build_network
@@ -34,14 +34,14 @@ def cases(tmp_path: Path) -> list[CachedCase]:
     full = easy_cached(tmp_path, "full")
     depth_ZHW = np.array(easy_depth())
     depth_ZHW[: DEPTH // 2] = 0
-    return [full, store_case(tmp_path / "half.json", "half", full.slices_ZCHW, depth_ZHW)]
+    return [full, store_slices(tmp_path / "half.json", "half", full.slices_ZCHW, depth_ZHW)]
 
 
 @pytest.fixture
 def deep(tmp_path: Path) -> CachedCase:
     """A case that is seen from three sides."""
     slices_ZCHW = np.random.default_rng(0).normal(size=(SIDE, 4, SIDE, SIDE)).astype(np.float16)
-    case = store_case(tmp_path / "deep.json", "deep", slices_ZCHW, np.array(easy_depth(SIDE)))
+    case = store_slices(tmp_path / "deep.json", "deep", slices_ZCHW, np.array(easy_depth(SIDE)))
     assert not case.flat
     return case
 

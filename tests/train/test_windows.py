@@ -26,7 +26,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> CachedCase:
     for depth, box in BOXES.items():
         depth_ZHW[tuple(slice(*span) for span in box)] = depth
     path = tmp_path_factory.mktemp("cache") / "case.json"
-    return store_case(path, "case", np.ones((48, 4, 48, 48), np.float16), depth_ZHW)
+    return store_case(path, "case", np.ones((48, 4, 48, 48), np.float16), depth_ZHW, False)
 
 
 def rows(view: int, number: int, times: int = 1000) -> npt.NDArray[np.int64]:
@@ -44,7 +44,7 @@ def test_a_case_knows_where_its_regions_are(case: CachedCase) -> None:
 def test_a_region_that_a_case_has_none_of_has_no_box(tmp_path: Path) -> None:
     depth_ZHW = np.zeros((4, SIDE, SIDE), np.uint8)
     depth_ZHW[1, 2, 3] = 2
-    case = store_case(tmp_path / "case.json", "case", np.ones((4, 4, SIDE, SIDE), np.float16), depth_ZHW)
+    case = store_case(tmp_path / "case.json", "case", np.ones((4, 4, SIDE, SIDE), np.float16), depth_ZHW, True)
     assert case.box_of(Region.TC) == [(1, 2), (2, 3), (3, 4)]
     assert case.box_of(Region.ET) is None
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lowmem_brats.errors import InputError
-from lowmem_brats.weights.checkpoint import load_checkpoint, save_checkpoint
+from lowmem_brats.weights.checkpoint import FORMAT, load_checkpoint, load_state, save_checkpoint
 
 TENSORS = {
     "network head.weight": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
@@ -52,12 +52,30 @@ def test_a_full_disk_keeps_the_older_one(saved: Path, monkeypatch: pytest.Monkey
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    for header in (None, {"format": "lowmem-brats/1"}, {"format": "lowmem-brats-checkpoint/1", "state": "{"}):
+    for header, found in (
+        (None, "format 'none' instead of"),
+        ({"format": "lowmem-brats/1"}, "format 'lowmem-brats/1' instead of"),
+        ({"format": FORMAT}, "'state'"),
+        ({"format": FORMAT, "state": "{"}, "Expecting property name"),
+    ):
         save_file({"x": torch.zeros(1)}, path, header)
-        with pytest.raises(InputError, match=r"x\.safetensors: cannot be read"):
+        with pytest.raises(InputError, match=rf"x\.safetensors: cannot be read \(.*{found}"):
             load_checkpoint(path)
     with pytest.raises(InputError, match=r"absent: cannot be read"):
         load_checkpoint(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("version", ["1", "3"])
+def test_a_checkpoint_of_another_version(tmp_path: Path, version: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"format": f"lowmem-brats-checkpoint/{version}", "state": "{}"})
+    for load in (load_checkpoint, load_state):
+        with pytest.raises(InputError, match=r"x\.safetensors: written by another version; .* Train anew"):
+            load(path)
+
+
+def test_the_state_alone(saved: Path) -> None:
+    assert load_state(saved) == STATE
 
 
 @given(kept=st.integers(0, 2000), flipped=st.one_of(st.none(), st.tuples(st.integers(0, 2000), st.integers(1, 255))))

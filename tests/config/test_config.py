@@ -7,8 +7,20 @@ from typing import Any
 
 import pytest
 
-from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.config import (
+    LABELS,
+    NETWORKS,
+    PRESETS,
+    NetworkConfig,
+    SegmentConfig,
+    TrainConfig,
+)
+from lowmem_brats.config.names import REGIONS
+from lowmem_brats.config.setting import settings_of
+from lowmem_brats.data.labels import CONVENTIONS, Region
+from lowmem_brats.engine.losses import LOSSES
 from lowmem_brats.errors import InputError
+from lowmem_brats.networks import NETWORKS as BUILDERS
 
 WATCHED = "--patience or --schedule plateau with --validation 0"
 
@@ -22,7 +34,7 @@ WATCHED = "--patience or --schedule plateau with --validation 0"
         (NetworkConfig, {"width": 20}, "network width", "20"),
         (NetworkConfig, {"depth": 0}, "network depth", "0"),
         (NetworkConfig, {"depth": 6}, "network depth", "6"),
-        (NetworkConfig, {"norm": "layer"}, "network norm", "'layer'"),
+        (NetworkConfig, {"norm": "layer"}, "network norm", "layer"),
         (SegmentConfig, {"min_confidence": 1.1}, "--min-confidence", "1.1"),
         (NetworkConfig, {"outputs": 2}, "network outputs", "2"),
         (NetworkConfig, {"views": 4}, "network views", "4"),
@@ -50,10 +62,13 @@ WATCHED = "--patience or --schedule plateau with --validation 0"
         (TrainConfig, {"clip_norm": 0.0}, "--clip", "0.0"),
         (TrainConfig, {"average": 1.0}, "--average", "1.0"),
         (TrainConfig, {"modality_dropout": 1.1}, "--modality-dropout", "1.1"),
-        (TrainConfig, {"regions": ()}, "--region", "()"),
+        (TrainConfig, {"regions": ()}, "--region", "none"),
+        (SegmentConfig, {"precision": "fp8"}, "--precision", "fp8"),
+        (SegmentConfig, {"labels": "brats1999"}, "--labels", "brats1999"),
+        (TrainConfig, {"seed": -1}, "--seed", "-1"),
         (TrainConfig, {"regions": ("et",), "network": NetworkConfig(outputs=3)}, "--region", "et"),
-        (TrainConfig, {"regions": ("wt", "ed")}, "--region", "('wt', 'ed')"),
-        (TrainConfig, {"allow_missing": ("t1ce", "pd")}, "--allow-missing", "('t1ce', 'pd')"),
+        (TrainConfig, {"regions": ("wt", "ed")}, "--region", "wt ed"),
+        (TrainConfig, {"allow_missing": ("t1ce", "pd")}, "--allow-missing", "t1ce pd"),
     ],
 )
 def test_unusable_setting(make: Any, settings: dict[str, object], where: str, found: str) -> None:
@@ -96,3 +111,27 @@ def test_settings_are_named_and_frozen(make: Any) -> None:
 def test_the_papers_training_is_the_default() -> None:
     config = TrainConfig()
     assert (config.epochs, config.batch, config.network.depth) == (80, 10, 4)
+
+
+def test_the_names_are_those_of_the_tables() -> None:
+    """The configuration must not import the tables, which need torch or stand above it."""
+    assert list(NETWORKS) == list(BUILDERS)
+    assert list(LABELS) == list(CONVENTIONS)
+    assert [region.value for region in Region] == list(REGIONS)
+    assert [name for name in LOSSES if name not in settings_of(TrainConfig)["loss"].help] == []
+
+
+def test_two_configurations_share_no_name_of_a_field() -> None:
+    """`train` takes the options of both, and each option's parameter is called like its field."""
+    assert not settings_of(NetworkConfig).keys() & settings_of(TrainConfig).keys()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_options_that_exist_to_values_that_are_valid(name: str) -> None:
+    preset = PRESETS[name]
+    for make, values in ((NetworkConfig, preset.network), (TrainConfig, preset.training)):
+        described = settings_of(make)
+        assert all(described[key].option for key in values)
+        assert vars(make(**values)) == vars(make()) | values
+        assert all(getattr(make(), key) != value for key, value in values.items()), "what is the default is not said"
+    assert preset.help

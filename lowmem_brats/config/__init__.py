@@ -1,0 +1,21 @@
+"""What a user or a weights file can set. Each setting stands in one place, with its option, help, default and check."""
+
+from lowmem_brats.config.names import BRATS_SHAPE, LABELS, MODALITIES, NETWORKS, PRECISIONS, PREPROCESSING
+from lowmem_brats.config.network import NetworkConfig
+from lowmem_brats.config.segment import SegmentConfig
+from lowmem_brats.config.train import PRESETS, Preset, TrainConfig, without_former
+
+__all__ = [
+    "BRATS_SHAPE",
+    "LABELS",
+    "MODALITIES",
+    "NETWORKS",
+    "PRECISIONS",
+    "PREPROCESSING",
+    "PRESETS",
+    "NetworkConfig",
+    "Preset",
+    "SegmentConfig",
+    "TrainConfig",
+    "without_former",
+]

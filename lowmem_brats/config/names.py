@@ -1,0 +1,27 @@
+"""Names and numbers that the whole program shares."""
+
+from __future__ import annotations
+
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+"""The channels C of every array and network, in this order."""
+
+PREPROCESSING = "zscore-brain"
+"""Name of the intensity scheme: z-score per modality over its non-zero voxels, background 0 (stored with weights)."""
+
+BRATS_SHAPE = (240, 240, 155)
+"""Voxels X, Y, Z of a BraTS volume, 1 mm each."""
+
+NETWORKS = {
+    "unet2d": "U-Net, Ronneberger 2015",
+    "emcad-b0": "EMCAD decoder, Rahman 2024, over a PVT v2 encoder, Wang 2022",
+    "emcad-b2": "the same with a larger encoder",
+}
+"""Name → what it is and whose; README and NOTICE name the same papers, and `networks.NETWORKS` builds them."""
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+
+LABELS = ("brats2020", "brats2023", "msd")
+"""The names of `labels.CONVENTIONS`."""
+
+REGIONS = ("wt", "tc", "et")
+"""The values of `labels.Region`."""

@@ -1,0 +1,65 @@
+"""A training that goes on keeps its recipe, and a recipe that this machine cannot follow is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from easy_cases import EASY, TINY
+
+from lowmem_brats.errors import InputError
+from lowmem_brats.train import recipe
+from lowmem_brats.train.recipe import MAY_CHANGE, check_recipe, check_resumable
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"loss": "disc"}, "--loss"),
+        ({"network": replace(TINY, name="unet")}, "network"),
+        ({"device": "tpu"}, "--device tpu"),
+    ],
+)
+def test_what_does_not_exist_is_refused(change: dict[str, object], where: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_recipe(replace(EASY, **change))
+    assert str(caught.value).startswith(where)
+
+
+def test_several_processes_need_a_slice_each_and_no_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe.parallel, "size", lambda: 2)
+    for change, where in (({"batch": 1}, "--batch: 1"), ({"network": replace(TINY, norm="batch")}, "batch norm")):
+        with pytest.raises(InputError, match=where):
+            check_recipe(replace(EASY, **change))
+
+
+def test_only_what_leaves_the_training_the_same_may_change(tmp_path: Path) -> None:
+    other = {
+        "network": replace(TINY, width=16),
+        "regions": ("wt",),
+        "precision": "bf16",
+        "device": "cuda",
+        "vram": "2G",
+        "epochs": 99,
+        "max_seconds": 1.0,
+        "patience": 3,
+        "strict": True,
+        "allow_missing": ("t1",),
+    }
+    for key in vars(EASY):
+        changed = {key: other[key]} if key in other else {}
+        if key in MAY_CHANGE:
+            check_resumable(replace(EASY, **changed), EASY, tmp_path)
+    for changed, told in (
+        ({"network": other["network"]}, "width 16; expected as it began: width 8"),
+        ({"network": replace(TINY, name="emcad-b0")}, "network emcad-b0; expected as it began: network unet2d"),
+        ({"seed": 1}, "seed 1; expected as it began: seed 0"),
+        ({"loss": "ce"}, "loss ce; expected as it began: loss dice"),
+        ({"validation": 0.3, "average": 0.9}, "average 0.9; validation 0.3; expected as it began: average 0.5; "),
+        ({"learning_rate": 0.1}, "learning rate 0.1; expected as it began: learning rate 0.01"),
+        ({"fold": (1, 5)}, "fold 1 5; expected as it began: fold None"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_resumable(replace(EASY, **changed), EASY, tmp_path)
+        assert str(caught.value).startswith(f"resuming {tmp_path}: {told}")
