@@ -16,7 +16,7 @@ from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.phantom import make_phantom
 from lowmem_brats.data.slices import prepare
-from lowmem_brats.networks import build_network, widened
+from lowmem_brats.networks import adapted, build_network
 from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network, write_index
 
 TINY = NetworkConfig(width=8, depth=2)
@@ -81,7 +81,7 @@ def write_seeing_neighbours(folder: Path, single: str) -> Path:
     file = open_set(single).files[0]
     config = replace(file.network, context=1)
     network = build_network(config)
-    network.load_state_dict(widened(load_network(file).state_dict(), config))
+    network.load_state_dict(adapted(load_network(file).state_dict(), config))
     torch.manual_seed(0)
     with torch.no_grad():
         next(network.parameters())[:, len(MODALITIES) :].normal_(std=0.3)

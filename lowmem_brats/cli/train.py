@@ -138,7 +138,7 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
         from lowmem_brats.weights.store import open_set
 
         named, described = options.named(), settings_of(NetworkConfig)
-        fixed = {key: described[key].option for key in ("name", "width", "outputs")} | {"preset": "--preset"}
+        fixed = {key: described[key].option for key in ("name", "width", "norm")} | {"preset": "--preset"}
         if given := [option for key, option in fixed.items() if key in named]:
             found = f"{' and '.join(given)} beside it"
             raise InputError("--finetune", found, "the set's own network", "Leave it out.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lowmem_brats.config import names
 from lowmem_brats.config.setting import Check, Setting, check_settings, words
 from lowmem_brats.config.shared import MAIN, NETWORKS
+from lowmem_brats.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,12 @@ class NetworkConfig:
     ).default(32)
     depth: int = Setting(check=Check("1 to 5 poolings", lambda depth: 1 <= depth <= 5)).default(4)
     """Number of 2×2 poolings; H and W must be multiples of 2^depth."""
-    norm: str = Setting(choices=words("group", "batch")).default("group")
-    """`group` (8 groups) or `batch` (to reproduce the paper)."""
+    norm: str = Setting(
+        "--norm",
+        "Norms of the U-Net: group, of 8 groups; none, calibrated once at the start; batch, as in the paper.",
+        NETWORKS,
+        choices=words("group", "none", "batch"),
+    ).default("group")
     outputs: int = Setting(
         "--mode",
         "A binary network for each region (the paper's U-Net 2C), or one network for all three (its U-Net 3C).",
@@ -51,6 +56,8 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "network")
+        if self.norm == "none" and self.name != "unet2d":
+            raise InputError("--norm", f"none for {self.name}", "group, or a U-Net", "Leave the option out.")
 
     @property
     def channels(self) -> int:

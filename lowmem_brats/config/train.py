@@ -82,6 +82,12 @@ class TrainConfig:
         FROM_1,
     ).default(None)
     batch: int = Setting("--batch", "Slices per training step.", OPTIMISATION, FROM_1).default(10)
+    window: int = Setting(
+        "--window",
+        "Side in pixels of the windows that a step sees of its slices, mostly around the tumour; 0: whole slices.",
+        OPTIMISATION,
+        Check("a multiple of 16, or 0", lambda window: window >= 0 and window % 16 == 0),
+    ).default(0)
     learning_rate: float = Setting("--learning-rate", "Largest step size.", OPTIMISATION, POSITIVE).default(1e-3)
     schedule: str = Setting(
         "--schedule",

@@ -30,7 +30,7 @@ from lowmem_brats.data.slices import VIEWS, active_slices, cut_label, occupied, 
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import add_to_checksum, replace_when_complete
 
-FORMAT = 5  # of an entry; one of another format is not found
+FORMAT = 6  # of an entry; one of another format is not found
 ARRAYS = ("slices", "depth")
 
 
@@ -46,6 +46,8 @@ class CachedCase:
     """Per usable view, which of its slices hold brain."""
     depth_VN: tuple[tuple[int, ...], ...]
     """Per usable view, the deepest region in each of its slices, 0 to 3."""
+    box_RA2: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Per region that there is, WT first: along Z, H and W its first voxel and the one after its last."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -82,6 +84,15 @@ class CachedCase:
         except (OSError, EOFError, ValueError) as error:
             advice = "Start again; trainings that share a cache folder need the same cases."
             raise InputError(path, f"cannot be opened ({error})", "the slices cached before", advice) from error
+
+    def box_of(self, region: Region, view: int = 0) -> list[tuple[int, int]] | None:
+        """Where a region begins and ends along the axes [N, H, W] of a view; None if the case has none of it."""
+        if region.depth > len(self.box_RA2):
+            return None
+        box_A2 = list(self.box_RA2[region.depth - 1])
+        axis = VIEWS[view].axis
+        box_A2[0], box_A2[axis] = box_A2[axis], box_A2[0]  # as `seen_from` swaps them
+        return box_A2
 
     def active_VN(self, region: Region, views: int) -> list[npt.NDArray[np.bool_]]:
         """`active_slices` of a region's network of so many views, with the region's parent as in the label map."""
@@ -162,11 +173,18 @@ def store_case(
         "shape_ZCHW": slices_ZCHW.shape,
         "brain_VN": [has_brain.tolist() for has_brain in occupied(brain_ZHW, views)],
         "depth_VN": [seen.max(axis=(1, 2)).tolist() for seen in views_of(depth_ZHW, views)],
+        "box_RA2": [_box(depth_ZHW >= depth) for depth in range(1, int(depth_ZHW.max()) + 1)],
         "warnings": list(warnings),
     }
     with replace_when_complete(path) as partial:
         partial.write_text(json.dumps(_sealed(facts)))
     return _case(path, case_id, facts)
+
+
+def _box(mask_ZHW: npt.NDArray[np.bool_]) -> list[list[int]]:
+    """Along each axis, the first voxel of a mask and the one after its last."""
+    found = [np.flatnonzero(used) for used in occupied(mask_ZHW, 3)]
+    return [[int(indices[0]), int(indices[-1]) + 1] for indices in found]
 
 
 def _array(path: Path, kind: str) -> Path:
@@ -191,7 +209,8 @@ def _sealed(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _case(path: Path, case_id: str, facts: dict[str, Any]) -> CachedCase:
     brain_VN, depth_VN = (tuple(map(tuple, facts[key])) for key in ("brain_VN", "depth_VN"))
-    return CachedCase(case_id, path, tuple(facts["shape_ZCHW"]), brain_VN, depth_VN, tuple(facts["warnings"]))
+    box_RA2 = tuple(tuple(map(tuple, box)) for box in facts["box_RA2"])
+    return CachedCase(case_id, path, tuple(facts["shape_ZCHW"]), brain_VN, depth_VN, box_RA2, tuple(facts["warnings"]))
 
 
 def _find(path: Path, case_id: str) -> CachedCase | None:

@@ -239,13 +239,6 @@ def cut_label(label_XYZ: npt.NDArray[np.uint8], stack: SliceStack) -> npt.NDArra
     return cut_ZHW.repeat(rows, axis=1).repeat(columns, axis=2)
 
 
-def centre_in(frame_HW: tuple[int, int], array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """Zero-pad the last two axes to `frame_HW`, content in the middle; they must not exceed it."""
-    missing = [frame - size for frame, size in zip(frame_HW, array.shape[-2:], strict=True)]
-    margin = [(0, 0)] * (array.ndim - 2) + [(m // 2, m - m // 2) for m in missing]
-    return np.pad(array, margin)
-
-
 def _extent(occupied: npt.NDArray[np.bool_]) -> tuple[int, int]:
     """First and last True."""
     indices = np.flatnonzero(occupied)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError, did_you_mean
 from lowmem_brats.networks.base import SliceNetwork, mismatches
+from lowmem_brats.networks.calibrate import calibrate
 from lowmem_brats.networks.emcad import EMCAD
 from lowmem_brats.networks.unet2d import UNet2d
 
@@ -50,16 +51,21 @@ def title_of(config: NetworkConfig) -> str:
     return f"{config.name} of width {config.width}" if has_width(config) else config.name
 
 
-def widened(state: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Adapt the weights of a network that saw fewer neighbours of a slice to the network of `config`.
+def adapted(state: Mapping[str, Tensor], config: NetworkConfig, output: int = 0) -> dict[str, Tensor]:
+    """Adapt weights to the network of `config`, which may see more neighbours of a slice and have fewer outputs.
 
-    The new input channels get weights of 0, so the result is the same until the network has learnt to use them.
+    The new input channels get weights of 0, so the result is the same until the network has learnt to use them. A
+    network of one output gets number `output` of a network of three.
     """
     wanted = _outline(config).state_dict()
-    return {
-        key: functional.pad(value, (0, 0, 0, 0, 0, wanted[key].shape[1] - value.shape[1])) if value.ndim == 4 else value
-        for key, value in state.items()
-    }
+    adapted = dict[str, Tensor]()
+    for key, value in state.items():
+        if value.ndim and len(value) != len(wanted[key]):
+            value = value[output : output + 1]
+        if value.ndim == 4:
+            value = functional.pad(value, (0, 0, 0, 0, 0, wanted[key].shape[1] - value.shape[1]))
+        adapted[key] = value
+    return adapted
 
 
 def _outline(config: NetworkConfig) -> SliceNetwork:
@@ -70,11 +76,12 @@ def _outline(config: NetworkConfig) -> SliceNetwork:
 __all__ = [
     "NETWORKS",
     "SliceNetwork",
+    "adapted",
     "build_network",
+    "calibrate",
     "has_width",
     "mismatches",
     "padded_size",
     "stride_of",
     "title_of",
-    "widened",
 ]

@@ -46,6 +46,10 @@ class SliceNetwork(nn.Module, ABC):
         evaluation mode it gives their sum.
         """
 
+    def convolutions(self) -> list[nn.Conv2d]:
+        """Those that a ReLU follows without a norm between, from input to output; none if every one has a norm."""
+        return []
+
     @abstractmethod
     def last_bias(self) -> nn.Parameter:
         """The bias that is added last to the logits of each region, [K]; lowering it makes masks smaller."""

@@ -2,8 +2,9 @@
 
 Source: Ronneberger, Fischer, Brox 2015 (U-Net); widths and use as three binary networks: Hashemi et al. 2022, "A
 Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation", section II-B. Differences, to save
-memory or to keep micro-batches exact: zero padding, because reflection needs 44 % more at the training peak; group norm
-instead of batch norm; no bias if a norm follows; one logit instead of two channels, without a ReLU before it.
+memory or to keep micro-batches exact: zero padding, because reflection needs 44 % more at the training peak; no norm,
+as in Ronneberger's, or group norm, instead of batch norm; no bias if a norm follows; one logit instead of two channels,
+without a ReLU before it.
 Written from the paper. Shape suffixes: N slices, C channels, H W in-plane.
 """
 
@@ -22,25 +23,24 @@ from lowmem_brats.networks.group_norm import GroupNorm
 GROUPS = 8
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if kind == "batch" else GroupNorm(GROUPS, channels)
+def _conv(c_in: int, c_out: int, norm: str) -> list[nn.Module]:
+    """A 3×3 convolution, its norm if it has one, and a ReLU."""
+    norms: dict[str, list[nn.Module]] = {
+        "none": [],
+        "group": [GroupNorm(GROUPS, c_out)],
+        "batch": [nn.BatchNorm2d(c_out)],
+    }
+    return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=norm == "none"), *norms[norm], nn.ReLU(inplace=True)]
 
 
 class DoubleConv(nn.Sequential):
-    """Two 3×3 convolutions, each followed by its norm and a ReLU: [N, c_in, H, W] → [N, c_out, H, W].
+    """Two 3×3 convolutions, each followed by its norm, if any, and a ReLU: [N, c_in, H, W] → [N, c_out, H, W].
 
     `pooled`: halve H and W first. The pooling is inside the block, so that recomputing it spares the pooling's indices.
     """
 
     def __init__(self, c_in: int, c_out: int, norm: str, pooled: bool = False) -> None:
-        super().__init__(
-            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
-            _norm(norm, c_out),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(c_out, c_out, 3, padding=1, bias=False),
-            _norm(norm, c_out),
-            nn.ReLU(inplace=True),
-        )
+        super().__init__(*_conv(c_in, c_out, norm), *_conv(c_out, c_out, norm))
         self.pooled = pooled
 
     def forward(self, features_NCHW: Tensor) -> Tensor:
@@ -85,6 +85,11 @@ class UNet2d(SliceNetwork):
         """Encoder blocks from wide to deep, then decoder blocks from deep to wide."""
         down = {f"down.{i}": block for i, block in enumerate(self.down)}
         return down | {f"up.{i}": block for i, block in enumerate(self.up)}
+
+    def convolutions(self) -> list[nn.Conv2d]:
+        """Those that a ReLU follows without a norm between, from input to output."""
+        blocks = [*self.down, *(up.conv for up in self.up)]
+        return [layer for block in blocks for layer in block if isinstance(layer, nn.Conv2d) and layer.bias is not None]
 
     def last_bias(self) -> nn.Parameter:
         """The bias of the head."""

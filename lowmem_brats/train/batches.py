@@ -23,6 +23,7 @@ from lowmem_brats.engine.step import split_batch
 from lowmem_brats.train.augment import Augmentation, apply_augmentation, sample_augmentation
 from lowmem_brats.train.dataset import frame_of, gather, row_weights, targets_of, training_rows
 from lowmem_brats.train.read_ahead import read_ahead
+from lowmem_brats.train.windows import BORDER, centred, draw_corners, window_of
 
 
 class Batches:
@@ -30,7 +31,7 @@ class Batches:
 
     def __init__(self, cases: Sequence[CachedCase], regions: tuple[Region, ...], config: TrainConfig) -> None:
         self._cases, self._regions, self._config = cases, regions, config
-        self._frame_HW = frame_of(cases, config.network.views)
+        self._size_HW = window_of(frame_of(cases, config.network.views), config.window)
         self._rows = training_rows(cases, regions[0], config.network.views)
         weights = row_weights(cases, self._rows) if config.balance else np.ones(len(self._rows))
         self._until = weights.cumsum() / weights.sum()
@@ -54,14 +55,20 @@ class Batches:
         size = self._config.batch
         chosen = order[number * size : (number + 1) * size][parallel.rank() :: parallel.size()]
         rows, config = self._rows[chosen], self._config
-        slices_NCHW, depth_N1HW = gather(self._cases, rows, self._frame_HW, config.network.context)
         rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)
+        border = BORDER // 2 if config.augment and config.window else 0
+        if config.window:
+            corners_N2 = draw_corners(rng, self._cases, rows, self._regions[0], self._size_HW) - border
+        else:
+            corners_N2 = centred(self._cases, rows, self._size_HW)
+        height, width = (side + 2 * border for side in self._size_HW)
+        slices_NCHW, depth_N1HW = gather(self._cases, rows, corners_N2, (height, width), config.network.context)
         augmentation = None
         if config.augment:
-            shape_NCHW = (len(rows), len(MODALITIES), *self._frame_HW)
+            shape_NCHW = (len(rows), len(MODALITIES), height, width)
             symmetric_N = np.array([view.symmetric for view in VIEWS])[rows[:, 1]]
             augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, symmetric_N)
-        return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation)
+        return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation, border)
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, self._regions[0].depth, purpose, number])
@@ -69,11 +76,13 @@ class Batches:
 
 @dataclass(frozen=True)
 class Batch:
-    """The slices and targets of one step, on the host, with the augmentation still to be applied."""
+    """The slices, or windows of them, and targets of one step, on the host, not augmented yet."""
 
     slices_NCHW: Tensor
     target_NKHW: Tensor
     augmentation: Augmentation | None
+    border: int = 0
+    """Pixels at each edge that are there for the augmentation only, and are cut off after it."""
 
     def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
         """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""
@@ -84,5 +93,9 @@ class Batch:
         for number, (slices_NCHW, target_NKHW) in enumerate(parts):
             draw = self.augmentation.part(number * size, number * size + len(slices_NCHW))
             slices_NCHW, target_NKHW = apply_augmentation(draw, slices_NCHW.to(device), target_NKHW.to(device))
-            augmented.append((slices_NCHW.cpu(), target_NKHW.cpu()))
+            augmented.append((self._without_border(slices_NCHW).cpu(), self._without_border(target_NKHW).cpu()))
         return augmented
+
+    def _without_border(self, pixels_NCHW: Tensor) -> Tensor:
+        height, width = pixels_NCHW.shape[2:]
+        return pixels_NCHW[..., self.border : height - self.border, self.border : width - self.border].contiguous()

@@ -16,8 +16,9 @@ from torch import Tensor
 from lowmem_brats.data.case_list import LabelledCase
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.slice_cache import CachedCase
-from lowmem_brats.data.slices import centre_in, seen_from, slice_sizes, with_context
+from lowmem_brats.data.slices import seen_from, slice_sizes, with_context
 from lowmem_brats.errors import InputError
+from lowmem_brats.train.windows import cut
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,22 @@ def row_weights(cases: Sequence[CachedCase], rows: npt.NDArray[np.int64]) -> npt
 
 
 def gather(
-    cases: Sequence[CachedCase], rows: npt.NDArray[np.int64], frame_HW: tuple[int, int], context: int = 0
+    cases: Sequence[CachedCase],
+    rows: npt.NDArray[np.int64],
+    corners_N2: npt.NDArray[np.int64],
+    size_HW: tuple[int, int],
+    context: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One batch of rows of `training_rows`: `slices_NCHW` fp32 and `depth_N1HW` fp32, each centred in the frame.
+    """One batch of rows of `training_rows`: `slices_NCHW` fp32 and `depth_N1HW` fp32, windows of `size_HW` pixels.
 
-    `context`: how many neighbours follow as further channels, as `with_context`; depth: how many of the nested regions
-    hold a pixel.
+    `corners_N2`: where in its slice each window begins; `context`: how many neighbours follow as further channels, as
+    `with_context`; depth: how many of the nested regions hold a pixel.
     """
     slices, depths = [], []
-    for i, view, number in rows.tolist():
+    for (i, view, number), corner_HW in zip(rows.tolist(), corners_N2.tolist(), strict=True):
         seen_NCHW = seen_from(view, cases[i].slices_ZCHW)
-        slices.append(centre_in(frame_HW, with_context(seen_NCHW, np.array([number]), context, cases[i].flat)[0]))
-        depths.append(centre_in(frame_HW, seen_from(view, cases[i].depth_ZHW)[number][None]))
+        slices.append(cut(with_context(seen_NCHW, np.array([number]), context, cases[i].flat)[0], corner_HW, size_HW))
+        depths.append(cut(seen_from(view, cases[i].depth_ZHW)[number][None], corner_HW, size_HW))
     return torch.from_numpy(np.stack(slices)).float(), torch.from_numpy(np.stack(depths)).float()
 
 

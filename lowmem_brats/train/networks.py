@@ -10,11 +10,13 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from lowmem_brats.config import TrainConfig
+from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.data.labels import Region, groups_of, names_of
 from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.engine import parallel
@@ -26,8 +28,9 @@ from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import out_of_memory_told
 from lowmem_brats.memory.planner import TrainPlan, plan_train
-from lowmem_brats.networks import SliceNetwork, build_network, widened
+from lowmem_brats.networks import SliceNetwork, adapted, build_network, calibrate
 from lowmem_brats.segment.stack import sound_precision
+from lowmem_brats.train.batches import Batches
 from lowmem_brats.train.data import holds_slices
 from lowmem_brats.train.dataset import frame_of
 from lowmem_brats.train.folder import RunFolder
@@ -35,9 +38,11 @@ from lowmem_brats.train.loop import Listener, NetworkTraining
 from lowmem_brats.train.report import NetworkReport, TrainReport
 from lowmem_brats.train.state import Epoch
 from lowmem_brats.train.validate import Example, Validation
+from lowmem_brats.train.windows import window_of
 from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network
 
 OnProgress = Callable[[str, int, int], None]
+CALIBRATION = 32  # slices that a network without norms is calibrated on
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
     for group in run.groups if config.finetune else ():
         if group not in begun:
             _finetuned(config, group)  # now, and not when the networks before it are trained
+    if network.convolutions() and not begun and not config.finetune:
+        network.load_state_dict(parallel.first(_calibrated(network, run) if parallel.rank() == 0 else None))
     middle_CHW = run.training[0].slices_ZCHW[run.training[0].shape_ZCHW[0] // 2]
     wanted = choose_precision(config.precision, torch.device(device))
     precision, notes = sound_precision(partial(copy.deepcopy, network), middle_CHW, device, wanted)
@@ -127,25 +134,39 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
         return place(network, torch.device(device))
 
 
+def _calibrated(network: SliceNetwork, run: Run) -> dict[str, Tensor]:
+    """The network's weights, calibrated on slices as the first steps will see them."""
+    config = replace(run.report.config, augment=False)
+    batches = Batches(run.training, run.groups[0], config)
+    first = islice(batches.read(0), -(-CALIBRATION // config.batch))
+    calibrate(network, torch.cat([batch.slices_NCHW for batch in first])[:CALIBRATION])
+    return network.state_dict()
+
+
 def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torch.Tensor]:
-    """The weights to start from. Raises InputError where they are of another network."""
+    """The weights to start from: of a network of these regions, or for one region also of a network of all three.
+
+    Raises InputError where they are of another network.
+    """
     weights = open_set(config.finetune or ())
     file = next((file for file in weights.files if set(regions) <= set(file.regions)), None)
     wanted = config.network
-    if (
-        file is None
-        or file.network.context > wanted.context
-        or replace(file.network, views=wanted.views, context=wanted.context) != wanted
-    ):
+    if file is None or file.network.context > wanted.context or _like(file.network, wanted) != wanted:
         raise InputError("--finetune", str(weights.network), str(wanted), "Train the network of the set.")
-    return widened(load_network(file).state_dict(), wanted)
+    return adapted(load_network(file).state_dict(), wanted, file.regions.index(regions[0]))
+
+
+def _like(network: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
+    """The network with all that `adapted` can change as it is wanted."""
+    return replace(network, views=wanted.views, context=wanted.context, outputs=wanted.outputs)
 
 
 def _plan(run: Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
     """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits."""
     config, device = run.report.config, run.report.device
     share = -(-config.batch // parallel.size())
-    arguments = config.network, frame_of(run.training, config.network.views), share, budget, device
+    size_HW = window_of(frame_of(run.training, config.network.views), config.window)
+    arguments = config.network, size_HW, share, budget, device
     plans = [plan_train(*arguments, precision, config.loss)]
     run.tell.on_plan(plans[0])
     if config.precision == "auto" and precision != "fp32":

@@ -12,7 +12,6 @@ from lowmem_brats.data.slices import (
     VIEWS,
     SliceStack,
     active_slices,
-    centre_in,
     cut_label,
     is_flat,
     prepare,
@@ -254,32 +253,6 @@ def test_labels_of_a_hand_made_stack() -> None:
     expected_XYZ[1:3, 0, 1] = 4, 5  # row −1 and column 3 lie outside the volume
     np.testing.assert_array_equal(label_XYZ, expected_XYZ)
     np.testing.assert_array_equal(cut_label(label_XYZ, stack), [[[0, 0, 0], [4, 5, 0]]])
-
-
-# --- frames ---
-
-
-@pytest.mark.parametrize(
-    ("frame", "expected"),
-    [
-        ((2, 2), [[1, 2], [3, 4]]),
-        ((2, 4), [[0, 1, 2, 0], [0, 3, 4, 0]]),
-        ((3, 3), [[1, 2, 0], [3, 4, 0], [0, 0, 0]]),  # the odd row and column come last
-        ((4, 3), [[0, 0, 0], [1, 2, 0], [3, 4, 0], [0, 0, 0]]),
-    ],
-)
-def test_content_lies_in_the_middle_of_the_frame(frame: tuple[int, int], expected: list[list[int]]) -> None:
-    array = np.array([[1, 2], [3, 4]], np.uint8)
-    np.testing.assert_array_equal(centre_in(frame, array), expected)
-    framed = centre_in(frame, np.stack([array, array + 4])[None])  # leading axes are left alone
-    assert framed.dtype == np.uint8
-    assert framed.shape == (1, 2, *frame)
-    np.testing.assert_array_equal(framed[0, 0], expected)
-
-
-def test_content_larger_than_the_frame_is_an_error() -> None:
-    with pytest.raises(ValueError, match="negative"):
-        centre_in((2, 2), np.zeros((3, 2)))
 
 
 # --- thick sagittal or coronal slices ---

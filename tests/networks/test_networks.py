@@ -14,12 +14,12 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.networks import (
     NETWORKS,
     SliceNetwork,
+    adapted,
     build_network,
     has_width,
     mismatches,
     stride_of,
     title_of,
-    widened,
 )
 
 every_network = pytest.mark.parametrize("name", EACH_NETWORK)
@@ -189,7 +189,7 @@ def test_neighbours_count_from_where_training_goes_on(name: str) -> None:
     narrow, config = build(name), NetworkConfig(name=name, width=8, depth=2, context=2)
     wide = build_network(config).eval()
     assert (narrow.context, wide.context, config.channels) == (0, 2, 20)
-    wide.load_state_dict(widened(narrow.state_dict(), config))
+    wide.load_state_dict(adapted(narrow.state_dict(), config))
     batch_NCHW = slices(2).repeat(1, 5, 1, 1)
     before = narrow.eval()(batch_NCHW[:, :4])
     torch.testing.assert_close(wide(batch_NCHW), before)

@@ -9,6 +9,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from easy_cases import store_slices
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from lowmem_brats.data.patients import patient_of
 from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.errors import InputError
 from lowmem_brats.train.dataset import Split, frame_of, gather, row_weights, split_cases, targets_of, training_rows
+from lowmem_brats.train.windows import centred
 
 Cached = Callable[..., CachedCase]
 
@@ -193,6 +195,12 @@ def test_frame_holds_every_case(cached: Cached) -> None:
     assert [frame_of([deep], views) for views in (1, 2, 3)] == [(8, 16), (20, 16), (20, 20)]
 
 
+def gather_centred(
+    cases: list[CachedCase], rows: npt.NDArray[np.int64], size_HW: tuple[int, int], context: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return gather(cases, rows, centred(cases, rows, size_HW), size_HW, context)
+
+
 def rows(*rows: tuple[int, int, int]) -> npt.NDArray[np.int64]:
     """Return (case, view, slice)s as an array."""
     return np.array(rows)
@@ -200,7 +208,7 @@ def rows(*rows: tuple[int, int, int]) -> npt.NDArray[np.int64]:
 
 def test_gather_sees_from_each_side(cached: Cached) -> None:
     case = cached([0, 3, 1, 0])
-    slices_NCHW, depth_N1HW = gather([case], rows((0, 0, 1), (0, 1, 1), (0, 2, 3)), (8, 8))
+    slices_NCHW, depth_N1HW = gather_centred([case], rows((0, 0, 1), (0, 1, 1), (0, 2, 3)), (8, 8))
     np.testing.assert_array_equal(slices_NCHW[0], case.slices_ZCHW[1])
     np.testing.assert_array_equal(slices_NCHW[1][:, 2:6], case.slices_ZCHW[:, :, 1].transpose(1, 0, 2))  # [C, Z, W]
     np.testing.assert_array_equal(
@@ -213,7 +221,7 @@ def test_gather_sees_from_each_side(cached: Cached) -> None:
 
 def test_gather_centres_slices_and_labels_alike(cached: Cached) -> None:
     cases = [cached([3, 0], 8, 8), cached([0, 1], 6, 4)]
-    slices_NCHW, depth_N1HW = gather(cases, rows((1, 0, 1), (0, 0, 0), (1, 0, 1)), (10, 12))
+    slices_NCHW, depth_N1HW = gather_centred(cases, rows((1, 0, 1), (0, 0, 0), (1, 0, 1)), (10, 12))
     assert (slices_NCHW.shape, depth_N1HW.shape) == ((3, 4, 10, 12), (3, 1, 10, 12))
     assert slices_NCHW.dtype == depth_N1HW.dtype
     expected_CHW = np.zeros((4, 10, 12), np.float32)
@@ -238,17 +246,17 @@ def test_gather_with_neighbours(cached: Cached) -> None:
     """Slices hold their number from 1; two slices are too few to tell of each other."""
     cases = [cached([0, 3, 1, 0]), cached([3, 0], 8, 8)]
     assert [case.flat for case in cases] == [False, True]
-    slices_NCHW, depth_N1HW = gather(cases, rows((0, 0, 1), (1, 0, 1)), (8, 8), context=1)
+    slices_NCHW, depth_N1HW = gather_centred(cases, rows((0, 0, 1), (1, 0, 1)), (8, 8), context=1)
     assert slices_NCHW[0, ::4, 0, 0].tolist() == [2, 1, 3]
     assert slices_NCHW[1, ::4, 0, 0].tolist() == [2, 0, 0]
     assert depth_N1HW.shape == (2, 1, 8, 8)
-    coronal_1CHW, _ = gather(cases, rows((0, 1, 7)), (8, 8), context=1)
+    coronal_1CHW, _ = gather_centred(cases, rows((0, 1, 7)), (8, 8), context=1)
     assert coronal_1CHW[0, ::4, 2:6, 0].tolist() == [[1, 2, 3, 4], [1, 2, 3, 4], [0, 0, 0, 0]]
 
 
 def test_targets_are_the_regions_asked_for(cached: Cached) -> None:
     cases = [cached([3, 1])]
-    _, depth_N1HW = gather(cases, rows((0, 0, 0), (0, 0, 1)), (8, 8))
+    _, depth_N1HW = gather_centred(cases, rows((0, 0, 0), (0, 0, 1)), (8, 8))
     target_NKHW = targets_of(depth_N1HW, list(Region))
     assert target_NKHW.shape == (2, 3, 8, 8)
     assert target_NKHW.sum(dim=(2, 3)).tolist() == [[3, 2, 1], [1, 0, 0]]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from easy_cases import EASY, TINY, write_easy_case, write_easy_data
 from PIL import Image
+from safetensors.torch import load_file
 
 from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.data.labels import Region
@@ -288,6 +289,22 @@ def test_fine_tuning_starts_from_the_set(
         torch.testing.assert_close(new[key], old[key], rtol=1e-3, atol=1e-6)
     with pytest.raises(InputError, match=r"--finetune: NetworkConfig.*width=8.*expected NetworkConfig.*width=16"):
         run(easy_data, tmp_path / "wide", replace(config, network=replace(TINY, width=16)))
+
+
+def test_binary_networks_start_from_their_outputs_of_a_network_of_three(easy_data: Path, tmp_path: Path) -> None:
+    plain = replace(TINY, norm="none")
+    three = replace(EASY, epochs=2, network=replace(plain, outputs=3), window=32)
+    run(easy_data, tmp_path / "three", three)
+    same = replace(three, epochs=1, network=plain, learning_rate=1e-12, average=0.0, validation=0.0)
+    run(easy_data, tmp_path / "out", replace(same, finetune=str(tmp_path / "three")))
+    (one,) = {file.path for file in open_set(str(tmp_path / "three")).files}
+    shared = load_file(one)
+    files = open_set(str(tmp_path / "out")).files
+    assert [file.name for file in files] == ["wt", "tc", "et"]
+    for number, file in enumerate(files):
+        for key, value in load_file(file.path).items():
+            expected = shared[key][number : number + 1] if key.startswith("head") else shared[key]
+            torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_fine_tuning_may_add_neighbours_but_not_take_them_away(
