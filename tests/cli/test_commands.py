@@ -584,6 +584,7 @@ def test_no_arguments_show_the_help() -> None:
     assert all(name in output for name in COMMANDS)
 
 
+@pytest.mark.slow
 def test_plan_of_too_small_a_budget_names_one_that_works() -> None:
     arguments = ("plan", "--train", "--device", "cpu", "--width", 16, "--size", 64, 64, "--batch", 2)
     found = re.search(r"needs (\d+)M", run(*arguments, "--vram", "5M").output)

@@ -73,7 +73,7 @@ def test_stages_to_recompute() -> None:
         (200, "fp32", ("all", 1)),
         (1024, "bf16", ("none", 10)),
         (256, "bf16", ("none", 1)),
-        (160, "bf16", ("all", 1)),
+        pytest.param(160, "bf16", ("all", 1), marks=pytest.mark.slow),
     ],
 )
 def test_training_of_width_32_per_budget(megabytes: int, precision: str, expected: tuple[str, int]) -> None:

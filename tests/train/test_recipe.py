@@ -18,7 +18,7 @@ from lowmem_brats.train.recipe import MAY_CHANGE, check_recipe, check_resumable
     [
         ({"loss": "disc"}, "--loss"),
         ({"network": replace(TINY, name="unet")}, "network"),
-        ({"device": "tpu"}, "--device tpu"),
+        ({"device": "tpu"}, "--device: 'tpu'"),
     ],
 )
 def test_what_does_not_exist_is_refused(change: dict[str, object], where: str) -> None:

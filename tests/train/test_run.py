@@ -218,6 +218,7 @@ def test_one_network_for_all_regions(easy_data: Path, tmp_path: Path) -> None:
     assert file.regions == tuple(Region)
 
 
+@pytest.mark.slow
 def test_another_network_trains_and_segments(easy_data: Path, tmp_path: Path) -> None:
     """EMCAD, from an ImageNet-style checkpoint of its encoder, on slices of 20 × 20 padded to its stride."""
     config = NetworkConfig(name="emcad-b0", outputs=3)
