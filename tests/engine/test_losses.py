@@ -166,7 +166,14 @@ def test_joined_losses_add_up(regions: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "unknown"),
-    [("tversky", "'tversky'"), ("dice+tversky", "'tversky'"), ("Dice", "'Dice'"), ("dice+", "''"), ("", "''")],
+    [
+        ("tversky", "'tversky'"),
+        ("dice+tversky", "'tversky'"),
+        ("x+y", "'x'"),
+        ("Dice", "'Dice'"),
+        ("dice+", "''"),
+        ("", "''"),
+    ],
 )
 def test_an_unknown_loss_is_named_and_the_known_ones_listed(name: str, unknown: str) -> None:
     with pytest.raises(InputError, match=f"^--loss: {unknown}; expected {', '.join(LOSSES)}"):
