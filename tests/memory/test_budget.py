@@ -57,7 +57,7 @@ def test_allows_up_to_the_last_byte() -> None:
     assert budget.allows(9 * MIB)
     assert not budget.allows(9 * MIB + 1)
     assert MemoryBudget(None).allows(10**15)
-    assert not MemoryBudget(MIB, reserve_bytes=2 * MIB).allows(1)
+    assert MemoryBudget(MIB, reserve_bytes=2 * MIB).tensor_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,7 @@ def test_allows_up_to_the_last_byte() -> None:
         (MIB // 100, "10485 bytes"),
         (MIB // 100 + 1, "0.01 MiB"),
         (MIB // 2, "0.5 MiB"),
+        (19 * MIB // 2, "9.5 MiB"),
         (31 * MIB, "31 MiB"),
         (GIB, "1 GiB"),
         (1536 * MIB, "1.5 GiB"),

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import BudgetError, InputError
-from lowmem_brats.memory.budget import MIB, MemoryBudget, parse_budget
+from lowmem_brats.memory.budget import MIB, MemoryBudget, format_budget, format_bytes, parse_budget
 from lowmem_brats.memory.footprint import inference_footprint, training_footprint
 from lowmem_brats.memory.planner import (
+    InferencePlan,
     TrainPlan,
     ladder,
     largest_width,
@@ -89,6 +90,20 @@ def test_inference_of_width_32_per_budget_on_a_card(megabytes: int, expected: in
     plan = plan_inference(NetworkConfig(), (240, 240), parse_budget(f"{megabytes}M", "cuda"), "cuda", "fp16")
     assert plan.batch == expected
     assert plan.predicted_bytes + plan.reserve_bytes <= megabytes * MIB
+
+
+def test_on_the_cpu_four_two_or_one_slice_is_run_at_once() -> None:
+    def batch(slices: int, spare: int = 0) -> int:
+        need = inference_footprint(SMALL, SIZE_HW, slices, torch.float32, CPU).total
+        return plan_inference(SMALL, SIZE_HW, MemoryBudget(need + spare), "cpu", "fp32").batch
+
+    assert [batch(slices) for slices in (1, 2, 3, 4, 32)] == [1, 2, 2, 4, 4]
+    assert [batch(slices, spare=-1) for slices in (2, 4)] == [1, 2]
+
+
+@pytest.mark.parametrize("plan", [InferencePlan("cpu", "fp32", 4), TrainPlan("cpu", "fp32", 4, 2)])
+def test_a_plan_written_by_hand_predicts_nothing(plan: InferencePlan | TrainPlan) -> None:
+    assert (plan.predicted_bytes, plan.components, plan.reserve_bytes) == (0, {}, 0)
 
 
 def test_numbers_that_the_project_promises() -> None:
@@ -199,7 +214,8 @@ def test_the_smallest_plan_needs_least_and_a_refusal_names_it(width: int, size_H
     smallest = plan_train(*arguments, MemoryBudget(min(needs)), "cpu", "fp32", smallest=True)
     assert smallest.predicted_bytes == min(needs)
     assert plan_train(*arguments, MemoryBudget(min(needs)), "cpu", "fp32").predicted_bytes == min(needs)
-    with pytest.raises(BudgetError, match=f"at least {-(-min(needs) // MIB)}M"):
+    refusal = re.escape(f"--vram: {format_bytes(min(needs) - 1)}, too little for ")
+    with pytest.raises(BudgetError, match=f"^{refusal}.*; expected at least {-(-min(needs) // MIB)}M"):
         plan_train(*arguments, MemoryBudget(min(needs) - 1), "cpu", "fp32")
 
 
@@ -243,6 +259,8 @@ def test_ladder_says_what_each_budget_gives() -> None:
     assert [size for size, _ in rows] == [64 * KIB, 8 * MIB]
     assert isinstance(rows[0][1], BudgetError)
     assert rows[1][1] == train_small(MemoryBudget(8 * MIB))
+    usual = [format_budget(size or 0) for size, _ in ladder(lambda budget: budget)]
+    assert usual == ["256M", "512M", "1G", "1536M", "2G", "4G", "6G", "8G"]
     assert ladder(train_small, sizes=(None,)) == [(None, train_small(MemoryBudget(None)))]
 
 
