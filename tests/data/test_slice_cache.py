@@ -232,7 +232,8 @@ def test_two_trainings_build_one_cache_at_a_time(tmp_path: Path, write_case: Wri
     cases = [find_case(write_case(tmp_path / f"case{n}", shape=(24, 28, 20))) for n in range(8)]
     build(cases, tmp_path / "alone")
     with ProcessPoolExecutor(3, get_context("spawn")) as pool:
-        started = [pool.submit(build, order, tmp_path / "cache", shared=True) for order in (cases, cases, cases[::-1])]
+        orders, together = (cases, cases, cases[::-1]), {"shared": True}
+        started = [pool.submit(build_cache, order, tmp_path / "cache", 4, BRATS, **together) for order in orders]
         found = [each.result() for each in started]
     assert [notes for _, notes in found] == [[], [], []]
     assert found[0][0] == found[1][0] == found[2][0][::-1]
