@@ -80,7 +80,7 @@ def training_footprint(
     """Bytes of a training step from the second on, when Adam's moments exist: its gradients, then Adam.
 
     `batch`, `micro_batch`: slices; `dtype`: what the network computes in; `recompute`: names of stages; `loss`: as
-    `loss.find_loss` knows it. At most two micro-batches are counted, because all later ones are like the second.
+    `engine.losses.find_loss` knows it. At most two micro-batches are counted: all later ones are like the second.
     """
     model = _without_data(network, torch.float32, device)
     with FakeTensorMode():

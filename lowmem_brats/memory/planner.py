@@ -129,7 +129,7 @@ def plan_train(
 ) -> TrainPlan:
     """Find the fastest plan for training with `batch` slices per step inside a budget; arguments as `plan_inference`.
 
-    `loss`: as `loss.find_loss` knows it. Raises BudgetError if nothing fits, and InputError as `check_slices`.
+    `loss`: as `engine.losses.find_loss` knows it. Raises BudgetError if nothing fits, and InputError as `check_slices`.
     """
     check_slices(network, size_HW, batch)
     where = torch.device(device)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lowmem_brats.data.case_files import CaseFiles
-from lowmem_brats.data.nifti import is_own_result
+from lowmem_brats.data.nifti import is_own_result, origin_of
 from lowmem_brats.errors import InputError
 
 OTHER_FORMATS = re.compile(
@@ -49,6 +49,17 @@ def names_label_map(requested: str | os.PathLike[str]) -> bool:
 
 def check_not_reference(files: CaseFiles, output: Path) -> None:
     """Raise InputError if writing to `output` would replace a label map that a person has drawn or corrected."""
-    if output.exists() and any(map(output.samefile, files.labels)) and not is_own_result(output):
-        found = "the case's own label map, drawn or corrected by a person"
+    if not output.exists():
+        return
+    beside = any(map(output.samefile, files.labels)) or (files.stacked and output.parent.samefile(files.folder))
+    if (beside and not is_own_result(output)) or _is_corrected(output):
+        found = "a label map drawn or corrected by a person"
         raise InputError(output, found, "another place for the result", "Choose one with -o.")
+
+
+def _is_corrected(output: Path) -> bool:
+    """Whether a file is a result of this program whose voxels somebody has changed; False if it cannot be read."""
+    try:
+        return origin_of(output) is not None and not is_own_result(output)
+    except InputError:
+        return False

@@ -49,7 +49,7 @@ class Listener:
 class NetworkTraining:
     """Trains one network in place.
 
-    `regions`: those that the network segments, one or all three; `network`: placed by `memory.step.place`; `training`,
+    `regions`: those that the network segments, one or all three; `network`: placed by `engine.step.place`; `training`,
     `validation`: prepared cases; `plans`: how to take a step, first in the format to train in, then in the safer format
     to fall back to, if there is one.
     """

@@ -28,7 +28,9 @@ def check_recipe(config: TrainConfig) -> tuple[torch.device, MemoryBudget, list[
     if config.network.norm == "batch" and parallel.size() > 1:
         raise InputError("batch norm", "several processes", "one, whose statistics are the batch's", "Use 'group'.")
     find_loss(config.loss)
-    stride_of(config.network)
+    if config.window % (stride := stride_of(config.network)):
+        expected = f"a multiple of {stride} for {config.network.name}, or 0"
+        raise InputError("--window", str(config.window), expected, "Choose one.")
     device, notes = choose_device(parallel.local_device(config.device))
     return device, open_budget(config.vram, device), notes
 

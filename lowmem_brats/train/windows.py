@@ -53,8 +53,8 @@ def draw_corners(
 ) -> Corners:
     """Draw where in each row's slice a window begins, [N, 2]; it may reach beyond the slice.
 
-    `rows`: of `dataset.training_rows` for `region`; its window lies around the region's parent, WT's around WT, as the
-    boxes do in which `segment` looks. It is moved at random as far as the region and a margin stay inside or, if they
+    `rows`: of `dataset.training_rows` for `region`; its window lies around the region's parent, WT's around WT. It
+    is moved at random as far as the region and a margin stay inside or, if they
     are larger, as far as the window stays inside them.
     """
     parent = region.parent or region

@@ -224,6 +224,9 @@ def test_a_corrected_result_is_kept_and_skipped(three: list[Path], segment: Run,
     before = path.read_bytes()
     assert not is_own_result(path)
     assert "0 done, 3 skipped, 0 failed" in segment(*three).stderr
+    assert "drawn or corrected by a person" in segment(*three, "--overwrite").stderr, (
+        "also in another folder than its case"
+    )
     assert path.read_bytes() == before
 
 
