@@ -26,7 +26,7 @@ from lowmem_brats.data.case_files import CaseFiles
 from lowmem_brats.data.geometry import check_same_grid
 from lowmem_brats.data.labels import LabelConvention, Region, nesting_depth, split_regions, warnings_of
 from lowmem_brats.data.nifti import count_voxels, is_own_result, read_label
-from lowmem_brats.data.slices import VIEWS, active_slices, cut_label, occupied, prepare, usable, views_of
+from lowmem_brats.data.slices import VIEWS, active_slices, cut_label, occupied, prepare, slice_sizes, usable, views_of
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import add_to_checksum, replace_when_complete
 
@@ -84,6 +84,11 @@ class CachedCase:
         except (OSError, EOFError, ValueError) as error:
             advice = "Start again; trainings that share a cache folder need the same cases."
             raise InputError(path, f"cannot be opened ({error})", "the slices cached before", advice) from error
+
+    def sizes_HW(self, views: int) -> list[tuple[int, int]]:
+        """Rows and columns of its slices in each of the first `views` of VIEWS."""
+        depth, _, height, width = self.shape_ZCHW
+        return slice_sizes((depth, height, width), views)
 
     def box_of(self, region: Region, view: int = 0) -> list[tuple[int, int]] | None:
         """Where a region begins and ends along the axes [N, H, W] of a view; None if the case has none of it."""
@@ -183,7 +188,7 @@ def store_case(
 
 def _box(mask_ZHW: npt.NDArray[np.bool_]) -> list[list[int]]:
     """Along each axis, the first voxel of a mask and the one after its last."""
-    found = [np.flatnonzero(used) for used in occupied(mask_ZHW, 3)]
+    found = [np.flatnonzero(used) for used in occupied(mask_ZHW, len(VIEWS))]
     return [[int(indices[0]), int(indices[-1]) + 1] for indices in found]
 
 

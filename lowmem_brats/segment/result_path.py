@@ -52,7 +52,7 @@ def check_not_reference(files: CaseFiles, output: Path) -> None:
     if not output.exists():
         return
     beside = any(map(output.samefile, files.labels)) or (files.stacked and output.parent.samefile(files.folder))
-    if (beside and not is_own_result(output)) or _is_corrected(output):
+    if not is_own_result(output) if beside else _is_corrected(output):
         found = "a label map drawn or corrected by a person"
         raise InputError(output, found, "another place for the result", "Choose one with -o.")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lowmem_brats.data.case_list import LabelledCase
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.slice_cache import CachedCase
-from lowmem_brats.data.slices import seen_from, slice_sizes, with_context
+from lowmem_brats.data.slices import seen_from, with_context
 from lowmem_brats.errors import InputError
 from lowmem_brats.train.windows import cut
 
@@ -68,10 +68,7 @@ def split_cases(
 
 def frame_of(cases: Sequence[CachedCase], views: int) -> tuple[int, int]:
     """The smallest (H, W) that holds every case's slices in the first `views` views that are usable."""
-    sizes = []
-    for case in cases:
-        depth, _, height, width = case.shape_ZCHW
-        sizes += slice_sizes((depth, height, width), case.usable(views))
+    sizes = [size_HW for case in cases for size_HW in case.sizes_HW(case.usable(views))]
     height, width = np.array(sizes).max(axis=0).tolist()
     return height, width
 

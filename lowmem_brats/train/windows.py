@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.slice_cache import CachedCase
-from lowmem_brats.data.slices import VIEWS, slice_sizes
 
 AROUND = 0.85
 """Share of the windows in slices with tumour that lie around it; the others lie anywhere, so that the rest is known."""
@@ -32,11 +31,7 @@ def window_of(frame_HW: tuple[int, int], window: int) -> tuple[int, int]:
 
 def sizes_of(cases: Sequence[CachedCase], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """H and W of each row's slice, [N, 2]."""
-    sizes = []
-    for i, view, _ in rows.tolist():
-        depth, _, height, width = cases[i].shape_ZCHW
-        sizes.append(slice_sizes((depth, height, width), len(VIEWS))[view])
-    return np.array(sizes, np.int64)
+    return np.array([cases[i].sizes_HW(view + 1)[view] for i, view, _ in rows.tolist()], np.int64)
 
 
 def centred(cases: Sequence[CachedCase], rows: npt.NDArray[np.int64], frame_HW: tuple[int, int]) -> Corners:
@@ -54,8 +49,8 @@ def draw_corners(
     """Draw where in each row's slice a window begins, [N, 2]; it may reach beyond the slice.
 
     `rows`: of `dataset.training_rows` for `region`; its window lies around the region's parent, WT's around WT. It
-    is moved at random as far as the region and a margin stay inside or, if they
-    are larger, as far as the window stays inside them.
+    is moved at random as far as the region and a margin stay inside or, if they are larger, as far as the window stays
+    inside them.
     """
     parent = region.parent or region
     corners = []
