@@ -565,7 +565,7 @@ def test_only_an_own_result_is_replaced(tmp_path: Path, tiny: str, phantom: Path
         (case / path.name).write_bytes(path.read_bytes())
     files = find_case(case)
     (label,) = files.labels
-    with pytest.raises(InputError, match="the case's own label map"):
+    with pytest.raises(InputError, match="a label map drawn or corrected by a person"):
         check_not_reference(files, label)  # the phantom's reference
     check_not_reference(replace(files, labels=()), label)
     label.unlink()
