@@ -109,8 +109,10 @@ def show_segmentation(report: SegmentReport) -> None:
     show_peak(report.peak_bytes, report.plan, report.cuda_peak)
     stages = " · ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
     out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}")
-    slices = " · ".join(f"{r.upper()} {n['run']} run, {n['skipped']} skipped" for r, n in report.slices.items())
-    out.print(f"slices       {slices}")
+    slices = [f"{name.upper()} {n['run']} run, {n['skipped']} skipped" for name, n in report.slices.items()]
+    out.print(f"slices       {' · '.join(slices)}")
+    if boxes := [f"{name.upper()} {len(inside)}" for name, inside in report.boxes.items()]:
+        out.print(f"boxes        {' · '.join(boxes)}")
     if islands := report.doubtful_millilitres.get("wt"):
         out.print(f"left out     {1000 * islands:.0f} mm³ of doubtful islands")
 

@@ -37,7 +37,12 @@ class SegmentReport:
     output: str = ""
     """Path of the label map; empty until it is saved."""
     slices: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Per network, named by its regions: `run` and `skipped`, of the slices that hold brain."""
+    """Per network, named by its regions: `run`, in whole or in part, and `skipped`, of the slices that hold brain."""
+    pixels: dict[str, int] = field(default_factory=dict)
+    """Per network: those of all slices, or parts of slices, that it was run on."""
+    boxes: dict[str, list[list[list[int]]]] = field(default_factory=dict)
+    """Per network that looks closely inside boxes only: for each box its first voxel and the one after its last, as
+    [x, y, z] of the volume in LPS order."""
     voxels: dict[str, int] = field(default_factory=dict)
     """Per tissue."""
     millilitres: dict[str, float] = field(default_factory=dict)
