@@ -75,7 +75,7 @@ class History:
         return cls(**{**stored, "epochs": [Epoch(**epoch) for epoch in stored["epochs"]]})
 
     def add_point(self, steps: int) -> None:
-        """Add to the curve the mean loss of the epoch's last `steps` steps; those without a finite loss do not count."""
+        """Add to the curve the mean loss of the epoch's last `steps` steps, of those whose loss is finite."""
         losses = [loss for loss in self.losses[len(self.losses) - steps :] if np.isfinite(loss)]
         if losses:
             self.curve.append((self.steps, float(np.mean(losses))))
