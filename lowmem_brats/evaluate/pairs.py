@@ -148,7 +148,7 @@ def pair_files(predicted: Path, reference: Path) -> list[tuple[str, Path, Path]]
         file, folder = (reference, predicted) if predicted.is_dir() else (predicted, reference)
         raise InputError(file, f"a file, against the folder {folder}", "two files or two folders", "Give both alike.")
     if predicted.is_file():
-        return [(_case_id(reference), predicted, reference)]
+        return [(case_id_of(reference), predicted, reference)]
     predictions, references = _label_maps(predicted), _label_maps(reference)
     alone = {"reference": predictions.keys() - references.keys(), "prediction": references.keys() - predictions.keys()}
     if any(alone.values()):
@@ -161,10 +161,18 @@ def pair_files(predicted: Path, reference: Path) -> list[tuple[str, Path, Path]]
     return [(case_id, predictions[case_id], references[case_id]) for case_id in sorted(predictions)]
 
 
+def find_label_maps(path: Path) -> list[tuple[str, Path]]:
+    """The label maps that a path means, each with its case id: a file, or those in a folder, sorted by case id.
+
+    Layouts and errors as `pair_files`.
+    """
+    return sorted(_label_maps(path).items()) if path.is_dir() else [(case_id_of(path), path)]
+
+
 def _label_maps(folder: Path) -> dict[str, Path]:
     """Case id → label map, for each case in a folder; the layouts and errors of `pair_files`."""
     flat = niftis(folder)
-    found = [(_case_id(path), path) for path in [p for p in flat if kind_of(p) == "seg"] or flat]
+    found = [(case_id_of(path), path) for path in [p for p in flat if kind_of(p) == "seg"] or flat]
     for case in folder.iterdir():
         if case.is_dir() and not case.name.startswith("."):
             found += [(case.name, path) for path in niftis(case) if kind_of(path) == "seg"]
@@ -179,7 +187,7 @@ def _label_maps(folder: Path) -> dict[str, Path]:
     return label_maps
 
 
-def _case_id(path: Path) -> str:
+def case_id_of(path: Path) -> str:
     """The file name without .nii[.gz] and without a last token seg."""
     return re.sub(r"[_\-.\s]segm?$", "", stem(path), flags=re.IGNORECASE)
 
