@@ -18,6 +18,7 @@ from lowmem_brats.data.labels import format_millilitres
 
 if TYPE_CHECKING:
     from lowmem_brats.evaluate.pairs import PatientScores, Summary
+    from lowmem_brats.measure.label_map import Measurements
     from lowmem_brats.memory.planner import InferencePlan, TrainPlan
     from lowmem_brats.segment.result import SegmentReport
 
@@ -113,6 +114,16 @@ def show_segmentation(report: SegmentReport) -> None:
     out.print(f"slices       {slices}")
     if islands := report.doubtful_millilitres.get("wt"):
         out.print(f"left out     {1000 * islands:.0f} mm³ of doubtful islands")
+
+
+def show_target_lesions(measured: Measurements) -> None:
+    """One line where an enhancing lesion is measurable: the diameters of the largest, and the sum of products."""
+    if not measured.measurable:
+        return
+    largest = measured.lesions[0]
+    diameters = f"{largest.longest_mm:.0f} × {largest.perpendicular_mm:.0f} mm in slice {largest.slice}"
+    others = f", the largest of {measured.measurable} measurable" if measured.measurable > 1 else ""
+    out.print(f"enhancing    {diameters}{others}; sum of products {measured.sum_of_products_mm2:.0f} mm²")
 
 
 def table(*headings: str, left: int = 1) -> Table:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lowmem_brats.cli import console, options
-from lowmem_brats.config import REGIONS, SegmentConfig
+from lowmem_brats.config import SegmentConfig
+from lowmem_brats.config.names import REGIONS
 from lowmem_brats.data.labels import CONVENTIONS, format_millilitres
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import check_apart, check_output, replace_when_complete

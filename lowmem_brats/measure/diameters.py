@@ -10,6 +10,7 @@ Axes: X Y of one axial slice. Points are in pixels, with pixel (0, 0) reaching f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,12 @@ from lowmem_brats.data.labels import Mask
 Points = npt.NDArray[np.float64]
 """[points, axes], in pixels."""
 
+EQUAL_MM = 1e-6
+"""Diameters that differ by less are equally long."""
 NOTHING = 1e-9
 """A part of a segment shorter than this share of it is a touched corner."""
 BESIDE = 1e-6
-"""In pixels: how far on either side of an edge the two pixels that share it are looked up."""
+"""In pixels: how far around a point on an edge or a corner the pixels that share it are looked up."""
 MOST_ENDS = 1000
 """Points of a piece's outline that are tried as ends, those farthest from its middle. Lesions of 8 cm have up to 700;
 more have only masks of noise, for which all pairs would take hours."""
@@ -54,8 +57,9 @@ def measure_slice(mask_XY: Mask, spacing_mm: tuple[float, float], above_mm2: flo
 
     `mask_XY`: the lesion in an axial slice. If it has several pieces there, each is measured by itself, and the one
     with the largest product counts; pixels that share a corner belong to one piece. `spacing_mm`: pixel edge along X
-    and Y. The perpendicular runs through the middle of an edge of the outline, but may end anywhere on it. Where that
-    makes it longer than the longest diameter, by a part of a pixel, it is reported as equally long.
+    and Y. Of equally long diameters the one with the longest perpendicular counts. The perpendicular runs through the
+    middle of an edge of the outline, but may end anywhere on it. Where that makes it longer than the longest diameter,
+    by a part of a pixel, it is reported as equally long.
     Returns None where no product is larger than `above_mm2`.
     """
     best = None
@@ -93,45 +97,58 @@ def _measure_piece(mask_XY: Mask, spacing_mm: Points, above_mm2: float) -> Diame
     points = points[np.argsort(-np.linalg.norm((points - points.mean(axis=0)) * spacing_mm, axis=1), kind="stable")]
     padded_XY = np.pad(mask_XY, 1)
     # No perpendicular is reported longer than the diameter, so a product needs a diameter of at least its root.
-    longest_mm = _longest(padded_XY, points[:MOST_ENDS], spacing_mm, above_mm2**0.5)
-    if longest_mm is None:
+    found_mm = _longest(padded_XY, points[:MOST_ENDS], spacing_mm, above_mm2**0.5)
+    if not len(found_mm):
         return None
-    along_mm = longest_mm / np.linalg.norm(longest_mm)
-    across = np.array([-along_mm[1], along_mm[0]]) / spacing_mm  # a step of 1 mm
-    reach_mm = float(np.linalg.norm(mask_XY.shape * spacing_mm))
-    lines = np.unique(np.round(points * spacing_mm @ along_mm, 9), return_index=True)[1]
-    step = np.broadcast_to(2 * reach_mm * across, (len(lines), 2))
-    share, inside = _trace(padded_XY, points[lines] - reach_mm * across, step)
-    chord_mm = 2 * reach_mm * float(_longest_run(share, inside).max())
-    length_mm = float(np.linalg.norm(longest_mm))
+    length_mm = float(np.linalg.norm(found_mm[0]))
+    chord_mm = max(_longest_chord(padded_XY, points, spacing_mm, along / length_mm) for along in found_mm)
     return Diameters(length_mm, min(length_mm, chord_mm))
 
 
-def _longest(padded_XY: Mask, points: Points, spacing_mm: Points, above_mm: float) -> Points | None:
-    """The longest segment between two points that stays inside, as a vector in mm; None if none is longer than above.
+def _longest(padded_XY: Mask, points: Points, spacing_mm: Points, above_mm: float) -> Points:
+    """The longest segment between two points that stays inside, or all that are equally long, as vectors in mm.
 
-    `points`: those far from the middle come first, so that long segments are found early.
+    `points`: those far from the middle come first, so that long segments are found early. Empty if none is as long as
+    `above_mm`.
     """
-    best = None
+    best = np.zeros((0, 2))
     for first in range(0, len(points), BLOCK):
         starts, ends = points[first : first + BLOCK], points[first:]
         length_mm = spatial.distance.cdist(starts * spacing_mm, ends * spacing_mm)
-        pairs = np.argwhere(length_mm > above_mm)
+        pairs = np.argwhere(length_mm > above_mm - EQUAL_MM)
         pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-        pairs = pairs[np.argsort(-length_mm[tuple(pairs.T)], kind="stable")]
         for share in TRIED_FIRST:
             pairs = pairs[_covers(padded_XY, starts[pairs[:, 0]] * (1 - share) + ends[pairs[:, 1]] * share)]
-        done, tried = 0, FIRST_TRACED
-        while done < len(pairs):
-            start, end = pairs[done : done + tried].T
+        lengths = length_mm[tuple(pairs.T)]
+        order = np.argsort(-lengths, kind="stable")
+        pairs, lengths = pairs[order], lengths[order]
+        done, traced = 0, FIRST_TRACED
+        while done < len(pairs) and lengths[done] > above_mm - EQUAL_MM:
+            start, end = pairs[done : done + traced].T
             step = ends[end] - starts[start]
             stays = _trace(padded_XY, starts[start], step)[1].all(axis=1)
-            if stays.any():
-                best = step[stays.argmax()] * spacing_mm
-                above_mm = float(np.linalg.norm(best))
-                break
-            done, tried = done + tried, min(2 * tried, MOST_TRACED)
+            inside_mm = step[stays] * spacing_mm
+            if len(inside_mm):
+                longest_mm = float(np.linalg.norm(inside_mm[0]))
+                inside_mm = inside_mm[np.linalg.norm(inside_mm, axis=1) > longest_mm - EQUAL_MM]
+                equal = len(best) and longest_mm < above_mm + EQUAL_MM
+                best = np.concatenate([best, inside_mm]) if equal else inside_mm
+                above_mm = longest_mm
+            done, traced = done + traced, min(2 * traced, MOST_TRACED)
     return best
+
+
+def _longest_chord(padded_XY: Mask, points: Points, spacing_mm: Points, along_mm: Points) -> float:
+    """The longest stretch inside, in mm, on the lines through the points that are perpendicular to a direction.
+
+    `along_mm`: the direction, of length 1.
+    """
+    across = np.array([-along_mm[1], along_mm[0]]) / spacing_mm  # a step of 1 mm
+    reach_mm = float(np.linalg.norm(padded_XY.shape * spacing_mm))
+    lines = np.unique(np.round(points * spacing_mm @ along_mm, 6), return_index=True)[1]
+    step = np.broadcast_to(2 * reach_mm * across, (len(lines), 2))
+    share, inside = _trace(padded_XY, points[lines] - reach_mm * across, step)
+    return 2 * reach_mm * float(_longest_run(share, inside).max())
 
 
 def _trace(padded_XY: Mask, start: Points, step: Points) -> tuple[Points, Mask]:
@@ -152,11 +169,10 @@ def _trace(padded_XY: Mask, start: Points, step: Points) -> tuple[Points, Mask]:
 
 def _covers(padded_XY: Mask, points: Points) -> Mask:
     """Whether each point lies in a pixel of the mask or on its edge; `points`: [..., 2]."""
-    highest = np.array(padded_XY.shape) - 1
+    below, above = (np.floor(points + beside).astype(np.int_) + 1 for beside in (-BESIDE, BESIDE))
     found = np.zeros(points.shape[:-1], np.bool_)
-    for beside in (-BESIDE, BESIDE):
-        pixel = np.clip(np.floor(points + beside).astype(np.int_) + 1, 0, highest)
-        found |= padded_XY[pixel[..., 0], pixel[..., 1]]
+    for x, y in product((below[..., 0], above[..., 0]), (below[..., 1], above[..., 1])):
+        found |= padded_XY[np.clip(x, 0, padded_XY.shape[0] - 1), np.clip(y, 0, padded_XY.shape[1] - 1)]
     return found
 
 
