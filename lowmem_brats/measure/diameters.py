@@ -76,12 +76,12 @@ def longest_in_space(mask_XYZ: Mask, spacing_mm: tuple[float, float, float]) -> 
 
     `mask_XYZ`: not empty.
     """
-    points = _outline(mask_XYZ) * spacing_mm
+    points = outline(mask_XYZ) * spacing_mm
     return float(spatial.distance.pdist(points[spatial.ConvexHull(points).vertices]).max())
 
 
-def _outline(mask: Mask) -> Points:
-    """The middles of all edges, or in space all faces, between the mask and its outside."""
+def outline(mask: Mask) -> Points:
+    """Return the middles of all edges, or in space all faces, between the mask and its outside."""
     padded = np.pad(mask, 1)
     found = []
     for axis in range(mask.ndim):
@@ -93,7 +93,7 @@ def _outline(mask: Mask) -> Points:
 
 def _measure_piece(mask_XY: Mask, spacing_mm: Points, above_mm2: float) -> Diameters | None:
     """As `measure_slice`, of one piece; may return a product that is not larger than `above_mm2`."""
-    points = _outline(mask_XY)
+    points = outline(mask_XY)
     points = points[np.argsort(-np.linalg.norm((points - points.mean(axis=0)) * spacing_mm, axis=1), kind="stable")]
     padded_XY = np.pad(mask_XY, 1)
     # No perpendicular is reported longer than the diameter, so a product needs a diameter of at least its root.

@@ -58,7 +58,8 @@ def measure_volume(
     masks = split_regions(volume.data, convention, path or case_id)
     voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
     middle_mm = None if brain_XYZ is None or not brain_XYZ.any() else middle_of(brain_XYZ, volume.affine)
-    lesions = find_lesions(masks[Region.ET], volume.affine, volume.spacing_mm, middle_mm)
+    core_XYZ = masks[Region.TC] & ~masks[Region.ET]
+    lesions = find_lesions(masks[Region.ET], core_XYZ, volume.affine, volume.spacing_mm, middle_mm)
     return Measurements(
         case_id,
         "" if path is None else str(path),

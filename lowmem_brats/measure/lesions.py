@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 from lowmem_brats.data.labels import Mask
-from lowmem_brats.measure.diameters import Diameters, longest_in_space, measure_slice
+from lowmem_brats.measure.diameters import Diameters, longest_in_space, measure_slice, outline
 
 MEASURABLE_MM = 10.0
 """RANO: a lesion is measurable if both diameters are at least as long."""
@@ -51,16 +51,19 @@ class Lesion:
 
 def find_lesions(
     enhancing_XYZ: Mask,
+    core_XYZ: Mask,
     affine: npt.NDArray[np.float64],
     spacing_mm: tuple[float, float, float],
     middle_mm: float | None = None,
 ) -> list[Lesion]:
     """Measure each connected piece of enhancing tumour; the one with the largest product comes first.
 
-    In every axial slice the piece is measured together with all that it encloses there, so a ring around a necrotic
-    core is measured across the whole ring; a ring with a gap encloses nothing. The slice with the largest product of
-    the two diameters counts, and of equal ones the lowest of those with the most voxels.
-    `affine`: voxel → mm, RAS+; `spacing_mm`: voxel edge along X, Y, Z; `middle_mm`: from `middle_of`.
+    In every axial slice the piece is measured together with all that it encloses there, and with the core inside its
+    convex hull: so a ring around a necrotic core is measured across the whole ring, even where the ring has a gap. The
+    slice with the largest product of the two diameters counts, and of equal ones the lowest of those with the most
+    voxels.
+    `enhancing_XYZ`, `core_XYZ`: enhancing tumour, and the core that does not enhance; `affine`: voxel → mm, RAS+;
+    `spacing_mm`: voxel edge along X, Y, Z; `middle_mm`: from `middle_of`, None where no image shows the brain.
     """
     box = (ndimage.find_objects(enhancing_XYZ.view(np.uint8)) or [None])[0]
     if box is None:
@@ -70,7 +73,8 @@ def find_lesions(
     found = []
     for number, inner in enumerate(ndimage.find_objects(piece_XYZ), 1):
         first = corner + [part.start for part in inner]
-        found.append(_measure(piece_XYZ[inner] == number, first, affine, spacing_mm, middle_mm))
+        core = core_XYZ[box][inner]
+        found.append(_measure(piece_XYZ[inner] == number, core, first, affine, spacing_mm, middle_mm))
     return sorted(found, key=lambda lesion: -lesion.product_mm2)
 
 
@@ -91,13 +95,14 @@ def middle_of(brain_XYZ: Mask, affine: npt.NDArray[np.float64]) -> float:
 
 def _measure(
     piece_XYZ: Mask,
+    core_XYZ: Mask,
     first: npt.NDArray[np.int_],
     affine: npt.NDArray[np.float64],
     spacing_mm: tuple[float, float, float],
     middle_mm: float | None,
 ) -> Lesion:
     """Measure one piece in its bounding box, whose first voxel is voxel `first` of the volume."""
-    diameters, level = _largest_product(piece_XYZ, spacing_mm[:2])
+    diameters, level = _largest_product(piece_XYZ, core_XYZ, spacing_mm[:2])
     centroid = affine[:3] @ [*(np.argwhere(piece_XYZ).mean(axis=0) + first), 1]
     return Lesion(
         millilitres=float(np.count_nonzero(piece_XYZ) * np.prod(spacing_mm) / 1000),
@@ -112,15 +117,25 @@ def _measure(
     )
 
 
-def _largest_product(piece_XYZ: Mask, spacing_mm: tuple[float, float]) -> tuple[Diameters, int]:
+def _largest_product(piece_XYZ: Mask, core_XYZ: Mask, spacing_mm: tuple[float, float]) -> tuple[Diameters, int]:
     """The diameters in the slice with the largest product, and the slice."""
     voxels = piece_XYZ.sum(axis=(0, 1))
     best, level = Diameters(0.0, 0.0), 0
     for z in np.argsort(-voxels, kind="stable")[: np.count_nonzero(voxels)]:
-        filled_XY = ndimage.binary_fill_holes(piece_XYZ[:, :, z])
-        if found := measure_slice(filled_XY, spacing_mm, best.product_mm2):
+        whole_XY = _with_enclosed(piece_XYZ[:, :, z], core_XYZ[:, :, z])
+        if found := measure_slice(whole_XY, spacing_mm, best.product_mm2):
             best, level = found, int(z)
     return best, level
+
+
+def _with_enclosed(piece_XY: Mask, core_XY: Mask) -> Mask:
+    """A piece in a slice, the core inside its convex hull, and all that these enclose."""
+    core = np.argwhere(core_XY)
+    hull = spatial.ConvexHull(outline(piece_XY)).equations  # for each side, how far a point lies outside of it
+    inside = (((core + 0.5) @ hull[:, :2].T + hull[:, 2]) <= 0).all(axis=1)
+    whole_XY = piece_XY.copy()
+    whole_XY[tuple(core[inside].T)] = True
+    return np.asarray(ndimage.binary_fill_holes(whole_XY))
 
 
 def _side(x_mm: float, middle_mm: float | None) -> str:
