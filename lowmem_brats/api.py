@@ -115,14 +115,14 @@ def score_label_map(
         advice = "Pass result.label in place of a Segmentation, or the file in place of the array."
         raise InputError("score_label_map", "one array", "two arrays, or none", advice)
     labels = predicted.report.labels if isinstance(predicted, Segmentation) else labels
-    maps = [
+    first, second = (
         LabelledVolume(_volume_of(each, name, spacing_mm), convention_of(convention), _path_of(each, name))
         for each, name, convention in (
             (predicted, "predicted", labels),
             (reference, "reference", reference_labels or labels),
         )
-    ]
-    return score_patient("case", *maps)
+    )
+    return score_patient("case", first, second)
 
 
 def measure_label_map(label_map: AnyPath | Segmentation, *, labels: str = SegmentConfig.labels) -> Measurements:

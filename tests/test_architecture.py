@@ -40,6 +40,7 @@ DOORS = {
     "rich": {"cli"},
     "PIL": {"pictures"},
     "safetensors": {"weights"},
+    "panoptica": {"evaluate.lesion_wise"},
     "scipy": {"data.brain", "data.phantom", "evaluate.metrics", "measure", "pictures", "segment.cleanup"},
 }
 """Library → the only rooms or modules that import it."""

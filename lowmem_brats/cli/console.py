@@ -150,3 +150,22 @@ def show_scores(scores: list[PatientScores], summary: Summary) -> None:
         add(f"mean of {summary.patients}", summary.mean)  # type: ignore[arg-type]
         add("standard deviation", summary.std)  # type: ignore[arg-type]
     out.print(shown)
+
+
+def show_lesion_scores(scores: list[PatientScores], summary: Summary) -> None:
+    """Table of the lesions per patient and region: how many were found, and the mean scores of those; mean below."""
+    counts = "matched", "missed", "added", "F1"
+    shown = table("case", "region", *counts, "lesion Dice", "lesion HD95 mm", "lesion NSD", left=2)
+    groups = [(patient.case_id, patient.lesions) for patient in scores]
+    for name, regions in [
+        *groups,
+        *([(f"mean of {summary.patients}", summary.lesions)] if summary.patients > 1 else []),
+    ]:
+        for region, score in regions.items():
+            counted = (f"{count:g}" for count in (score.matched, score.missed, score.added))
+            measures = ((score.f1, 3), (score.dice, 3), (score.hd95_mm, 1), (score.nsd, 3))
+            measured = ("" if value is None else f"{value:.{decimals}f}" for value, decimals in measures)
+            shown.add_row(name, region.name, *counted, *measured)
+        shown.add_section()
+    out.print()
+    out.print(shown)
