@@ -169,10 +169,11 @@ def _trace(padded_XY: Mask, start: Points, step: Points) -> tuple[Points, Mask]:
 
 def _covers(padded_XY: Mask, points: Points) -> Mask:
     """Whether each point lies in a pixel of the mask or on its edge; `points`: [..., 2]."""
-    below, above = (np.floor(points + beside).astype(np.int_) + 1 for beside in (-BESIDE, BESIDE))
+    in_padded = np.clip(points, -0.5, np.array(padded_XY.shape) - 1.5) + 1  # what is farther out lies in the margin
+    below, above = ((in_padded + beside).astype(np.intp) for beside in (-BESIDE, BESIDE))
     found = np.zeros(points.shape[:-1], np.bool_)
     for x, y in product((below[..., 0], above[..., 0]), (below[..., 1], above[..., 1])):
-        found |= padded_XY[np.clip(x, 0, padded_XY.shape[0] - 1), np.clip(y, 0, padded_XY.shape[1] - 1)]
+        found |= padded_XY[x, y]
     return found
 
 

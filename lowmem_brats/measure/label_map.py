@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from lowmem_brats.data.case import Case
 from lowmem_brats.data.geometry import Volume, check_same_grid
@@ -55,11 +56,16 @@ def measure_volume(
     right, None where no image shows it; `path`: the label map's file.
     Raises InputError for a label that the convention does not know.
     """
-    masks = split_regions(volume.data, convention, path or case_id)
-    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
+    # In the box of the tumour everything is several times faster, and positions are moved back.
+    box = (ndimage.find_objects((volume.data > 0).view(np.uint8)) or [(slice(0, 1),) * 3])[0]
+    masks = split_regions(volume.data[box], convention, path or case_id)
+    to_volume = np.eye(4)
+    to_volume[:3, 3] = [part.start for part in box]
     middle_mm = None if brain_XYZ is None or not brain_XYZ.any() else middle_of(brain_XYZ, volume.affine)
     core_XYZ = masks[Region.TC] & ~masks[Region.ET]
-    lesions = find_lesions(masks[Region.ET], core_XYZ, volume.affine, volume.spacing_mm, middle_mm)
+    found = find_lesions(masks[Region.ET], core_XYZ, volume.affine @ to_volume, volume.spacing_mm, middle_mm)
+    lesions = [replace(lesion, slice=lesion.slice + box[2].start) for lesion in found]
+    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
     return Measurements(
         case_id,
         "" if path is None else str(path),

@@ -130,10 +130,10 @@ def _largest_product(piece_XYZ: Mask, core_XYZ: Mask, spacing_mm: tuple[float, f
 
 def _with_enclosed(piece_XY: Mask, core_XY: Mask) -> Mask:
     """A piece in a slice, the core inside its convex hull, and all that these enclose."""
+    whole_XY = piece_XY.copy()
     core = np.argwhere(core_XY)
     hull = spatial.ConvexHull(outline(piece_XY)).equations  # for each side, how far a point lies outside of it
     inside = (((core + 0.5) @ hull[:, :2].T + hull[:, 2]) <= 0).all(axis=1)
-    whole_XY = piece_XY.copy()
     whole_XY[tuple(core[inside].T)] = True
     return np.asarray(ndimage.binary_fill_holes(whole_XY))
 
