@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,6 +22,12 @@ from lowmem_brats.files import check_apart, check_output, replace_when_complete
     type=click.Choice(LABELS),
     help="Label convention of REF. Default: that of --labels.",
 )
+@click.option(
+    "--lesion-wise",
+    is_flag=True,
+    help="Score each lesion too, as the BraTS challenges do: lesions found, their Dice, HD95 and surface distance. "
+    "Needs pip install 'lowmem-brats[evaluate]'.",
+)
 @click.option("--csv", type=options.FILE, help="Write the scores to this CSV file.")
 @click.option("--json", type=options.FILE, help="Write the scores to this JSON file.")
 @options.overwrite
@@ -30,6 +37,7 @@ def evaluate(
     reference: Path,
     labels: str,
     reference_labels: str | None,
+    lesion_wise: bool,
     csv: Path | None,
     json: Path | None,
     overwrite: bool,
@@ -41,8 +49,11 @@ def evaluate(
     empty in both gets Dice 1 and HD95 0, and a region that is empty in one of them gets Dice 0 and HD95 373.13 mm.
     """
     from lowmem_brats.data.nifti import is_own_result
+    from lowmem_brats.evaluate.lesion_wise import check_installed
     from lowmem_brats.evaluate.pairs import evaluate_pairs, pair_files, summarise, to_csv, to_json
 
+    if lesion_wise:
+        check_installed()
     for path in filter(None, (csv, json)):
         check_output(path, overwrite)
     conventions = CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
@@ -51,13 +62,16 @@ def evaluate(
     if own := [case_id for case_id, _, path in pairs if is_own_result(path)]:
         console.warn(f"references that this program wrote and nobody has corrected: {', '.join(own)}")
     with console.progress(quiet) as on_progress:
-        scores = evaluate_pairs(pairs, *conventions, lambda done, total: on_progress("scoring", done, total))
+        on_patient = partial(on_progress, "scoring")
+        scores = evaluate_pairs(pairs, *conventions, on_patient, lesion_wise)
     for text in (text for patient in scores for text in patient.warnings):
         console.warn(text)
     summary = summarise(scores)
     for target, render in ((csv, to_csv), (json, to_json)):
         if target:
-            with replace_when_complete(target, overwrite) as partial:
-                partial.write_text(render(scores, summary), encoding="utf-8", errors="backslashreplace", newline="")
+            with replace_when_complete(target, overwrite) as unfinished:
+                unfinished.write_text(render(scores, summary), encoding="utf-8", errors="backslashreplace", newline="")
     if not quiet:
         console.show_scores(scores, summary)
+        if lesion_wise:
+            console.show_lesion_scores(scores, summary)

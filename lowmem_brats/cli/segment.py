@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -142,14 +143,18 @@ def segment_one(
     with console.progress(quiet) as on_progress:
         show_plan = (lambda plan: None) if quiet else console.show_plan
         result = segment_case(files, target, config, on_progress, show_plan, overwrite)
+    began = time.perf_counter()
+    measured = result.measurements
+    result.report.seconds["measure"] = time.perf_counter() - began
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
     for picture in pictures:
         write_preview(result, picture, f"{stem(target)} (lowmem-brats, {result.report.weights})", overwrite)
     if not quiet:
         console.show_segmentation(result.report)
+        console.show_target_lesions(measured)
         console.out.print("wrote        " + "\n             ".join(map(str, outputs)))
-    return asdict(result.report)
+    return {**asdict(result.report), "measurements": asdict(measured)}
 
 
 def write_preview(result: Segmentation, path: Path, title: str, overwrite: bool) -> None:
