@@ -1,7 +1,7 @@
-"""The page of a case: one HTML file to look through the images with their label map, offline, and to read what was done.
+"""The page of a case: one HTML file to look through its images and label map, offline, and to read what was done.
 
-`page.html` is its frame, `page.css` its look; `page_draw.js` and `page.js` are the viewer. All of them, and the volumes,
-stand inside the page, which may not load anything. Array axes are LPS, as `X` `Y` `Z`; `C` modalities.
+`page.html` is its frame, `page.css` its look; `page_draw.js` and `page.js` are the viewer. All of them, and the
+volumes, stand inside the page, which may not load anything. Array axes are LPS, as `X` `Y` `Z`; `C` modalities.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.case import Case
 from lowmem_brats.data.geometry import Volume, check_same_grid
-from lowmem_brats.data.labels import Region, format_millilitres
+from lowmem_brats.data.labels import Mask, Region, format_millilitres
 from lowmem_brats.evaluate.pairs import LabelledVolume, PatientScores, score_patient
 from lowmem_brats.pictures import page_html as html
 from lowmem_brats.pictures.curves import Bytes, Colour
@@ -52,24 +52,22 @@ def draw_page(
 ) -> str:
     """Draw a case with a label map as an HTML page that needs nothing else.
 
-    `subtitle`: where the label map comes from. `reference`: a label map to compare it with; the page then shows both,
-    where they differ, and the scores. Texts may hold any characters. Raises InputError for label maps of another grid
-    than the images, or with labels that their convention does not know.
+    `subtitle`: where the label map comes from. `tables`: any further facts. `reference`: a label map to compare it
+    with; the page then shows both, where they differ, and the scores. Texts may hold any characters. Raises InputError
+    for label maps of another grid than the images, or with labels that their convention does not know.
     """
     label_maps = {"found": found} | ({"reference": reference} if reference else {})
     for each in label_maps.values():
         check_same_grid(each.volume, each.path, case.reference, Path(case.case_id))
     scores = score_patient(case.case_id, found, reference) if reference else None
     box = _box(case, [each.volume for each in label_maps.values()])
-    ranks = {
-        name: rank_tissues(each.volume.data[box], each.convention, each.path) for name, each in label_maps.items()
-    }
+    ranks = {name: rank_tissues(each.volume.data[box], each.convention, each.path) for name, each in label_maps.items()}
     scales, packed = _packed(case.images_CXYZ[(slice(None), *box)], ranks)
     parts = {
         "kind": "compared" if reference else "alone",
         "case_id": html.text(case.case_id),
         "subtitle": html.text(subtitle),
-        "warnings": html.warnings_box([*warnings, *(scores.warnings if scores else ())]),
+        "warnings": html.warnings_box(warnings),
         "modalities": html.choice("modality", ((m, title, m in scales) for m, title in TITLES.items())),
         "planes": "".join(html.plane_figure(plane.name) for plane in PLANES),
         "values": "".join(html.reading(title, f"value-{m}") for m, title in TITLES.items() if m in scales),
@@ -85,7 +83,7 @@ def draw_page(
 
 def _box(case: Case, label_maps: Sequence[Volume]) -> Box:
     """The part of the grid that holds brain or labels, and a margin."""
-    filled_XYZ = case.images_CXYZ.any(axis=0)
+    filled_XYZ: Mask = np.asarray(case.images_CXYZ.any(axis=0))
     for each in label_maps:
         filled_XYZ |= each.data != 0
     return brain_box(filled_XYZ, case.spacing_mm)
@@ -133,7 +131,9 @@ def _file_axes(reference: Volume, first_XYZ: Sequence[int]) -> list[dict[str, in
 
 def _volumes(ranks: Mapping[str, Bytes], voxel_ml: float) -> dict[str, str]:
     """The tables of volumes: of each tissue, with the box that shows or hides it, and of each region."""
-    counts = [{tissue: np.count_nonzero(XYZ == rank) for tissue, rank in RANKS.items()} for XYZ in ranks.values()]
+    counts = [
+        {tissue: np.count_nonzero(rank_XYZ == rank) for tissue, rank in RANKS.items()} for rank_XYZ in ranks.values()
+    ]
     columns = ["mL", "reference, mL"][: len(counts)]
 
     def millilitres(tissues: Sequence[str]) -> list[str]:

@@ -119,8 +119,8 @@ function paint(context, plane, pixels) {
   context.drawImage(sheet, frame.left, frame.top, frame.width, frame.height);
 }
 
-// Lines between pixels of different values, each in the colour of the larger value.
-function outline(context, plane, values, colours, dashed) {
+// Lines between pixels of different values, each in the colour of the larger value; soft ones are wide and faint.
+function outline(context, plane, values, colours, soft) {
   const { columns, rows } = plane;
   const frame = frameOf(plane);
   const paths = colours.map(() => new Path2D());
@@ -139,21 +139,19 @@ function outline(context, plane, values, colours, dashed) {
       line(at(row - 1, column), here, column, row, column + 1, row);
     }
   }
-  context.lineWidth = 1.6 * devicePixelRatio;
-  context.lineCap = dashed ? "butt" : "round";
-  const pixel = Math.min(frame.width / columns, frame.height / rows);
-  context.setLineDash(dashed ? [pixel * 0.55, pixel * 0.45] : []);
+  context.globalAlpha = state.opacity * (soft ? 0.5 : 1);
+  context.lineWidth = (soft ? 5 : 1.6) * devicePixelRatio;
+  context.lineCap = soft ? "butt" : "round"; // round ends would overlap and show as dots
   paths.forEach((path, value) => {
     context.strokeStyle = colours[value];
     if (value) context.stroke(path);
   });
-  context.setLineDash([]);
 }
 
 // What lies over the image: slices of values, from the lowest to the topmost.
 function layersOf(plane) {
   const shown = Uint8Array.from(COLOURS, (_, rank) => (state.hidden.has(rank) ? 0 : rank));
-  const layer = (name, dashed) => volumes[name] && { values: cut(plane, volumes[name], shown), colours: COLOURS, dashed };
+  const layer = (name, soft) => volumes[name] && { values: cut(plane, volumes[name], shown), colours: COLOURS, soft };
   if (state.comparison === "difference") {
     if (!volumes.found || !volumes.reference) return [];
     const inside = Uint8Array.from(COLOURS, (_, rank) => facts.regions[state.region].includes(rank));
@@ -162,10 +160,8 @@ function layersOf(plane) {
     return [{ values, colours: ["", ...facts.difference.map((kind) => kind.colour)] }];
   }
   const both = state.comparison === "both";
-  return [
-    (both || state.comparison === "found") && layer("found", false),
-    (both || state.comparison === "reference") && layer("reference", true),
-  ].filter(Boolean);
+  const names = both ? ["reference", "found"] : [state.comparison];
+  return names.map((name) => layer(name, both && name === "reference")).filter(Boolean);
 }
 
 function drawPlane(plane) {
@@ -175,11 +171,11 @@ function drawPlane(plane) {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   if (volumes[state.modality]) paint(context, plane, cut(plane, volumes[state.modality], greys(state.modality)));
-  context.globalAlpha = state.opacity;
-  for (const { values, colours, dashed } of layersOf(plane)) {
-    if (state.style === "contour" || dashed) {
-      outline(context, plane, values, colours, dashed);
+  for (const { values, colours, soft } of layersOf(plane)) {
+    if (state.style === "contour" || soft) {
+      outline(context, plane, values, colours, soft);
     } else {
+      context.globalAlpha = state.opacity;
       context.imageSmoothingEnabled = false;
       const palette = Uint32Array.from(colours, (colour) => (colour ? rgba(colour) : 0));
       paint(context, plane, Uint32Array.from(values, (value) => palette[value]));

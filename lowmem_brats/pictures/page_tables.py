@@ -36,7 +36,7 @@ def report_tables(report: SegmentReport, weights: WeightsSet) -> list[Table]:
     return [Table("How it was run", run), Table("What it was made with", made)]
 
 
-def label_map_table(path: Path, labels: str, reference: Path | None) -> Table:
+def files_table(path: Path, labels: str, reference: Path | None) -> Table:
     """Which files a page was made of."""
     compared = [("reference", reference.name)] if reference else []
     return Table("Files", [("label map", path.name), ("labels", labels), *compared])
