@@ -72,7 +72,7 @@ def segment(
     the Medical Segmentation Decathlon, or a folder of such case folders. The result has the grid of the input.
 
     Of several cases one that fails does not stop the others, and one whose result is there already is skipped, so that
-    the same command goes on where it was stopped; a picture that is missing then is not drawn.
+    the same command goes on where it was stopped; a picture or page that is missing then is not made.
 
     \b
     Exit code:

@@ -48,7 +48,8 @@ const planes = facts.planes.map((plane) => {
 
 async function unpack(name) {
   const packed = atob(document.getElementById(`volume-${name}`).textContent);
-  const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
+  const bytes = new Uint8Array(packed.length);
+  for (let place = 0; place < packed.length; place++) bytes[place] = packed.charCodeAt(place);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   volumes[name] = new Uint8Array(await new Response(stream).arrayBuffer());
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from lowmem_brats.data.labels import format_millilitres
 from lowmem_brats.memory.budget import format_bytes
 from lowmem_brats.pictures.page_html import Table
 from lowmem_brats.segment.result import SegmentReport
@@ -25,12 +26,12 @@ def report_tables(report: SegmentReport, weights: WeightsSet) -> list[Table]:
         ("seconds", f"{sum(report.seconds.values()):.2f} = {seconds}"),
         *[(f"slices, {of.upper()}", f"{n['run']} run, {n['skipped']} skipped") for of, n in report.slices.items()],
     ]
-    doubtful = " · ".join(f"{of.upper()} {volume:.3g} mL" for of, volume in report.doubtful_millilitres.items())
+    doubtful = {of.upper(): format_millilitres(volume) for of, volume in report.doubtful_millilitres.items() if volume}
+    left_out = " · ".join(f"{of} {volume} mL" for of, volume in doubtful.items()) or "nothing"
     made = [
         ("weights", report.weights),
         *[(f"sha256 of {file.name.upper()}", _checksum(file.path)) for file in weights.files],
-        ("labels", report.labels),
-        ("left out as doubtful", f"{doubtful} (share {report.min_confidence:g} of {report.min_confidence_of})"),
+        ("left out as doubtful", f"{left_out} (share {report.min_confidence:g} of {report.min_confidence_of})"),
         *report.versions.items(),
     ]
     return [Table("How it was run", run), Table("What it was made with", made)]
