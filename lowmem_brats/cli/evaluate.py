@@ -35,13 +35,12 @@ from lowmem_brats.files import check_apart, check_output, replace_when_complete
 def evaluate(
     predicted: Path,
     reference: Path,
-    labels: str,
-    reference_labels: str | None,
     lesion_wise: bool,
     csv: Path | None,
     json: Path | None,
     overwrite: bool,
     quiet: bool,
+    **labels: str | None,
 ) -> None:
     """Score label maps against references: Dice, HD95, sensitivity and specificity per region and patient.
 
@@ -56,7 +55,8 @@ def evaluate(
         check_installed()
     for path in filter(None, (csv, json)):
         check_output(path, overwrite)
-    conventions = CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
+    ours = str(labels["labels"])
+    conventions = CONVENTIONS[ours], CONVENTIONS[labels["reference_labels"] or ours]
     pairs = pair_files(predicted, reference)
     check_apart(filter(None, (csv, json)), (path for _, *paths in pairs for path in paths))
     if own := [case_id for case_id, _, path in pairs if is_own_result(path)]:

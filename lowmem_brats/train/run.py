@@ -13,7 +13,6 @@ from lowmem_brats.data.case_list import LabelledCase, read_cases
 from lowmem_brats.data.labels import names_of
 from lowmem_brats.engine import parallel
 from lowmem_brats.networks import SliceNetwork
-from lowmem_brats.segment.stack import empty_cache
 from lowmem_brats.train.data import prepare_data, split_as
 from lowmem_brats.train.folder import RunFolder, hold_run_folder
 from lowmem_brats.train.held_out import score_test_part
@@ -105,8 +104,6 @@ def _train(run: Run, network: SliceNetwork, held_out: Sequence[LabelledCase]) ->
         return None
     missing = run.folder.install(paths, run.report)
     run.write()
-    network.cpu()  # scoring needs the memory
-    empty_cache()
     if not missing:
         run.attempt("the test patients are not scored", score_test_part, run, held_out)
         run.write()

@@ -78,7 +78,7 @@ def results(tmp_path: Path) -> list[str]:
 
 
 def both(*names: str) -> list[str]:
-    return sorted(f"{name}_{kind}" for name in names for kind in ("seg.nii.gz", "preview.png"))
+    return sorted(f"{name}{kind}" for name in names for kind in ("_seg.nii.gz", "_preview.png", ".html"))
 
 
 def entries(report: Path) -> dict[str, dict[str, Any]]:
@@ -454,7 +454,7 @@ def test_names_that_no_terminal_shows(make_case: MakeCase, tiny: Path, tmp_path:
     assert result.returncode == 0, result.stderr
     assert b"2 done, 0 skipped, 0 failed" in result.stderr
     written = sorted(os.listdir(os.fsencode(tmp_path / "out")))
-    assert written == sorted(name + end for name in NAMES for end in (b"_preview.png", b"_seg.nii.gz"))
+    assert written == sorted(name + end for name in NAMES for end in (b".html", b"_preview.png", b"_seg.nii.gz"))
     assert result.stdout.decode(encoding).count("voxels") == 2
     assert rb"caf\udce9" in result.stdout
     reported = [Path(entry["case"]).name for entry in json.loads((tmp_path / "r.json").read_text())["cases"]]

@@ -145,7 +145,7 @@ def test_the_network_is_off_the_device_when_the_test_is_scored(
     easy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = list[str]()
-    monkeypatch.setattr(train, "empty_cache", lambda: order.append("emptied"))
+    monkeypatch.setattr("lowmem_brats.train.networks.empty_cache", lambda: order.append("emptied"))
     monkeypatch.setattr(train, "score_test_part", lambda *_: order.append("scored"))
     run(easy_data, tmp_path / "run")
     assert order == ["emptied", "scored"]
