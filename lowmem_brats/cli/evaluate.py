@@ -9,8 +9,13 @@ import click
 
 from lowmem_brats.cli import console, options
 from lowmem_brats.config import LABELS, SegmentConfig
-from lowmem_brats.data.labels import CONVENTIONS
+from lowmem_brats.data.labels import CONVENTIONS, LabelConvention
 from lowmem_brats.files import check_apart, check_output, replace_when_complete
+
+
+def _conventions(labels: str, reference_labels: str | None) -> tuple[LabelConvention, LabelConvention]:
+    """Those of the two sides."""
+    return CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
 
 
 @click.command()
@@ -32,6 +37,7 @@ from lowmem_brats.files import check_apart, check_output, replace_when_complete
 @click.option("--json", type=options.FILE, help="Write the scores to this JSON file.")
 @options.overwrite
 @options.quiet
+@options.gather("conventions", ("labels", "reference_labels"), _conventions)
 def evaluate(
     predicted: Path,
     reference: Path,
@@ -40,7 +46,7 @@ def evaluate(
     json: Path | None,
     overwrite: bool,
     quiet: bool,
-    **labels: str | None,
+    conventions: tuple[LabelConvention, LabelConvention],
 ) -> None:
     """Score label maps against references: Dice, HD95, sensitivity and specificity per region and patient.
 
@@ -55,8 +61,6 @@ def evaluate(
         check_installed()
     for path in filter(None, (csv, json)):
         check_output(path, overwrite)
-    ours = str(labels["labels"])
-    conventions = CONVENTIONS[ours], CONVENTIONS[labels["reference_labels"] or ours]
     pairs = pair_files(predicted, reference)
     check_apart(filter(None, (csv, json)), (path for _, *paths in pairs for path in paths))
     if own := [case_id for case_id, _, path in pairs if is_own_result(path)]:

@@ -407,7 +407,7 @@ def test_a_folder_that_cannot_be_listed_stands_alone(
 
 @pytest.mark.parametrize("name", ["x.NII.GZ", "x.Nii", "x.nii.Gz"])
 def test_a_suffix_in_capitals_is_a_suffix(name: str, three: list[Path], segment: Run, tmp_path: Path) -> None:
-    assert segment(three[0], "-o", tmp_path / name, "--no-preview").exit_code == 0
+    assert segment(three[0], "-o", tmp_path / name, "--no-preview", "--no-page").exit_code == 0
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
     with (tmp_path / name).open("rb") as file:
         assert (file.read(2) == b"\x1f\x8b") == name.lower().endswith("gz")
