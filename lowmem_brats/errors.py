@@ -13,6 +13,10 @@ class LowmemError(Exception):
         self.where, self.found, self.expected, self.advice = str(where), found, expected, advice
         super().__init__(f"{where}: {found}; expected {expected}. {advice}")
 
+    def __reduce__(self) -> tuple[type[LowmemError], tuple[str, ...]]:
+        """Lets a worker process send the error to the one that started it."""
+        return type(self), (self.where, self.found, self.expected, self.advice)
+
 
 class InputError(LowmemError):
     """The images, labels, paths or options given cannot be used."""

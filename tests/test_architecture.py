@@ -27,6 +27,7 @@ ROOMS = (
     "segment",
     "train",
     "pictures",
+    "cohort",
     "doctor",
     "bench",
     "api",
@@ -40,6 +41,8 @@ DOORS = {
     "rich": {"cli"},
     "PIL": {"pictures"},
     "safetensors": {"weights"},
+    "dask": {"cohort.engine"},
+    "distributed": {"cohort.engine"},
     "panoptica": {"evaluate.lesion_wise"},
     "scipy": {
         "data.brain",

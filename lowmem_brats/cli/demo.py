@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from lowmem_brats.cli import console, options
+from lowmem_brats.cli.jobs import Job
 from lowmem_brats.cli.phantom import write_phantom
-from lowmem_brats.cli.segment import segment_one
+from lowmem_brats.cli.segment_cases import segment_one
 from lowmem_brats.config import BRATS_SHAPE, SegmentConfig
 from lowmem_brats.data.case_files import find_case
 from lowmem_brats.data.labels import CONVENTIONS
@@ -32,7 +33,7 @@ def demo(out: Path, seed: int, device: str) -> None:
     folder = write_phantom(out, seed, BRATS_SHAPE, overwrite=True)
     label_map = out / f"{folder.name}_seg.nii.gz"
     outputs = Outputs.beside(label_map, folder.name, preview=True, page=True)
-    segment_one(find_case(folder), outputs, config, quiet=False, overwrite=True)
+    segment_one(Job(folder, find_case(folder), outputs), config, quiet=False, overwrite=True)
     convention = CONVENTIONS[config.labels]
     pair = (folder.name, label_map, folder / f"{folder.name}_seg.nii.gz")
     scores = evaluate_pairs([pair], convention, convention)

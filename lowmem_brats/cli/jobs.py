@@ -1,35 +1,49 @@
-"""Find the cases that a `segment` command means, and the paths of their results."""
+"""Find the cases that a `segment` command means, the paths of their results, and what there is of them already."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lowmem_brats.cli import console
+from lowmem_brats.cli.search import Search
 from lowmem_brats.data.case_files import CaseFiles, kind_of, niftis
+from lowmem_brats.data.case_list import ListedCase, read_list
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import check_apart, check_output
 
 if TYPE_CHECKING:
+    from lowmem_brats.cohort.records import Records
     from lowmem_brats.segment.result_path import Outputs
 
 ELSEWHERE = "Pass --overwrite, or -o elsewhere."
+RECORDS = "records"
+"""The folder of the records in that of the results (`cohort.records`)."""
 DEEPEST, MOST_FOLDERS = 4, 1000
 """Levels below a folder without images, and folders on each, in which images are looked for to name the place."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a command names as a case."""
+
+    path: Path
+    """By which it is known in the report and in messages."""
+    listed: ListedCase | None = None
+    """The entry, for a case of a list."""
 
 
 @dataclass(frozen=True)
 class Job:
     """A case to segment."""
 
+    path: Path
     files: CaseFiles
     outputs: Outputs
-    done: bool
-    """Whether this result exists already, so that the case can be skipped."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +54,15 @@ class Pictures:
     page: bool
 
 
+State = Literal["new", "done", "unrecorded", "interrupted"]
+"""Of a case's result: to be made; made; made and corrected since, but without a record; made, but not all of it."""
+
+
 @dataclass(frozen=True)
 class Preparation:
     """The settings that all cases of a command share, and the making of each case's job."""
 
-    find: Callable[[Path], CaseFiles]
-    named: bool
-    """Whether the user named image files beside the case."""
+    search: Search
     output: str | None
     pictures: Pictures
     overwrite: bool
@@ -54,36 +70,50 @@ class Preparation:
     """`segment.case.origin` with the command's weights and settings."""
     skip: bool
     """Whether a case is skipped if its result exists."""
-    taken: set[Path] = field(default_factory=set)
-    """Outputs of the command so far, resolved."""
+    records: Records | None
+    """Of the folder of several cases' results."""
 
-    def job(self, path: Path) -> Job:
-        """Find a case and where its results go.
+    def job(self, source: Source, taken: set[Path]) -> Job:
+        """Find a case and where its results go; `taken`: outputs of the command so far, resolved; these are added.
 
-        Raises InputError: no case there, outputs that exist, cannot be written or would replace other files.
+        Raises InputError: no case there, or outputs that would replace other files.
         """
-        from lowmem_brats.segment.result_path import Outputs, check_not_reference, output_path
+        from lowmem_brats.segment.result_path import Outputs, output_path
 
-        if not self.named:
-            _check_holds_images(path)
-        files = self.find(path)
+        if source.listed:
+            files = source.listed.files(self.search.allow_missing)
+        else:
+            if not self.search.explicit:
+                _check_holds_images(source.path)
+            files = self.search.case(source.path)
         target = output_path(files, self.output)
         outputs = Outputs.beside(target, files.case_id, self.pictures.preview, self.pictures.page)
-        check_apart(outputs.paths, [*files.images.values(), *filter(None, [files.stacked])], self.taken)
+        check_apart(outputs.paths, [*files.images.values(), *filter(None, [files.stacked])], taken)
+        return Job(source.path, files, outputs)
+
+    def check(self, job: Job) -> State:
+        """Tell what there is of a case's result. Raises InputError: outputs that exist, or cannot be written."""
+        from lowmem_brats.data.nifti import is_own_result
+        from lowmem_brats.segment.result_path import check_not_reference
+
+        target = job.outputs.label_map
         check_output(target, overwrite=True)
-        if os.path.isfile(target) and not self.overwrite and self._is_result(target, files):
-            return Job(files, outputs, done=True)
-        check_not_reference(files, target)
+        if os.path.isfile(target) and not self.overwrite and (origin := self._made_from(target, job.files)):
+            if self.records is None or self.records.is_done(job.path, origin):
+                return "done"
+            return "interrupted" if is_own_result(target) else "unrecorded"
+        check_not_reference(job.files, target)
         if os.path.lexists(target) and not self.overwrite:
             raise InputError(target, "exists already", "a new file", ELSEWHERE)
-        for each in outputs.paths:
+        for each in job.outputs.paths:
             check_output(each, self.overwrite)
-        return Job(files, outputs, done=False)
+        return "new"
 
-    def _is_result(self, target: Path, files: CaseFiles) -> bool:
-        """Whether `target` was made from the same images with the same weights and settings, even if corrected since.
+    def _made_from(self, target: Path, files: CaseFiles) -> str:
+        """The origin of a result that was made from the same images with the same weights and settings, else nothing.
 
-        Raises InputError if this program made it in another way. Always False if nothing is to be skipped.
+        The result may have been corrected since. Raises InputError if this program made it in another way. Always
+        empty if nothing is to be skipped.
         """
         from lowmem_brats.data.nifti import origin_of
 
@@ -91,11 +121,32 @@ class Preparation:
         with suppress(InputError):
             made_from = origin_of(target)
         if not self.skip or made_from is None:
-            return False
+            return ""
         if made_from != self.origin(files):
             found = "exists already, made of other images, with other settings or by another version"
             raise InputError(target, found, "a new file", ELSEWHERE)
-        return True
+        return made_from
+
+
+def sources_of(paths: Sequence[Path], output: Path | None) -> list[Source]:
+    """The cases that the paths mean, each once: folders, 4-D files, and lists as CSV or JSON.
+
+    Otherwise as `case_folders`. Raises InputError for a list that cannot be read or is empty.
+    """
+    found: dict[Path, Source] = {}
+    for path in paths:
+        if path.suffix.lower() not in (".csv", ".json") or path.is_dir():
+            found |= {case: Source(case) for case in case_folders([path], output) if case not in found}
+            continue
+        listed = read_list(path)
+        if not listed:
+            raise InputError(path, "a list of no cases", "a case in each row", "Check the list.")
+        for entry in listed:
+            if entry.path in found:
+                advice = "Name each case once."
+                raise InputError(entry.where, f"{entry.path} again", "another case in each row", advice)
+            found[entry.path] = Source(entry.path, entry)
+    return list(found.values())
 
 
 def case_folders(paths: Sequence[Path], output: Path | None) -> list[Path]:
@@ -110,7 +161,8 @@ def _cases_in(path: Path, output: Path | None) -> list[Path]:
     """The folders in `path` that hold images; none where it is no folder or itself a case."""
     if not os.path.isdir(path) or _may_hold_images(path):
         return []
-    folders = [folder for folder in _subfolders(path) if not (output and folder.resolve() == output.resolve())]
+    own = [output.resolve(), (output / RECORDS).resolve()] if output else []
+    folders = [folder for folder in _subfolders(path) if folder.resolve() not in own]
     cases = [folder for folder in folders if _may_hold_images(folder)]
     left_out = [folder.name for folder in folders if folder not in cases]
     if cases and left_out:

@@ -98,11 +98,7 @@ def write_result_page(result: Segmentation, files: CaseFiles, path: Path, overwr
     report = result.report
     convention, output = CONVENTIONS[report.labels], Path(report.output)
     found = LabelledVolume(result.volume, convention, output)
-    told: list[str] = []
-    reference = _reference_in(files, output, convention, result.case, told)
-    for text in told:
-        console.warn(f"{report.case_id}: {text}")
-    report.warnings += told
+    reference = _reference_in(files, output, convention, result.case, report.warnings)
     tables = [
         *report_tables(report),
         files_table(output, report.labels, reference.path if reference else None),

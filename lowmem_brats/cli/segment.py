@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import secrets
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from lowmem_brats.cli import console, options
-from lowmem_brats.cli.cohort import Cohort
-from lowmem_brats.cli.jobs import Pictures, Preparation, case_folders, make_folder
+from lowmem_brats.cli import options
+from lowmem_brats.cli.cohort import Cohort, Showing
+from lowmem_brats.cli.jobs import RECORDS, Pictures, Preparation, Source, make_folder, sources_of
 from lowmem_brats.cli.search import Search, gathered, image_options
 from lowmem_brats.cli.sections import SectionedCommand
-from lowmem_brats.config import SegmentConfig
+from lowmem_brats.cli.segment_cases import found_jobs, segment_all
+from lowmem_brats.cli.work import Work
+from lowmem_brats.config import CohortConfig, SegmentConfig
 from lowmem_brats.config.shared import MAIN, RESULT
-from lowmem_brats.data.case_files import CaseFiles, stem
 from lowmem_brats.errors import InputError
-from lowmem_brats.files import replace_when_complete
 
 if TYPE_CHECKING:
-    from lowmem_brats.segment.result import Segmentation
-    from lowmem_brats.segment.result_path import Outputs
+    from lowmem_brats.weights.store import WeightsSet
 
 
 @click.command(cls=SectionedCommand)
@@ -51,108 +51,88 @@ if TYPE_CHECKING:
 )
 @options.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.", section=RESULT)
 @options.of(SegmentConfig)
+@options.of(CohortConfig)
 @options.overwrite
 @options.quiet
 @gathered
 @options.gather("pictures", ("preview", "page"), Pictures)
 @options.gather("config", options.fields_of(SegmentConfig), SegmentConfig)
+@options.gather("sharing", options.fields_of(CohortConfig), CohortConfig)
+@options.gather("showing", ("report", "overwrite", "quiet"), Showing)
 def segment(
     cases: tuple[Path, ...],
     search: Search,
     output: str | None,
     config: SegmentConfig,
+    sharing: CohortConfig,
     pictures: Pictures,
-    report: Path | None,
-    overwrite: bool,
-    quiet: bool,
+    showing: Showing,
 ) -> None:
     """Segment one or more cases.
 
     CASE is a folder with T1, T1ce, T2 and FLAIR as .nii or .nii.gz (any BraTS naming), one 4-D file in the order of
-    the Medical Segmentation Decathlon, or a folder of such case folders. The result has the grid of the input.
+    the Medical Segmentation Decathlon, a folder of such case folders, or a .csv or .json list of cases as `train` reads
+    it. The result has the grid of the input.
 
     Of several cases one that fails does not stop the others, and one whose result is there already is skipped, so that
-    the same command goes on where it was stopped; a picture or page that is missing then is not made.
+    the same command goes on where it was stopped; a picture or page that is missing then is not made. With -o FOLDER
+    there is also a table of all of them, cohort.csv, and a page, index.html; several commands may share one folder.
 
     \b
     Exit code:
-      0    every case is segmented, or was before
+      0    every case is segmented, or was before, or another command is at it
       1    stopped by Ctrl-C, or by a mistake in the program
       2    a mistake in the command or its case, or every case failed
       3    some cases failed, the others are segmented
       143  ended by SIGTERM
     """
-    from lowmem_brats.memory.device import choose_device, open_budget
+    from lowmem_brats.cohort.records import Records
+    from lowmem_brats.cohort.tables import Tables
     from lowmem_brats.segment.case import origin
     from lowmem_brats.segment.result_path import names_label_map
-    from lowmem_brats.weights.store import open_set
 
     explicit = bool(search.explicit)
     folder = Path(output) if output is not None and not names_label_map(output) else None
-    paths = list(cases) if explicit else case_folders(cases, folder)
-    if len(paths) > 1 and (explicit or (output and not folder)):
-        raise InputError("segment", f"{len(paths)} cases", "one case for --t1 … or -o FILE", "Give -o a folder.")
-    open_budget(config.vram, choose_device(config.device)[0])  # what is wrong here is wrong for every case
-    weights = open_set(config.weights, alone=config.fast)
+    sources = [Source(path) for path in cases] if explicit else sources_of(cases, folder)
+    several = len(sources) > 1 or [source.path for source in sources] != list(cases)
+    if several and (explicit or (output and not folder)):
+        raise InputError("segment", f"{len(sources)} cases", "one case for --t1 … or -o FILE", "Give -o a folder.")
+    config, weights = check_machine(config, sharing)
+    records = Records(folder) if folder and several else None
     if folder:
-        make_folder(folder)
-    several = len(paths) > 1 or paths != list(cases)
-    cohort = Cohort(several, report, overwrite, quiet)
+        make_folder(folder / RECORDS if records else folder)
+    part, parts = sharing.part or (1, 1)
+    sources = sources[part - 1 :: parts]
+    tables = Tables(records) if records else None
+    cohort = Cohort(len(sources), several, showing, tables)
     made_of = partial(origin, config=config, weights=weights)
-    taken = {report.resolve()} if report else set[Path]()
-    prepare = Preparation(search.case, explicit, output, pictures, overwrite, made_of, several, taken)
+    preparation = Preparation(search, output, pictures, showing.overwrite, made_of, several, records)
+    work = Work(preparation, config, secrets.token_hex(8))
+    taken = {path.resolve() for path in (showing.report, *(tables.paths if tables else ())) if path}
     with cohort.counted():
-        for number, path in enumerate(paths, 1):
-            with cohort.case(path):
-                job = prepare.job(path)
-                if job.done:
-                    cohort.skip(path, job.outputs.label_map)
-                    continue
-                if several and not quiet:
-                    console.err.print(f"case {number} of {len(paths)}: {path}")
-                cohort.done(path, segment_one(job.files, job.outputs, config, quiet, overwrite))
+        segment_all(work, found_jobs(work, sources, taken, cohort), sharing, cohort)
 
 
-def segment_one(
-    files: CaseFiles,
-    outputs: Outputs,
-    config: SegmentConfig,
-    quiet: bool,
-    overwrite: bool,
-) -> dict[str, object]:
-    """Segment a case, write its label map and the pictures that have a path, and show the tables.
+def check_machine(config: SegmentConfig, sharing: CohortConfig) -> tuple[SegmentConfig, WeightsSet]:
+    """Find what is wrong for every case: Dask, device, budget, weights.
 
-    Returns the report as plain values.
+    Returns the settings, with the budget that each worker has, and the weights, opened. Raises LowmemError.
     """
-    from lowmem_brats.cli.page import write_result_page
-    from lowmem_brats.segment.case import segment_case
-    from lowmem_brats.segment.regions import timed
+    from lowmem_brats.cohort.engine import dask_for
+    from lowmem_brats.cohort.share import vram_of_worker
+    from lowmem_brats.engine.precision import choose_precision
+    from lowmem_brats.memory.device import choose_device, open_budget
+    from lowmem_brats.weights.store import open_set
 
-    with console.progress(quiet) as on_progress:
-        show_plan = (lambda plan: None) if quiet else console.show_plan
-        result = segment_case(files, outputs.label_map, config, on_progress, show_plan, overwrite)
-    with timed(result.report.seconds, "measure"):
-        measured = result.measurements
-    for text in result.report.warnings:
-        console.warn(f"{files.case_id}: {text}")
-    if outputs.preview:
-        title = f"{stem(outputs.label_map)} (lowmem-brats, {result.report.weights})"
-        write_preview(result, outputs.preview, title, overwrite)
-    if outputs.page:
-        write_result_page(result, files, outputs.page, overwrite)
-    if not quiet:
-        console.show_segmentation(result.report)
-        console.show_target_lesions(measured)
-        console.out.print("wrote        " + "\n             ".join(map(str, outputs.paths)))
-    return {**asdict(result.report), "measurements": asdict(measured)}
-
-
-def write_preview(result: Segmentation, path: Path, title: str, overwrite: bool) -> None:
-    """Draw the result's picture and write it whole or not at all. Raises InputError as `replace_when_complete`."""
-    from lowmem_brats.data.labels import CONVENTIONS
-    from lowmem_brats.pictures.preview import draw_preview
-
-    case, convention = result.case, CONVENTIONS[result.report.labels]
-    image = draw_preview(case.images_CXYZ, result.label_XYZ, convention, case.spacing_mm, title)
-    with replace_when_complete(path, overwrite) as partial:
-        image.save(partial, format="PNG")
+    weights = open_set(config.weights, alone=config.fast)
+    if sharing.scheduler:  # its workers' machines are others
+        dask_for(f"--scheduler {sharing.scheduler}")
+        return config, weights
+    device, _ = choose_device(config.device)
+    if sharing.workers > 1:
+        dask_for(f"--workers {sharing.workers}")
+        precision = choose_precision(config.precision, device)
+        vram = vram_of_worker(config.vram, sharing.workers, device, weights.network, precision)
+        config = replace(config, vram=vram)
+    open_budget(config.vram, device)
+    return config, weights

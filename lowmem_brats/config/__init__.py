@@ -1,5 +1,6 @@
 """What a user or a weights file can set. Each setting stands in one place, with its option, help, default and check."""
 
+from lowmem_brats.config.cohort import CohortConfig
 from lowmem_brats.config.names import BRATS_SHAPE, LABELS, MODALITIES, NETWORKS, PRECISIONS, PREPROCESSING
 from lowmem_brats.config.network import NetworkConfig
 from lowmem_brats.config.segment import SegmentConfig
@@ -13,6 +14,7 @@ __all__ = [
     "PRECISIONS",
     "PREPROCESSING",
     "PRESETS",
+    "CohortConfig",
     "NetworkConfig",
     "Preset",
     "SegmentConfig",

@@ -6,7 +6,7 @@ from lowmem_brats.config.names import LABELS, PRECISIONS
 from lowmem_brats.config.setting import Check, Setting, words
 
 MAIN = "Main options"
-INPUT, RESULT, RESOURCES = "Input", "Result", "Resources"
+INPUT, RESULT, RESOURCES, MANY = "Input", "Result", "Resources", "Many cases"
 """Further headings in the help of `segment`."""
 NETWORKS, OPTIMISATION, DATA, EXPERT = "Networks", "Optimisation", "Data and split", "Expert"
 """Further headings in the help of `train`."""

@@ -1,4 +1,4 @@
-"""The labelled cases of a training, and whom they show: a folder of case folders, or a list of them as CSV or JSON."""
+"""Cases from a list as CSV or JSON, and the labelled cases of a training: such a list, or a folder of case folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,41 @@ class LabelledCase(CaseFiles):
     """All cases of one patient are used for one purpose."""
 
 
+@dataclass(frozen=True)
+class ListedCase:
+    """An entry of a list, as yet unread."""
+
+    where: str
+    """The list and the entry's number in it, for errors."""
+    folder: Path
+    """The list's; paths are relative to it."""
+    entry: Any
+
+    @property
+    def path(self) -> Path:
+        """The case's folder or 4-D file, or the first of its files; `where`, if the entry names none."""
+        given = self.entry if isinstance(self.entry, dict) else {"case": self.entry}
+        named = [given[key] for key in ("case", *MODALITIES) if isinstance(given.get(key), str) and given[key].strip()]
+        return self.folder / named[0].strip() if named else Path(self.where)
+
+    def values(self) -> dict[str, str]:
+        """Column → value, without the empty ones. Raises InputError for an entry that is not understood."""
+        return _values(self.entry, self.where)
+
+    def files(self, allow_missing: Collection[str] = ()) -> CaseFiles:
+        """The files that the entry names, with the label maps that there are.
+
+        Raises InputError for an entry that is not understood or a file that is not there, and as `find_case`.
+        """
+        return _case(self.values(), self.folder, self.where, allow_missing)
+
+
+def read_list(path: Path) -> list[ListedCase]:
+    """The entries of a .csv or .json list, as `read_cases` describes it. Raises InputError where it cannot be read."""
+    with _told(path):
+        return _listed(path, path.parent, _entries(path))
+
+
 def read_cases(
     data: Path, strict: bool = False, allow_missing: Collection[str] = ()
 ) -> tuple[list[LabelledCase], list[str]]:
@@ -44,16 +80,13 @@ def read_cases(
     is not in `allow_missing`, are without exactly one label map or of a name that no file can have; where `strict`,
     they raise. Raises InputError for a list that cannot be read, two cases of one name, or no case at all.
     """
-    try:
-        folder, entries, notes = _look_into(data) if data.is_dir() else (data.parent, _read_list(data), [])
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise InputError(data, f"cannot be read ({error})", "a folder or list of cases", "Check it.") from error
+    with _told(data):
+        folder, entries, notes = _look_into(data) if data.is_dir() else (data.parent, _entries(data), [])
     cases, undeclared = list[LabelledCase](), list[str]()
-    for number, entry in enumerate(entries, 1):
+    for listed in _listed(data, folder, entries):
         try:
-            where = f"{data}, case {number}"
-            given = _values(entry, where)
-            case = _case(given, folder, where, allow_missing)
+            given = listed.values()
+            case = _labelled(listed.files(allow_missing), given, listed.path if "case" in given else listed.where)
             notes += [_shown(f"{case.case_id}: {note}") for note in case.notes]
             cases.append(replace(case, notes=()))  # they are told here, and not once more of the prepared slices
             undeclared += [] if "patient" in given else [case.case_id]
@@ -75,6 +108,19 @@ def read_cases(
             "whom each case shows in the column `patient` of a CSV or JSON list"
         )
     return cases, notes
+
+
+@contextmanager
+def _told(data: Path) -> Iterator[None]:
+    """Turn what can go wrong when a folder or list is read into an InputError."""
+    try:
+        yield
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise InputError(data, f"cannot be read ({error})", "a folder or list of cases", "Check it.") from error
+
+
+def _listed(data: Path, folder: Path, entries: Sequence[Any]) -> list[ListedCase]:
+    return [ListedCase(f"{data}, case {number}", folder, entry) for number, entry in enumerate(entries, 1)]
 
 
 def _repeated(names: Sequence[str]) -> str:
@@ -124,7 +170,7 @@ def _case_below(folder: Path, levels: int) -> Path | None:
     return next((found for found in below if found), None)
 
 
-def _read_list(path: Path) -> list[Any]:
+def _entries(path: Path) -> list[Any]:
     """The entries of a list. Raises InputError, and what its parsers raise."""
     kind = path.suffix.lower()
     if kind not in (".csv", ".json") or not path.is_file():
@@ -144,8 +190,8 @@ def _read_list(path: Path) -> list[Any]:
     return entries
 
 
-def _case(given: Mapping[str, str], folder: Path, where: str, allow_missing: Collection[str]) -> LabelledCase:
-    """The files that an entry's `_values` name. Raises InputError for one that cannot be trained on."""
+def _case(given: Mapping[str, str], folder: Path, where: str, allow_missing: Collection[str]) -> CaseFiles:
+    """The files that an entry's `_values` name. Raises InputError for one that cannot be used."""
     paths = {key: folder / given[key] for key in (*MODALITIES, "seg") if key in given}
     label = paths.pop("seg", None)
     if bool(paths) == ("case" in given):
@@ -161,19 +207,23 @@ def _case(given: Mapping[str, str], folder: Path, where: str, allow_missing: Col
             case = find_case(folder / given["case"], allow_missing=allow_missing, say=as_columns)
     except OSError as error:
         raise InputError(where, f"cannot be read ({error})", "a case", "Check the path.") from error
-    place = where if paths else folder / given["case"]
-    name, labels = given.get("case_id", case.case_id), (label,) if label else case.labels
+    labels = (label,) if label else case.labels
+    name, place = given.get("case_id", case.case_id), where if paths else folder / given["case"]
+    if len(os.fsencode(name)) > LONGEST_ID or not is_plain(name):
+        expected = f"a name in UTF-8 of at most {LONGEST_ID} bytes, without control characters"
+        raise InputError(place, f"case_id {name!r}", expected, "Rename it, or give a case_id in a list.")
+    return replace(case, case_id=name, labels=labels)
+
+
+def _labelled(case: CaseFiles, given: Mapping[str, str], place: object) -> LabelledCase:
+    """A case that can be trained on. Raises InputError where there is not exactly one label map."""
+    labels = case.labels
     if len(labels) != 1:
         found = ", ".join(path.name for path in labels) or "; ".join(["no label map", *case.notes])
         raise InputError(place, found, "one label map (*_seg.nii.gz)", "Add it, or move the wrong one away.")
     if problem := problem_of(labels[0]):
         raise InputError(labels[0], problem[0], "a label map", problem[1])
-    if len(os.fsencode(name)) > LONGEST_ID or not is_plain(name):
-        expected = f"a name in UTF-8 of at most {LONGEST_ID} bytes, without control characters"
-        raise InputError(place, f"case_id {name!r}", expected, "Rename it, or give a case_id in a list.")
-    return LabelledCase(
-        **vars(case) | {"case_id": name, "labels": labels, "patient": given.get("patient") or patient_of(name)}
-    )
+    return LabelledCase(**vars(case) | {"patient": given.get("patient") or patient_of(case.case_id)})
 
 
 def is_plain(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The parts of a case page as HTML. Every text from a file is escaped here, and nowhere else."""
+"""The parts of a page as HTML. Every text from a file is escaped here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,19 @@ from lowmem_brats import __version__
 from lowmem_brats.pictures.curves import Colour
 
 _HERE = Path(__file__).parent
-SCRIPTS = ("page_draw.js", "page.js")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The stored files that a kind of page is made of."""
+
+    page: str
+    styles: Sequence[str]
+    scripts: Sequence[str]
+
+
+CASE = Frame("page.html", ("page.css",), ("page_draw.js", "page.js"))
+COHORT = Frame("cohort.html", ("page.css", "cohort.css"), ("cohort.js",))
 
 
 @dataclass(frozen=True)
@@ -28,15 +40,16 @@ class Table:
     """What, and its value; any text."""
 
 
-def fill_frame(parts: Mapping[str, str]) -> str:
-    """Put the parts, which are HTML, into `page.html`, with look and viewer.
+def fill_frame(parts: Mapping[str, str], frame: Frame = CASE) -> str:
+    """Put the parts, which are HTML, into a frame, with its look and scripts.
 
-    The page allows exactly these scripts and styles, told by their checksums, and to load nothing.
+    The page allows exactly these scripts and styles, told by their checksums, and to load nothing else than its frame
+    says.
     """
-    style, script = _stored("page.css"), "".join(map(_stored, SCRIPTS))
+    style, script = "".join(map(_stored, frame.styles)), "".join(map(_stored, frame.scripts))
     own = {"style": style, "script": script, "version": __version__}
     allowed = {"style_hash": _hash(style), "script_hash": _hash(script)}
-    return Template(_stored("page.html")).substitute(parts, **own, **allowed)
+    return Template(_stored(frame.page)).substitute(parts, **own, **allowed)
 
 
 def text(value: object) -> str:

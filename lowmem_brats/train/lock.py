@@ -21,7 +21,8 @@ from pathlib import Path
 from lowmem_brats.errors import InputError
 
 LOCK = "training.lock"
-_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
+TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
+"""Errors of `lock_byte` which mean that another process holds the lock; others: the file system has no locks."""
 _EXPECTED = "one training at a time in a folder"
 _BEHIND = 2**30
 """The byte that is locked on Windows lies behind the text: there, a locked byte cannot be read."""
@@ -51,7 +52,7 @@ def hold(folder: Path) -> Iterator[list[str]]:
         try:
             yield notes
         finally:
-            _release(file, path)
+            release(file, path)
     finally:
         for empty in made:
             with suppress(OSError):
@@ -64,7 +65,7 @@ def _lock(path: Path) -> tuple[int, list[str]]:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             notes = _take(file, path)
-            if _is_at(file, path):  # else the training that held it has ended and removed it meanwhile
+            if is_at(file, path):  # else the training that held it has ended and removed it meanwhile
                 me = {"process": os.getpid(), "host": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
                 os.ftruncate(file, 0)
                 os.lseek(file, 0, os.SEEK_SET)
@@ -78,10 +79,10 @@ def _lock(path: Path) -> tuple[int, list[str]]:
 
 def _take(file: int, path: Path) -> list[str]:
     """Lock an open file, unless it is another training's; returns notes."""
-    trouble = _lock_byte(file)
+    trouble = lock_byte(file)
     os.lseek(file, 0, os.SEEK_SET)
     holder, host = _holder(os.read(file, 4096))
-    if trouble and trouble.errno in _TAKEN:
+    if trouble and trouble.errno in TAKEN:
         advice = "Wait until it is over, or choose another folder with -o."
         raise InUseError(path.parent, f"{holder or 'another process'} trains in it", _EXPECTED, advice) from trouble
     if holder and (trouble or host != platform.node()):
@@ -101,7 +102,7 @@ def _holder(text: bytes) -> tuple[str, str]:
         return "an unknown process" if text.strip() else "", ""
 
 
-def _lock_byte(file: int) -> OSError | None:
+def lock_byte(file: int) -> OSError | None:
     """Lock an open file for this process alone, at once; returns why it could not be done."""
     try:
         if sys.platform == "win32":
@@ -118,7 +119,7 @@ def _lock_byte(file: int) -> OSError | None:
     return None
 
 
-def _release(file: int, path: Path) -> None:
+def release(file: int, path: Path) -> None:
     """Remove the file and let go of it."""
     with suppress(OSError):
         os.ftruncate(file, 0)
@@ -128,10 +129,11 @@ def _release(file: int, path: Path) -> None:
             path.unlink()
     else:
         with suppress(OSError):
-            if _is_at(file, path):  # and not another's, in a folder of the same name
+            if is_at(file, path):  # and not another's, in a folder of the same name
                 path.unlink()
         os.close(file)
 
 
-def _is_at(file: int, path: Path) -> bool:
+def is_at(file: int, path: Path) -> bool:
+    """Whether an open file is still the one that lies at `path`."""
     return path.exists() and os.path.samestat(os.fstat(file), path.stat())

@@ -107,7 +107,7 @@ def test_another_machines_training_may_still_run(tmp_path: Path, content: str, h
 
 def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trouble = OSError(errno.ENOLCK, "No locks available")
-    monkeypatch.setattr(run_lock, "_lock_byte", lambda file: trouble)
+    monkeypatch.setattr(run_lock, "lock_byte", lambda file: trouble)
     with hold(tmp_path) as (note,):
         assert note == f"{tmp_path} cannot be locked (No locks available): see that no other training writes to it"
         with pytest.raises(InUseError, match="has not said that it ended"), hold(tmp_path):
@@ -117,14 +117,14 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
 
 def test_a_lock_that_was_removed_meanwhile_is_not_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other training ends between opening and locking, and removes the file that has just been opened."""
-    lock = run_lock._lock_byte
+    lock = run_lock.lock_byte
 
     def end_first(file: int) -> OSError | None:
-        monkeypatch.setattr(run_lock, "_lock_byte", lock)
+        monkeypatch.setattr(run_lock, "lock_byte", lock)
         (tmp_path / LOCK).unlink()
         return lock(file)
 
-    monkeypatch.setattr(run_lock, "_lock_byte", end_first)
+    monkeypatch.setattr(run_lock, "lock_byte", end_first)
     with hold(tmp_path), pytest.raises(InUseError), hold(tmp_path):
         pass
 
