@@ -51,7 +51,9 @@ def test_more_than_the_machine_has_is_refused(vram: str, workers: int, told: str
 def test_a_card_is_divided_and_the_planner_says_for_how_many() -> None:
     assert share.vram_of_worker("max", 2, CARD, NETWORK, "fp32") == "1500M"
     assert share.vram_of_worker("1G", 2, CARD, NETWORK, "fp32") == "1G"
-    with pytest.raises(BudgetError, match=r"^--workers 3: 3 × 1 GiB = 3 GiB; expected at most 2.93 GiB, which the card"):
+    with pytest.raises(
+        BudgetError, match=r"^--workers 3: 3 × 1 GiB = 3 GiB; expected at most 2.93 GiB, which the card"
+    ):
         share.vram_of_worker("1G", 3, CARD, NETWORK, "fp32")
     with pytest.raises(BudgetError, match=r"^--workers 7: 2.93 GiB / 7 = 428 MiB for each: .* Start fewer workers.$"):
         share.vram_of_worker("max", 7, CARD, NETWORK, "fp32")
