@@ -12,6 +12,7 @@ from lowmem_brats.pictures import page_html as html
 
 VOLUMES = {"wt": "WT mL", "tc": "TC mL", "et": "ET mL", "necrotic core": "necrotic core mL", "oedema": "oedema mL"}
 """Key of a record's `volumes_ml` → heading."""
+WORDS = ("picture", "case", "status", "what is flagged")
 HEADINGS = ("picture", "case", "status", *VOLUMES.values(), "flags", "what is flagged", "seconds")
 
 
@@ -26,10 +27,15 @@ def draw_cohort(title: str, records: Sequence[Mapping[str, Any]]) -> str:
     parts = {
         "title": html.text(title),
         "counts": html.text(counts),
-        "headings": "".join(f'<th scope="col"><button>{html.text(each)}</button></th>' for each in HEADINGS),
+        "headings": "".join(map(_heading, HEADINGS)),
         "rows": "\n".join(map(_row, records)),
     }
     return html.fill_frame(parts, html.COHORT)
+
+
+def _heading(title: str) -> str:
+    kind = ' class="words"' if title in WORDS else ""
+    return f'<th scope="col"{kind}><button>{html.text(title)}</button></th>'
 
 
 def _row(record: Mapping[str, Any]) -> str:
@@ -40,7 +46,7 @@ def _row(record: Mapping[str, Any]) -> str:
     cells = [
         _cell("", _link(record.get("preview"), shown)),
         f'<th scope="row" data-sort="{html.text(case_id)}">{_link(best, html.text(case_id))}</th>',
-        _cell(record["status"], html.text(record["status"])),
+        _cell(record["status"], html.text(record["status"]), "words"),
         *(_number(volumes.get(key), format_millilitres) for key in VOLUMES),
         _cell(len(told), str(len(told) or "")),
         _cell(told[0] if told else "", _flags(told), "words"),

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import Read, small_case
+from PIL import Image
 
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.case import Case
 from lowmem_brats.evaluate.pairs import LabelledVolume
+from lowmem_brats.pictures.cohort import HEADINGS, draw_cohort
 from lowmem_brats.pictures.page import DIFFERENCE, draw_page
 from lowmem_brats.pictures.page_html import Table
 from lowmem_brats.pictures.preview import TISSUE_COLOURS
@@ -388,3 +390,47 @@ def test_hostile_names_run_nothing(chromium: Any, tmp_path: Path) -> None:
     assert viewer.run("return document.querySelector('h1').textContent") == name
     assert viewer.run("return document.images.length") == 0
     assert not severe(viewer)
+
+
+def record(name: str, wt_ml: float | None, *warnings: str) -> dict[str, Any]:
+    """A record of a cohort; without a volume, of a case that failed."""
+    if wt_ml is None:
+        return {"case": name, "case_id": name, "status": "failed", "error": "odd"}
+    files = {"preview": f"{name}.png", "page": f"{name}.html"}
+    volumes = dict.fromkeys(("tc", "et", "necrotic core", "oedema"), 1.0) | {"wt": wt_ml}
+    row = {"case": name, "case_id": name, "status": "done", "volumes_ml": volumes, "seconds": 2.0}
+    return row | files | {"warnings": list(warnings)}
+
+
+def test_the_page_of_a_cohort_shows_pictures_and_sorts(chromium: Any, tmp_path: Path) -> None:
+    hostile = "</td><img src=x onerror='window.hacked = 1'>"
+    rows = [record("a10", 9.5, "x", "y"), record("a9", 100.25), record("b", None), record("c 中#?", 20.0, hostile)]
+    for row in rows[:2] + rows[3:]:
+        Image.new("RGB", (40, 20), "red").save(tmp_path / row["preview"])
+        (tmp_path / row["page"]).write_text("a page")
+    path = tmp_path / "index.html"
+    path.write_text(draw_cohort("out", rows), encoding="utf-8")
+    chromium.get(path.as_uri())
+
+    def cases() -> list[str]:
+        return list(
+            chromium.execute_script("return [...document.querySelectorAll('tbody th')].map((e) => e.innerText)")
+        )
+
+    def after_click(heading: str) -> list[str]:
+        chromium.find_elements("css selector", "thead button")[HEADINGS.index(heading)].click()
+        return [name[0] + name[1:2].strip() for name in cases()]
+
+    assert cases() == ["a10", "a9", "b", "c 中#?"]
+    assert after_click("WT mL") == ["a1", "c", "a9", "b"]
+    assert after_click("WT mL") == ["a9", "c", "a1", "b"], "no value is last in both orders"
+    assert after_click("case") == ["a9", "a1", "b", "c"], "numbers in names count as numbers"
+    assert after_click("flags") == ["a9", "b", "c", "a1"]
+    chromium.execute_script("document.querySelectorAll('img').forEach((image) => { image.loading = 'eager'; })")
+    widths = "Promise.all([...document.images].map((i) => i.decode())).then(() => arguments[0]([...document.images]"
+    assert chromium.execute_async_script(f"{widths}.map((i) => i.naturalWidth)))") == [40, 40, 40]
+    assert chromium.execute_script("return window.hacked === undefined")
+    fetched = "fetch('http://127.0.0.1:9/x').then(() => arguments[0]('loaded'), () => arguments[0]('refused'))"
+    assert chromium.execute_async_script(fetched) == "refused"
+    chromium.find_element("link text", "c 中#?").click()
+    assert chromium.find_element("tag name", "body").text == "a page"
