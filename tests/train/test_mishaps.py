@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -320,21 +320,39 @@ Path(f"{os.environ['RANK']}.txt").write_text(found)
 """
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_processes_of_one_training_hold_the_folder_together(easy_data: Path, tmp_path: Path, held: bool) -> None:
+def test_processes_of_one_training_are_refused_together(easy_data: Path, tmp_path: Path) -> None:
     out, script = tmp_path / "run", tmp_path / "script.py"
     script.write_text(ONE_OF_TWO)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, script, easy_data, out, Path(__file__).parents[1]]
-    with hold(out) if held else nullcontext():
+    with hold(out):
         done = subprocess.run(
             command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True, timeout=300
         )
     assert done.returncode == 0, done.stderr
-    found = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
-    assert found == ([f"refused, {out}"] * 2 if held else ["trained, True", "trained, False"])
-    if not held:
-        assert json.loads((out / "run.json").read_text())["processes"] == 2
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [f"refused, {out}"] * 2
+
+
+def test_two_nodes_train_one_set(easy_data: Path, tmp_path: Path) -> None:
+    """Two torchruns that meet, as docs/training.md starts them on two machines; both write to one run folder."""
+    out, script = tmp_path / "run", tmp_path / "script.py"
+    script.write_text(ONE_OF_TWO)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=1"]
+    command = [*torchrun, "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}"]
+    command += map(str, (script, easy_data, out, Path(__file__).parents[1]))
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+    nodes = [subprocess.Popen(command, env=settings, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
+    try:
+        told = [node.communicate(timeout=300)[1] for node in nodes]
+    finally:
+        for node in nodes:
+            node.terminate()  # torchrun then ends its processes
+    assert [node.returncode for node in nodes] == [0, 0], told
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["trained, True", "trained, False"]
+    assert json.loads((out / "run.json").read_text())["processes"] == 2
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs signals")
