@@ -44,7 +44,7 @@ def local_workers(count: int) -> Iterator[Any]:
             n_workers=count,
             threads_per_worker=1,
             host="127.0.0.1",  # no port is open to other machines
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             local_directory=scratch,
             silence_logs="CRITICAL",
         ) as cluster,
