@@ -22,6 +22,9 @@ from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget, format_budget, format_bytes, parse_budget
 
+UNSUPPORTED = {"mps": "an Apple GPU", "xpu": "an Intel GPU"}
+"""Devices that torch knows and this program does not."""
+
 
 def choose_device(requested: str) -> tuple[torch.device, list[str]]:
     """Choose the device that computes; `requested`: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -31,6 +34,12 @@ def choose_device(requested: str) -> tuple[torch.device, list[str]]:
     """
     if requested == "cpu":
         return torch.device("cpu"), []
+    if requested.partition(":")[0] in UNSUPPORTED:
+        found, advice = (
+            f"{UNSUPPORTED[requested.partition(':')[0]]}, which this program cannot use",
+            "Use --device cpu.",
+        )
+        raise InputError(f"--device {requested}", found, "auto, cpu, cuda or cuda:N", advice)
     if requested != "auto" and not re.fullmatch(r"cuda(:[0-9]{1,2})?", requested):
         raise InputError("--device", repr(requested), "auto, cpu, cuda or cuda:N", "Use auto.")
     device = torch.device("cuda", int(requested.partition(":")[2] or 0))
@@ -91,6 +100,7 @@ def open_budget(vram: str, device: torch.device) -> MemoryBudget:
         return parse_budget(vram, "cpu", None if vram.strip().lower() == "max" else host_bytes())
     with out_of_memory_told(str(device)):
         context = cuda.measure_context(device)
+        cuda.other_programs(device)
     reserve = context + cuda.WORKSPACE
     budget = parse_budget(vram, "cuda", cuda.available_bytes(device) + context, reserve)
     if budget.tensor_bytes == 0:
@@ -108,9 +118,9 @@ def open_budget(vram: str, device: torch.device) -> MemoryBudget:
 
 
 def out_of_memory(device: str) -> BudgetError:
-    """The error for a device that ran out of memory at the smallest batch."""
+    """The error for a device that ran out of memory with the plan that needs least."""
     advice = "Close other programs that use the card, or pass --device cpu."
-    return BudgetError(device, "out of memory with one slice at a time", "what the plan predicted", advice)
+    return BudgetError(device, "out of memory with the smallest plan", "what the plan predicted", advice)
 
 
 @contextmanager

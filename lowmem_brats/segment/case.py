@@ -26,6 +26,7 @@ from lowmem_brats.data.slices import (
 )
 from lowmem_brats.engine.precision import choose_precision
 from lowmem_brats.files import add_to_checksum
+from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
 from lowmem_brats.memory.footprint import warm_up
@@ -159,6 +160,7 @@ def _segment(
     report.min_confidence_of = weights.name if config.min_confidence is None else "--min-confidence"
     report.warnings = setup.notes + case.warnings + stack.notes
     found = RegionSearch(weights, stack, views, config, report, plan_in, on_progress).find()
+    report.warnings += cuda.beyond(report.cuda_peak, setup.budget.total_bytes)
     with timed(seconds, "fuse"):
         logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
         masks, gone = drop_doubtful(logit_ZHW, report.min_confidence)

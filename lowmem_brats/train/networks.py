@@ -124,9 +124,9 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
             _finetuned(config, group)  # now, and not when the networks before it are trained
     if network.convolutions() and not begun and not config.finetune:
         network.load_state_dict(parallel.first(_calibrated(network, run) if parallel.rank() == 0 else None))
-    middle_CHW = run.training[0].slices_ZCHW[run.training[0].shape_ZCHW[0] // 2]
     wanted = choose_precision(config.precision, torch.device(device))
-    precision, notes = sound_precision(partial(copy.deepcopy, network), middle_CHW, device, wanted)
+    slices_1CHW = _first_slices(run, 1)
+    precision, notes = sound_precision(partial(copy.deepcopy, network), slices_1CHW, device, wanted)
     for text in notes:
         run.note(text)
     run.report.plans = _plan(run, budget, precision)
@@ -136,11 +136,15 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
 
 def _calibrated(network: SliceNetwork, run: Run) -> dict[str, Tensor]:
     """The network's weights, calibrated on slices as the first steps will see them."""
-    config = replace(run.report.config, augment=False)
-    batches = Batches(run.training, run.groups[0], config)
-    first = islice(batches.read(0), -(-CALIBRATION // config.batch))
-    calibrate(network, torch.cat([batch.slices_NCHW for batch in first])[:CALIBRATION])
+    calibrate(network, _first_slices(run, CALIBRATION))
     return network.state_dict()
+
+
+def _first_slices(run: Run, count: int) -> Tensor:
+    """The first slices, or windows of them, that a training without augmentation would see, [count, C, H, W]."""
+    config = replace(run.report.config, augment=False)
+    first = islice(Batches(run.training, run.groups[0], config).read(0), -(-count // config.batch))
+    return torch.cat([batch.slices_NCHW for batch in first])[:count]
 
 
 def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from lowmem_brats.memory.planner import (
     TrainPlan,
     ladder,
     largest_width,
+    leaner_plan,
     plan_inference,
     plan_train,
     stages_to_recompute,
@@ -217,6 +219,21 @@ def test_the_smallest_plan_needs_least_and_a_refusal_names_it(width: int, size_H
     refusal = re.escape(f"--vram: {format_bytes(min(needs) - 1)}, too little for ")
     with pytest.raises(BudgetError, match=f"^{refusal}.*; expected at least {-(-min(needs) // MIB)}M"):
         plan_train(*arguments, MemoryBudget(min(needs) - 1), "cpu", "fp32")
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_leaner_plans_need_less_and_less_up_to_the_smallest(norm: str) -> None:
+    network = NetworkConfig(width=8, depth=2, norm=norm)
+    smallest = plan_train(network, SIZE_HW, 6, MemoryBudget(None), "cpu", "fp32", smallest=True)
+    plans = [train_small(MemoryBudget(None), norm=norm)]
+    with suppress(BudgetError):
+        while True:
+            plans.append(leaner_plan(plans[-1], network, SIZE_HW, "dice"))
+    needs = [plan.predicted_bytes for plan in plans]
+    assert needs == sorted(set(needs), reverse=True)
+    assert [plan.relative_time for plan in plans] == sorted(plan.relative_time for plan in plans)
+    assert len(plans) > 2
+    assert needs[-1] == smallest.predicted_bytes
 
 
 def test_two_passes_can_need_more_than_one() -> None:
