@@ -12,8 +12,6 @@ from lowmem_brats.config import TrainConfig
 from lowmem_brats.data.case_list import LabelledCase, read_cases
 from lowmem_brats.data.labels import names_of
 from lowmem_brats.engine import parallel
-from lowmem_brats.memory import cuda
-from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.networks import SliceNetwork
 from lowmem_brats.train.data import prepare_data, split_as
 from lowmem_brats.train.folder import RunFolder, hold_run_folder
@@ -54,12 +52,12 @@ def train_set(
         cache = cache or (Path(stored.cache) if stored and stored.cache else None)
         report.data, report.cache, report.processes = str(data), str(cache or ""), parallel.size()
         report.notes = list(stored.notes) if stored else []
-        run = Run(RunFolder(out), report, tell, told=set(notes))
+        run = Run(RunFolder(out), report, tell, budget, told=set(notes))
         tell.on_folder(out)
         for text in notes:
             run.note(text)
         held_out = _read(run, cases, stored, cache)
-        network = prepare_network(run, budget, resume)
+        network = prepare_network(run, resume)
         if missing := run.folder.missing([region for group in run.groups for region in group], report):
             run.note(f"no set to segment with yet: {', '.join(missing)} not trained")
         if not resume and parallel.rank() == 0:
@@ -67,7 +65,7 @@ def train_set(
         parallel.wait()  # the others may not find an older training's checkpoints
         run.write()
         with _way_back(run):
-            return _train(run, network, held_out, budget)
+            return _train(run, network, held_out)
 
 
 def _read(run: Run, cases: list[LabelledCase], stored: TrainReport | None, cache: Path | None) -> list[LabelledCase]:
@@ -99,16 +97,12 @@ def _way_back(run: Run) -> Iterator[None]:
         raise
 
 
-def _train(
-    run: Run, network: SliceNetwork, held_out: Sequence[LabelledCase], budget: MemoryBudget
-) -> TrainReport | None:
+def _train(run: Run, network: SliceNetwork, held_out: Sequence[LabelledCase]) -> TrainReport | None:
     """Train the networks, install their weights, and score the set last, so that no failure there costs weights."""
     paths = train_networks(run, network)
     if parallel.rank():
         return None
     missing = run.folder.install(paths, run.report)
-    for text in cuda.beyond(run.report.cuda_peak, budget.total_bytes):
-        run.note(text)
     run.write()
     if not missing:
         run.attempt("the test patients are not scored", score_test_part, run, held_out)
