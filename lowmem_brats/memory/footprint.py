@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowmem_brats.config import NetworkConfig
@@ -22,6 +21,7 @@ from lowmem_brats.engine.step import (
     memory_format,
     predict_batch,
 )
+from lowmem_brats.memory.dataless import WithoutData
 from lowmem_brats.memory.device import LiveBytes, storage_bytes
 from lowmem_brats.networks import SliceNetwork, build_network
 
@@ -45,19 +45,14 @@ class Footprint:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
-def warm_up() -> None:
-    """Make torch import its tools for tensors without data, so that this second can pass while a case is read."""
-    FakeTensorMode()
-
-
 @cache
 def inference_footprint(
     network: NetworkConfig, size_HW: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
 ) -> Footprint:
     """Bytes of `step.predict_batch` for `batch` slices of `size_HW` pixels and a network in `dtype`."""
-    model = _without_data(network, dtype, device)
-    with FakeTensorMode():
-        _fill(model)
+    model = _outline(network, dtype, device)
+    with WithoutData():
+        model.to_empty(device="cpu")
         slices_NCHW = torch.empty(batch, network.channels, *size_HW, dtype=torch.float16)
         counter = LiveBytes()
         counter.name("parameters", *model.parameters(), *model.buffers())
@@ -82,11 +77,11 @@ def training_footprint(
     `batch`, `micro_batch`: slices; `dtype`: what the network computes in; `recompute`: names of stages; `loss`: as
     `engine.losses.find_loss` knows it. At most two micro-batches are counted: all later ones are like the second.
     """
-    model = _without_data(network, torch.float32, device)
-    with FakeTensorMode():
-        _fill(model)
+    model = _outline(network, torch.float32, device)
+    with WithoutData():
+        model.to_empty(device="cpu")
         micro_batches = [
-            _fake_batch(network, size, size_HW, device)
+            _batch(network, size, size_HW, device)
             for size in (micro_batch, min(micro_batch, batch - micro_batch))
             if size
         ]
@@ -108,10 +103,10 @@ def stage_bytes(
     network: NetworkConfig, size_HW: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> dict[str, int]:
     """Stage → bytes per slice that recomputing it spares: what it keeps for the backward pass, less its output."""
-    model = _without_data(network, torch.float32, device)
+    model = _outline(network, torch.float32, device)
     kept: dict[str, int] = {}
-    with FakeTensorMode(), LiveBytes() as counter:
-        _fill(model)
+    with WithoutData(), LiveBytes() as counter:
+        model.to_empty(device="cpu")
         for name, stage in model.stages().items():
 
             def before(module: nn.Module, inputs: Any, name: str = name) -> None:
@@ -133,31 +128,18 @@ def stage_bytes(
 @cache
 def treats_slices_apart(network: NetworkConfig) -> bool:
     """Whether a slice gives the same result in any batch, which makes micro-batches exact; False with batch norm."""
-    model = _without_data(network, torch.float32, torch.device("cpu"))
+    model = _outline(network, torch.float32, torch.device("cpu"))
     return not any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def _without_data(network: NetworkConfig, dtype: torch.dtype, device: torch.device) -> SliceNetwork:
+def _outline(network: NetworkConfig, dtype: torch.dtype, device: torch.device) -> SliceNetwork:
     """The network as `step.place` would leave it, on torch's meta device: it takes no bytes and no random numbers."""
     with torch.device("meta"):
         model = build_network(network)
     return model.to(dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
 
 
-def _fill(model: SliceNetwork) -> None:
-    """Replace meta tensors by fake tensors on the CPU, which `Module.to` cannot do."""
-
-    def fake(tensor: Tensor) -> Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(fake(parameter), parameter.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, fake(buffer))
-
-
-def _fake_batch(
+def _batch(
     network: NetworkConfig, size: int, size_HW: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Slices and target on the host; for a card the target has another format, so that copying it is counted."""
