@@ -23,6 +23,7 @@ ROOMS = (
     "memory",
     "weights",
     "evaluate",
+    "measure",
     "segment",
     "train",
     "pictures",
@@ -39,7 +40,16 @@ DOORS = {
     "rich": {"cli"},
     "PIL": {"pictures"},
     "safetensors": {"weights"},
-    "scipy": {"data.brain", "data.phantom", "evaluate.metrics", "pictures", "segment.cleanup"},
+    "panoptica": {"evaluate.lesion_wise"},
+    "scipy": {
+        "data.brain",
+        "data.phantom",
+        "evaluate.metrics",
+        "measure",
+        "pictures",
+        "segment.boxes",
+        "segment.cleanup",
+    },
 }
 """Library → the only rooms or modules that import it."""
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 8
