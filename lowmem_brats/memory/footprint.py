@@ -139,9 +139,7 @@ def _outline(network: NetworkConfig, dtype: torch.dtype, device: torch.device) -
     return model.to(dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
 
 
-def _batch(
-    network: NetworkConfig, size: int, size_HW: tuple[int, int], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _batch(network: NetworkConfig, size: int, size_HW: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Slices and target on the host; for a card the target has another format, so that copying it is counted."""
     target_dtype = torch.float32 if device.type == "cpu" else torch.bool
     return (
