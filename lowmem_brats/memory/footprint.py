@@ -1,7 +1,7 @@
 """Count the bytes that a step needs: run the step itself on tensors without data and count every storage.
 
-No device is needed, and nothing here depends on the kind of network. Every network is counted on torch's fake CPU,
-because torch cannot differentiate fake CUDA tensors without a card; docs/memory.md says what differs on a card.
+No device is needed, and nothing here depends on the kind of network. Every network is counted as on the CPU, because
+what torch does on a card cannot be asked without one; docs/memory.md says what differs there.
 """
 
 from __future__ import annotations

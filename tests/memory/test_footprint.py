@@ -142,6 +142,13 @@ def test_training_with_batch_norm_equals_the_real_one(recomputing: bool) -> None
     assert found.total == real_training(config, 3, 3, torch.float32, stages).peak
 
 
+def test_statistics_of_batch_norm_under_autocast_are_counted_in_fp32() -> None:
+    """Deep levels tell: the statistics of few channels take 512 bytes in any format."""
+    config = NetworkConfig(width=32, depth=4, norm="batch")
+    found = training_footprint(config, SIZE_HW, 2, 2, torch.bfloat16, CPU)
+    assert found.total == real_training(config, 2, 2, torch.bfloat16).peak
+
+
 def test_components_are_what_they_say() -> None:
     config = NetworkConfig(width=8, depth=2)
     found = training_footprint(config, SIZE_HW, 4, 1, torch.float32, CPU)
