@@ -182,12 +182,9 @@ def split_regions(label: npt.NDArray[np.integer], convention: LabelConvention, w
 
 
 def _values_in(label: npt.NDArray[np.integer]) -> set[int]:
-    """The different values of a label map; of uint8 without sorting or hashing, which takes ten times as long."""
-    if label.dtype != np.uint8:
-        return set(np.unique(label).tolist())
-    found = np.zeros(256, np.bool_)
-    found[label.ravel()] = True
-    return set(np.flatnonzero(found).tolist())
+    """The different values of a label map; of uint8 without np.unique, which takes three times as long."""
+    different = np.flatnonzero(np.bincount(label.ravel())) if label.dtype == np.uint8 else np.unique(label)
+    return set(different.tolist())
 
 
 def format_millilitres(volume_ml: float) -> str:
