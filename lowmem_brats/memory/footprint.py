@@ -6,6 +6,8 @@ what torch does on a card cannot be asked without one; docs/memory.md says what 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +23,6 @@ from lowmem_brats.engine.step import (
     memory_format,
     predict_batch,
 )
-from lowmem_brats.memory.dataless import WithoutData
 from lowmem_brats.memory.device import LiveBytes, storage_bytes
 from lowmem_brats.networks import SliceNetwork, build_network
 
@@ -51,8 +52,8 @@ def inference_footprint(
 ) -> Footprint:
     """Bytes of `step.predict_batch` for `batch` slices of `size_HW` pixels and a network in `dtype`."""
     model = _outline(network, dtype, device)
-    with WithoutData():
-        model.to_empty(device="cpu")
+    with _without_data()():
+        _fill(model)
         slices_NCHW = torch.empty(batch, network.channels, *size_HW, dtype=torch.float16)
         counter = LiveBytes()
         counter.name("parameters", *model.parameters(), *model.buffers())
@@ -78,8 +79,8 @@ def training_footprint(
     `engine.losses.find_loss` knows it. At most two micro-batches are counted: all later ones are like the second.
     """
     model = _outline(network, torch.float32, device)
-    with WithoutData():
-        model.to_empty(device="cpu")
+    with _without_data()():
+        _fill(model)
         micro_batches = [
             _batch(network, size, size_HW, device)
             for size in (micro_batch, min(micro_batch, batch - micro_batch))
@@ -105,8 +106,8 @@ def stage_bytes(
     """Stage → bytes per slice that recomputing it spares: what it keeps for the backward pass, less its output."""
     model = _outline(network, torch.float32, device)
     kept: dict[str, int] = {}
-    with WithoutData(), LiveBytes() as counter:
-        model.to_empty(device="cpu")
+    with _without_data()(), LiveBytes() as counter:
+        _fill(model)
         for name, stage in model.stages().items():
 
             def before(module: nn.Module, inputs: Any, name: str = name) -> None:
@@ -137,6 +138,37 @@ def _outline(network: NetworkConfig, dtype: torch.dtype, device: torch.device) -
     with torch.device("meta"):
         model = build_network(network)
     return model.to(dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
+
+
+@cache
+def _without_data() -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the context of tensors without data: `dataless.WithoutData`, or torch's own and slower FakeTensorMode.
+
+    The latter serves where a version of torch lacks one of the private functions that the former is made of.
+    """
+    try:
+        from lowmem_brats.memory.dataless import WithoutData
+
+        with WithoutData():  # a view, and a convolution, which is taken apart, use all of these functions
+            torch.nn.functional.conv2d(torch.empty(1, 1, 2, 2)[..., 1:], torch.empty(1, 1, 1, 1))
+    except (AttributeError, TypeError, RuntimeError):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        return FakeTensorMode
+    return WithoutData
+
+
+def _fill(model: SliceNetwork) -> None:
+    """Replace meta tensors by tensors without data on the CPU; `Module.to_empty` cannot do this for fake ones."""
+
+    def outline(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(outline(parameter), parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, outline(buffer))
 
 
 def _batch(network: NetworkConfig, size: int, size_HW: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:

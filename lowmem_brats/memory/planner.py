@@ -153,11 +153,7 @@ def plan_train(
     # Between one pass and two it is open: two hold the gradients during a forward pass, which can outweigh the maps
     # that they spare. So both ends are compared.
     ends = [plan for plan in plans if plan.recompute == "all" and plan.micro_batch in (batch, 1)]
-
-    def leanest(plan: TrainPlan) -> TrainPlan:
-        return plan if plan.micro_batch == batch else replace(plan, micro_batch=1)
-
-    return _choose(network, plans, ends, budget, count, smallest, leanest)
+    return _choose(network, plans, ends, budget, count, smallest)
 
 
 def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 1) -> None:
@@ -244,12 +240,11 @@ def _choose(
     budget: MemoryBudget,
     count: Callable[[NetworkConfig, Plan, str], Footprint],
     smallest: bool,
-    leanest: Callable[[Plan], Plan] = lambda plan: plan,
 ) -> Plan:
     """The first of `plans` that fits; if `smallest`, the one that needs least.
 
-    `ends`: the plans among which the one that needs least is found; `count(network, plan, precision)`: counts bytes;
-    `leanest(plan)`: a plan that needs no more. Raises BudgetError if none fits.
+    `ends`: the plans among which the one that needs least is found; `count(network, plan, precision)`: counts bytes.
+    Raises BudgetError if none fits.
     """
     precision = plans[0].precision
 
@@ -260,7 +255,7 @@ def _choose(
     for i, plan in enumerate(candidates):
         if i == 1 and not any(budget.allows(need(end)) for end in ends):
             break  # before the rest is counted for nothing
-        if budget.allows(need(leanest(plan))) and budget.allows(need(plan)):
+        if budget.allows(need(plan)):
             footprint = count(network, plan, precision)
             return replace(
                 plan,
