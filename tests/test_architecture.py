@@ -25,6 +25,7 @@ ROOMS = (
     "evaluate",
     "segment",
     "train",
+    "prepare",
     "pictures",
     "doctor",
     "bench",
@@ -39,7 +40,19 @@ DOORS = {
     "rich": {"cli"},
     "PIL": {"pictures"},
     "safetensors": {"weights"},
-    "scipy": {"data.brain", "data.phantom", "evaluate.metrics", "pictures", "segment.cleanup"},
+    "SimpleITK": set(),  # prepare.extra imports it by name, when it is used; so too:
+    "dcm2niix": set(),
+    "deepbet": set(),
+    "pydicom": set(),
+    "scipy": {
+        "data.brain",
+        "data.phantom",
+        "evaluate.metrics",
+        "pictures",
+        "prepare",
+        "segment.cleanup",
+        "segment.native",
+    },
 }
 """Library → the only rooms or modules that import it."""
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 8

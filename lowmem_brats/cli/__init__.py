@@ -16,6 +16,7 @@ from lowmem_brats.cli.evaluate import evaluate
 from lowmem_brats.cli.failures import UnforeseenError, explain
 from lowmem_brats.cli.phantom import phantom
 from lowmem_brats.cli.plan import plan
+from lowmem_brats.cli.prepare import prepare
 from lowmem_brats.cli.segment import segment
 from lowmem_brats.cli.suggest import SuggestingGroup
 from lowmem_brats.cli.train import train
@@ -66,5 +67,5 @@ def main() -> None:
     """
 
 
-for command in (segment, evaluate, train, plan, doctor, bench, phantom, demo):
+for command in (prepare, segment, evaluate, train, plan, doctor, bench, phantom, demo):
     main.add_command(command)
