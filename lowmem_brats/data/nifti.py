@@ -151,8 +151,7 @@ def _load(path: Path) -> tuple[Any, Any]:
 def _shape(path: Path, image: Any, kind: _Kind) -> tuple[int, ...]:
     """The array's shape without trailing axes of length 1. Raises InputError for another than is read."""
     shape = tuple(image.shape)
-    # Many programs write a fourth axis of length 1, for time.
-    while len(shape) > kind.dimensions and shape[-1] == 1:
+    while len(shape) > kind.dimensions and shape[-1] == 1:  # many programs write one for time
         shape = shape[:-1]
     if len(shape) != kind.dimensions or min(shape) < 1:
         advice = kind.advice.get(len(shape), "Check the file.")

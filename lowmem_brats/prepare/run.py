@@ -11,20 +11,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lowmem_brats.config import MODALITIES, PrepareConfig
-from lowmem_brats.data.alignment import measure_alignment
 from lowmem_brats.data.geometry import Volume, check_same_grid
 from lowmem_brats.data.nifti import read_volume
 from lowmem_brats.errors import InputError
 from lowmem_brats.prepare import gate, itk
 from lowmem_brats.prepare.brain_mask import Brain, find_brain, grown, overlap
 from lowmem_brats.prepare.extra import check_installed
-from lowmem_brats.prepare.register import STARTS, Registration, register
+from lowmem_brats.prepare.lay import Anchor, kept, lay_on
+from lowmem_brats.prepare.register import Registration
 from lowmem_brats.prepare.source import ANCHOR, Study
 from lowmem_brats.prepare.study import find_study
 
@@ -106,58 +105,20 @@ def _prepare(
     images_CXYZ = np.zeros((len(MODALITIES), *grid.shape), np.float32)
     fixed = itk.to_itk(t1ce.data, t1ce.affine)
     head_XYZ = itk.resample(fixed, grid, fine=True)
-    images_CXYZ[MODALITIES.index(ANCHOR)] = _kept(head_XYZ, mask_XYZ)
+    anchor = Anchor(fixed, grid, mask_XYZ, kept(head_XYZ, mask_XYZ))
+    images_CXYZ[MODALITIES.index(ANCHOR)] = anchor.image_XYZ
     prepared = Prepared(study, t1ce, grid, brain, mask_XYZ, head_XYZ, images_CXYZ, {}, {}, seconds=seconds)
     for modality, volume in volumes.items():
         if modality != ANCHOR:
             with _timed(seconds, modality, on_stage):
-                _lay_on(prepared, modality, fixed, volume)
+                laid = lay_on(modality, itk.to_itk(volume.data, volume.affine), anchor)
+                images_CXYZ[MODALITIES.index(modality)] = laid.image_XYZ
+                prepared.registrations[modality], prepared.measures[modality] = laid.registration, laid.measures
     if "t1" in volumes:
         with _timed(seconds, "check", on_stage):
             prepared.overlap_t1 = _overlap_t1(prepared, volumes["t1"])
     _judge(prepared)
     return prepared
-
-
-def _lay_on(prepared: Prepared, modality: str, fixed: Any, volume: Volume) -> None:
-    """Register a modality from each start until one passes the checks; else keep the one that fits best."""
-    moving, tries = itk.to_itk(volume.data, volume.affine), []
-    for start in STARTS:
-        found = register(fixed, moving, start)
-        image_XYZ, measures = _laid(prepared, modality, found, moving)
-        fit = measures.alignment.over_mean if measures.alignment else 0.0
-        passes = not gate.judge_modality(modality, measures)
-        tries.append((passes, fit, found, image_XYZ, measures))
-        if passes:
-            break
-    _, _, prepared.registrations[modality], image_XYZ, prepared.measures[modality] = max(tries, key=lambda t: t[:2])
-    prepared.images_CXYZ[MODALITIES.index(modality)] = image_XYZ
-
-
-def _laid(
-    prepared: Prepared, modality: str, found: Registration, moving: Any
-) -> tuple[npt.NDArray[np.float32], gate.Measures]:
-    """A registered modality in the case's grid, without what is not brain, and what is known of it."""
-    grid, mask_XYZ = prepared.grid, prepared.mask_XYZ
-    image_XYZ = _kept(itk.resample(moving, grid, found.transform, fine=True), mask_XYZ)
-    inside_XYZ = itk.resample(itk.filled_like(moving), grid, found.transform) > 0.5
-    image_XYZ[~inside_XYZ] = 0
-    pair_CXYZ = np.zeros_like(prepared.images_CXYZ)
-    for name, each_XYZ in ((ANCHOR, prepared.images_CXYZ[MODALITIES.index(ANCHOR)]), (modality, image_XYZ)):
-        pair_CXYZ[MODALITIES.index(name)] = each_XYZ
-    others = [name for name in MODALITIES if name not in (ANCHOR, modality)]
-    alignment = measure_alignment(pair_CXYZ, others, grid.spacing_mm).get(modality)
-    covered = float(inside_XYZ[mask_XYZ].mean()) if mask_XYZ.any() else 0.0
-    return image_XYZ, gate.Measures(found.rotation_degrees, found.shift_mm, alignment, covered)
-
-
-def _kept(image_XYZ: npt.NDArray[np.float32], mask_XYZ: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """The image inside the mask, 0 outside; inside, nothing is 0, so that all of the mask counts as brain."""
-    inside = image_XYZ[mask_XYZ]
-    kept_XYZ = np.zeros_like(image_XYZ)
-    if inside.size:
-        kept_XYZ[mask_XYZ] = np.maximum(inside, max(1e-3 * float(np.percentile(inside, 99)), 1e-6))
-    return kept_XYZ
 
 
 def _overlap_t1(prepared: Prepared, t1: Volume) -> float:
