@@ -110,7 +110,7 @@ def truth(folders: list[Path]) -> list[dict[str, object]]:
 def scanned(image: sitk.Image, points_mm: np.ndarray, rng: np.random.Generator) -> tuple[sitk.Image, sitk.Transform]:
     """The image moved and sampled as a clinical scan, and the transform that a registration has to find."""
     true = random_rigid(points_mm, rng, DEGREES, SHIFT_MM)
-    size = [int(np.ceil(n * mm / fine)) for n, mm, fine in zip(image.GetSize(), image.GetSpacing(), SCANNED_MM)]
+    size = np.ceil(np.array(image.GetSize()) * image.GetSpacing() / np.array(SCANNED_MM)).astype(int).tolist()
     grid = sitk.Image(size, sitk.sitkFloat32)
     grid.SetSpacing(SCANNED_MM)
     grid.SetDirection(image.GetDirection())
@@ -121,7 +121,7 @@ def scanned(image: sitk.Image, points_mm: np.ndarray, rng: np.random.Generator) 
 
 
 def random_rigid(points_mm: np.ndarray, rng: np.random.Generator, degrees: float, shift_mm: float) -> sitk.Transform:
-    """A rotation about a random axis through the brain's middle by up to `degrees`, then a shift of up to `shift_mm`."""
+    """Turn about a random axis through the brain's middle by up to `degrees`, then shift by up to `shift_mm`."""
     axis, way = (each / np.linalg.norm(each) for each in rng.normal(size=(2, 3)))
     turn = sitk.VersorRigid3DTransform()
     turn.SetCenter(points_mm.mean(0).tolist())

@@ -115,6 +115,13 @@ def show_segmentation(report: SegmentReport) -> None:
         out.print(f"left out     {1000 * islands:.0f} mm³ of doubtful islands")
 
 
+def show_native(millilitres: Mapping[str, float]) -> None:
+    """One line: the volumes measured on the grid of the raw T1ce; nothing for a case that was not prepared here."""
+    if millilitres:
+        volumes = " · ".join(f"{tissue} {format_millilitres(ml)} mL" for tissue, ml in millilitres.items())
+        out.print(f"raw T1ce     {volumes}")
+
+
 def table(*headings: str, left: int = 1) -> Table:
     """A table whose first `left` columns are words and whose others are numbers."""
     result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)

@@ -24,7 +24,7 @@ class Job:
 
     files: CaseFiles
     outputs: list[Path]
-    """The paths of the label map and, if wanted, of the picture."""
+    """The paths of the label map and, if wanted, of the picture; of a prepared case, of the map on the raw T1ce too."""
     done: bool
     """Whether this result exists already, so that the case can be skipped."""
 
@@ -51,6 +51,7 @@ class Preparation:
 
         Raises InputError: no case there, outputs that exist, cannot be written or would replace other files.
         """
+        from lowmem_brats.segment.native import native_path, prepared_folder
         from lowmem_brats.segment.result_path import check_not_reference, output_path
 
         if not self.named:
@@ -58,6 +59,9 @@ class Preparation:
         files = self.find(path)
         target = output_path(files, self.output)
         outputs = [target, target.with_name(f"{files.case_id}_preview.png")] if self.preview else [target]
+        if prepared_folder(files.folder):
+            outputs.append(native_path(target))
+            make_folder(outputs[-1].parent)
         check_apart(outputs, [*files.images.values(), *filter(None, [files.stacked])], self.taken)
         check_output(target, overwrite=True)
         if os.path.isfile(target) and not self.overwrite and self._is_result(target, files):

@@ -137,19 +137,37 @@ def segment_one(
     Returns the report as plain values.
     """
     from lowmem_brats.segment.case import segment_case
+    from lowmem_brats.segment.native import FORCED, prepared_folder
 
-    target, *pictures = outputs
+    target, *others = outputs
+    prepared = prepared_folder(files.folder)
     with console.progress(quiet) as on_progress:
         show_plan = (lambda plan: None) if quiet else console.show_plan
         result = segment_case(files, target, config, on_progress, show_plan, overwrite)
+    if prepared and prepared.problems:
+        result.report.warnings.append(f"{FORCED}: {'; '.join(prepared.problems)}")
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
-    for picture in pictures:
-        write_preview(result, picture, f"{stem(target)} (lowmem-brats, {result.report.weights})", overwrite)
+    report = asdict(result.report)
+    for path in others:
+        if path.suffix == ".png":
+            write_preview(result, path, f"{stem(target)} (lowmem-brats, {result.report.weights})", overwrite)
+        elif prepared:
+            report["native_millilitres"] = write_native(result, prepared.native, path, overwrite)
     if not quiet:
         console.show_segmentation(result.report)
+        console.show_native(report.get("native_millilitres", {}))
         console.out.print("wrote        " + "\n             ".join(map(str, outputs)))
-    return asdict(result.report)
+    return report
+
+
+def write_native(result: Segmentation, native: Path, path: Path, overwrite: bool) -> dict[str, float]:
+    """Write the label map on the raw T1ce's grid; returns tissue → mL, measured there."""
+    from lowmem_brats.data.labels import CONVENTIONS
+    from lowmem_brats.segment import native as back
+
+    affine, convention = result.case.reference.affine, CONVENTIONS[result.report.labels]
+    return back.write_native(result.label_XYZ, affine, back.Target(native, path, overwrite), convention, result.origin)
 
 
 def write_preview(result: Segmentation, path: Path, title: str, overwrite: bool) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from lowmem_brats.data.case_files import stem
 from lowmem_brats.data.geometry import Affine, Volume
 from lowmem_brats.data.labels import LabelConvention, LabelMap
 from lowmem_brats.data.nifti import read_volume, write_label_map
@@ -23,6 +24,7 @@ from lowmem_brats.errors import InputError
 
 RECORD, NATIVE = "prepare.json", "native"
 """In the folder of a prepared case: how it was made, and the folder of what lies on the raw T1ce's grid."""
+FORCED = "prepared with --force although checks failed, so the result may be wrong"
 MARGIN = 2
 """Voxels around the lesion that are looked at."""
 
@@ -35,6 +37,17 @@ class PreparedFolder:
     """T1ce as it came from the scanner."""
     problems: tuple[str, ...]
     """Checks that failed; the case was prepared all the same, with --force."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a label map goes back to."""
+
+    native: Path
+    """T1ce as it came from the scanner."""
+    path: Path
+    """The file to write."""
+    overwrite: bool = False
 
 
 def prepared_folder(folder: Path) -> PreparedFolder | None:
@@ -57,22 +70,21 @@ def prepared_folder(folder: Path) -> PreparedFolder | None:
     return PreparedFolder(native, problems)
 
 
+def native_path(target: Path) -> Path:
+    """Where the label map on the raw T1ce's grid goes: beside `target`, in a folder in which no case is looked for."""
+    return target.parent / NATIVE / f"{stem(target)}_native.nii.gz"
+
+
 def write_native(
-    label_XYZ: LabelMap,
-    affine: Affine,
-    native: Path,
-    path: Path,
-    convention: LabelConvention,
-    origin: str,
-    overwrite: bool,
+    label_XYZ: LabelMap, affine: Affine, target: Target, convention: LabelConvention, origin: str
 ) -> dict[str, float]:
-    """Write a label map of the case's grid on the grid of the image `native`; returns tissue → mL, measured there.
+    """Write a label map of the case's grid on the raw T1ce's grid; returns tissue → mL, measured there.
 
     `affine`: voxel of `label_XYZ` → RAS+ mm. Raises InputError as `write_label_map`.
     """
-    reference = read_volume(native)
+    reference = read_volume(target.native)
     native_XYZ = carried(label_XYZ, affine, reference)
-    write_label_map(native_XYZ, reference, path, origin, overwrite)
+    write_label_map(native_XYZ, reference, target.path, origin, target.overwrite)
     voxel_ml = float(np.prod(reference.spacing_mm)) / 1000
     return {tissue: int((native_XYZ == label).sum()) * voxel_ml for tissue, label in convention.tissues.items()}
 
