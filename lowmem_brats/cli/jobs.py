@@ -10,10 +10,12 @@ from pathlib import Path
 
 from lowmem_brats.cli import console
 from lowmem_brats.data.case_files import CaseFiles, kind_of, niftis
+from lowmem_brats.data.readable import is_dicom
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import check_apart, check_output
 
 ELSEWHERE = "Pass --overwrite, or -o elsewhere."
+PREPARE = "lowmem-brats prepare {} -o CASE; then segment CASE."
 DEEPEST, MOST_FOLDERS = 4, 1000
 """Levels below a folder without images, and folders on each, in which images are looked for to name the place."""
 
@@ -135,9 +137,23 @@ def _check_holds_images(path: Path) -> None:
     if not os.path.isdir(path) or niftis(path):
         return
     found, advice = "no .nii or .nii.gz file in it", "Check the path."
-    if nearest := _nearest(path):
+    if dicom := _holds_dicom(path):
+        found, advice = f"{found}, but DICOM files such as {dicom}", f"First make a case: {PREPARE.format(path)}"
+    elif nearest := _nearest(path):
         found, advice = f"{found}; the nearest lie in {nearest}", "Pass the folders that hold the images."
     raise InputError(path, found, "a case folder, or a folder of case folders", advice)
+
+
+def _holds_dicom(path: Path) -> Path | None:
+    """The first DICOM file in a folder or below."""
+    level = [path]
+    for _ in range(DEEPEST):
+        for folder in level:
+            with suppress(OSError):
+                if found := next((file for file in sorted(folder.iterdir()) if is_dicom(file)), None):
+                    return found
+        level = [below for folder in level for below in _subfolders(folder) if os.path.isdir(below)][:MOST_FOLDERS]
+    return None
 
 
 def _nearest(path: Path) -> Path | None:

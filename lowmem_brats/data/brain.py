@@ -261,5 +261,6 @@ def _judge_volume(brain_XYZ: Mask, voxel_mm3: float) -> list[str]:
         return []
     return [
         f"{volume_ml:.0f} mL, {share:.0%} of the volume, are not background, and a brain has 1100 to 1900 mL: the "
-        "images do not look skull-stripped, and the result may be wrong; remove the skull first (HD-BET, SynthStrip)"
+        "images do not look skull-stripped, and the result may be wrong; remove the skull first (lowmem-brats "
+        "prepare, which registers them too, or HD-BET, SynthStrip)"
     ]
