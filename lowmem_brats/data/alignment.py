@@ -61,18 +61,22 @@ def measure_alignment(
     steps = [max(1, round(SAMPLING_MM / size)) for size in spacing_mm]
     sampled_CXYZ = images_CXYZ[:, :: steps[0], :: steps[1], :: steps[2]]
     voxels = [max(1, round(SHIFT_MM / (size * step))) for size, step in zip(spacing_mm, steps, strict=True)]
-    levels = {modality: _levels(sampled_CXYZ[MODALITIES.index(modality)]) for modality in present}
+    levels = {modality: grey_levels(sampled_CXYZ[MODALITIES.index(modality)]) for modality in present}
     return {modality: _compare(levels[anchor], levels[modality], voxels) for modality in present if modality != anchor}
 
 
 def _compare(fixed: Levels, moving: Levels, voxels: Sequence[int]) -> Alignment:
     """Judge two images; `voxels`: shift along each axis."""
-    aside = [_shared(*_shifted(fixed, moving, axis, sign * voxels[axis])) for axis, sign in product(range(3), (1, -1))]
-    in_place = _shared(fixed, moving)
+    aside = [
+        shared_information(*_shifted(fixed, moving, axis, sign * voxels[axis]))
+        for axis, sign in product(range(3), (1, -1))
+    ]
+    in_place = shared_information(fixed, moving)
     return Alignment(in_place / max(float(np.mean(aside)), 1e-9), in_place / max(*aside, 1e-9))
 
 
-def _levels(image: npt.NDArray[np.float32]) -> Levels:
+def grey_levels(image: npt.NDArray[np.float32]) -> Levels:
+    """The grey level of each voxel of an image that is 0 outside the brain."""
     brain = image != 0
     found = np.full(image.shape, -1, np.intp)
     if brain.any():
@@ -88,7 +92,7 @@ def _shifted(fixed: Levels, moving: Levels, axis: int, by: int) -> tuple[Levels,
     return (fixed[tuple(last)], moving[tuple(first)]) if by > 0 else (fixed[tuple(first)], moving[tuple(last)])
 
 
-def _shared(fixed: Levels, moving: Levels) -> float:
+def shared_information(fixed: Levels, moving: Levels) -> float:
     """Mutual information, in nats, of the voxels where both have brain; 0 where there are none."""
     both = (fixed >= 0) & (moving >= 0)
     if not both.any():

@@ -88,6 +88,7 @@ def record_of(prepared: Prepared) -> dict[str, Any]:
                 "transform_lps_mm": _matrix(found.transform),
                 "over_mean": _rounded(prepared.measures[modality].alignment, "over_mean"),
                 "over_best": _rounded(prepared.measures[modality].alignment, "over_best"),
+                "over_probes": round(prepared.measures[modality].over_probes, 3),
                 "covered": round(prepared.measures[modality].covered, 4),
             }
             for modality, found in prepared.registrations.items()

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowmem_brats.data.alignment import Alignment
+from lowmem_brats.data.alignment import SURELY_APART, Alignment
 
 BRAIN_ML = (900, 1950)
 """84 BraTS cases have 1100 to 1910."""
 LEAST_MASK_OVERLAP = 0.9
 """Dice of the brain found in T1, laid on T1ce, and of the brain found in T1ce."""
-LEAST_OVER_MEAN, LEAST_OVER_BEST = 1.6, 1.1
-"""How much more two images must tell of each other in place than 8 mm aside: than on average, and than at best."""
+LEAST_OVER_PROBES = 1.05
+"""Near 1 or below it, a place 4 mm aside, a rotation by 4° or a mirror image is as good as what was found."""
 MOST_ROTATION_DEGREES, MOST_SHIFT_MM = 25.0, 40.0
 LEAST_COVERED, WHOLE = 0.6, 0.97
 """Share of the brain that a modality's field of view must hold, and from which nothing is said."""
@@ -28,6 +28,8 @@ class Measures:
     shift_mm: float
     alignment: Alignment | None
     """None where there is too little brain to measure it."""
+    over_probes: float
+    """As `probes.over_probes`."""
     covered: float
     """Share of the brain inside the modality's field of view."""
 
@@ -43,11 +45,11 @@ def judge_modality(modality: str, found: Measures) -> list[str]:
     fit = found.alignment
     if fit is None:
         problems.append(f"{modality} shares too little brain with T1ce to be compared with it")
-    elif fit.over_mean < LEAST_OVER_MEAN or fit.over_best < LEAST_OVER_BEST:
+    elif fit.apart or found.over_probes < LEAST_OVER_PROBES:
         problems.append(
-            f"{modality} does not lie on T1ce: in place they share {fit.over_mean:.2f} times the information that they "
-            f"share 8 mm aside on average, and {fit.over_best:.2f} times that of the best place 8 mm aside; registered "
-            f"images have at least {LEAST_OVER_MEAN} and {LEAST_OVER_BEST}"
+            f"{modality} does not lie on T1ce: they share {fit.over_mean:.2f} times the information that they share 8 mm "
+            f"aside, and {found.over_probes:.2f} times what they would share 4 mm aside, turned by 4° or mirrored; "
+            f"registered images have at least {SURELY_APART} and {LEAST_OVER_PROBES}"
         )
     if found.covered < LEAST_COVERED:
         problems.append(f"{modality} shows {found.covered:.0%} of the brain only")

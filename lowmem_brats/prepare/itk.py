@@ -19,8 +19,8 @@ from lowmem_brats.data.geometry import Affine, Volume
 from lowmem_brats.prepare.extra import library
 
 Image = npt.NDArray[np.float32]
-THREADS = 2
-"""Threads of SimpleITK, whatever the machine has: sums over threads, and so the last digits, depend on their number."""
+THREADS = 1
+"""Of SimpleITK: with several, a registration adds up in another order each time, and its last digits differ."""
 THICK_MM = 2.0
 """From this spacing on, the grid keeps T1ce's own slices: segmenting thick slices loses less than interpolating between
 them does."""
@@ -59,7 +59,7 @@ def grid_around(t1ce: Volume) -> Grid:
 
 @contextmanager
 def threads() -> Iterator[None]:
-    """Give SimpleITK the same number of threads on every machine, so that the same input gives the same bytes."""
+    """Let SimpleITK work in one thread, so that the same input gives the same bytes."""
     process = library("SimpleITK").ProcessObject
     before = process.GetGlobalDefaultNumberOfThreads()
     process.SetGlobalDefaultNumberOfThreads(THREADS)

@@ -16,6 +16,7 @@ from lowmem_brats.data.alignment import measure_alignment
 from lowmem_brats.data.labels import Mask
 from lowmem_brats.prepare import itk
 from lowmem_brats.prepare.gate import Measures, judge_modality
+from lowmem_brats.prepare.probes import over_probes
 from lowmem_brats.prepare.register import STARTS, Registration, register
 from lowmem_brats.prepare.source import ANCHOR
 
@@ -69,7 +70,8 @@ def laid_by(found: Registration, moving: Any, anchor: Anchor) -> Laid:
     pair_CXYZ = np.stack([pair.get(name, np.zeros_like(image_XYZ)) for name in MODALITIES])
     alignment = measure_alignment(pair_CXYZ, others, anchor.grid.spacing_mm).get(MODALITIES[0])
     covered = float(inside_XYZ[anchor.mask_XYZ].mean()) if anchor.mask_XYZ.any() else 0.0
-    return Laid(found, image_XYZ, Measures(found.rotation_degrees, found.shift_mm, alignment, covered))
+    better = over_probes(anchor.image_XYZ, image_XYZ, anchor.grid.spacing_mm)
+    return Laid(found, image_XYZ, Measures(found.rotation_degrees, found.shift_mm, alignment, better, covered))
 
 
 def kept(image_XYZ: Image, mask_XYZ: Mask) -> Image:
