@@ -47,7 +47,7 @@ def judge_modality(modality: str, found: Measures) -> list[str]:
         problems.append(f"{modality} shares too little brain with T1ce to be compared with it")
     elif fit.apart or found.over_probes < LEAST_OVER_PROBES:
         problems.append(
-            f"{modality} does not lie on T1ce: they share {fit.over_mean:.2f} times the information that they share 8 mm "
+            f"{modality} does not lie on T1ce: they share {fit.over_mean:.2f} times the information of places 8 mm "
             f"aside, and {found.over_probes:.2f} times what they would share 4 mm aside, turned by 4° or mirrored; "
             f"registered images have at least {SURELY_APART} and {LEAST_OVER_PROBES}"
         )
