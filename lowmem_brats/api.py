@@ -1,4 +1,4 @@
-"""What a Python program or a notebook calls: segment a case, plan, score. `lowmem_brats` itself offers these names.
+"""What a Python program or a notebook calls: segment a case, plan, score, measure. `lowmem_brats` offers these names.
 
 The commands call the same functions of the rooms, so both give the same results.
 """
@@ -21,7 +21,8 @@ from lowmem_brats.data.labels import as_labels, convention_of
 from lowmem_brats.data.nifti import NiftiImage, read_label
 from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.errors import InputError, LowmemError
-from lowmem_brats.evaluate.pairs import LabelledVolume, PatientScores, score_patient
+from lowmem_brats.evaluate.pairs import LabelledVolume, PatientScores, case_id_of, score_patient
+from lowmem_brats.measure.label_map import Measurements, measure_file
 from lowmem_brats.memory.budget import parse_budget
 from lowmem_brats.memory.planner import InferencePlan, TrainPlan, plan_inference, plan_train
 from lowmem_brats.networks import padded_size
@@ -114,14 +115,27 @@ def score_label_map(
         advice = "Pass result.label in place of a Segmentation, or the file in place of the array."
         raise InputError("score_label_map", "one array", "two arrays, or none", advice)
     labels = predicted.report.labels if isinstance(predicted, Segmentation) else labels
-    maps = [
+    first, second = (
         LabelledVolume(_volume_of(each, name, spacing_mm), convention_of(convention), _path_of(each, name))
         for each, name, convention in (
             (predicted, "predicted", labels),
             (reference, "reference", reference_labels or labels),
         )
-    ]
-    return score_patient("case", *maps)
+    )
+    return score_patient("case", first, second)
+
+
+def measure_label_map(label_map: AnyPath | Segmentation, *, labels: str = SegmentConfig.labels) -> Measurements:
+    """Measure a label map: its volumes, and the two diameters, place and side of each enhancing lesion.
+
+    `label_map`: a file or a Segmentation. `labels`: label convention of a file, a key of
+    `lowmem_brats.data.labels.CONVENTIONS`, which a Segmentation knows by itself, as it knows the brain's middle; a
+    file does not, so the side of its lesions is `unknown`.
+    Raises LowmemError: a file that cannot be read, or a label that the convention does not know.
+    """
+    if isinstance(label_map, Segmentation):
+        return label_map.measurements
+    return measure_file(case_id_of(Path(label_map)), Path(label_map), convention_of(labels))
 
 
 def _volume_of(
@@ -163,6 +177,7 @@ __all__ = [
     "NetworkConfig",
     "SegmentConfig",
     "Segmentation",
+    "measure_label_map",
     "plan_segmenting",
     "plan_training",
     "score_label_map",

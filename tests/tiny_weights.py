@@ -103,3 +103,32 @@ def write_three_of_one(folder: Path, single: str) -> Path:
         save_network(network, WeightsFile(paths[region], (region,), config, {}, {}))
     write_index(folder, "three", paths)
     return folder
+
+
+def write_pointwise_set(folder: Path, views: int = 3) -> Path:
+    """Write three U-Nets without norms, each a threshold of a sum of modalities, that find the tumour of a phantom.
+
+    A voxel's logit depends on that voxel alone, so wherever a network looks it finds the same.
+    """
+    folder.mkdir(parents=True)
+    config, paths = replace(TINY, norm="none", views=views), {}
+    for region, (factors, least) in POINTWISE.items():
+        network = build_network(config)
+        state = {key: torch.zeros_like(value) for key, value in network.state_dict().items()}
+        state["down.0.0.weight"][0, :, 1, 1] = torch.tensor(factors)
+        state["down.0.2.weight"][0, 0, 1, 1] = state["up.1.conv.2.weight"][0, 0, 1, 1] = 1
+        state["up.1.conv.0.weight"][0, TINY.width, 1, 1] = 1  # the first channel that the skip connection brings
+        state["head.weight"][0, 0], state["head.bias"][0] = 1, -least
+        network.load_state_dict(state)
+        paths[region] = folder / f"{region.value}.safetensors"
+        save_network(network, WeightsFile(paths[region], (region,), config, {}, {}))
+    write_index(folder, "pointwise", paths)
+    return folder
+
+
+POINTWISE = {
+    Region.WT: ((0.0, 0.0, 0.0, 1.0), 1.0),
+    Region.TC: ((0.0, 1.0, 1.0, -1.0), 0.25),
+    Region.ET: ((0.0, 1.0, 0.0, 0.0), 0.75),
+}
+"""Region → factors of T1, T1ce, T2 and FLAIR, and the sum above which a voxel counts as the region."""

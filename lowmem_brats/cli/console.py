@@ -18,6 +18,7 @@ from lowmem_brats.data.labels import format_millilitres
 
 if TYPE_CHECKING:
     from lowmem_brats.evaluate.pairs import PatientScores, Summary
+    from lowmem_brats.measure.label_map import Measurements
     from lowmem_brats.memory.planner import InferencePlan, TrainPlan
     from lowmem_brats.segment.result import SegmentReport
 
@@ -109,8 +110,10 @@ def show_segmentation(report: SegmentReport) -> None:
     show_peak(report.peak_bytes, report.plan, report.cuda_peak)
     stages = " · ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
     out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}")
-    slices = " · ".join(f"{r.upper()} {n['run']} run, {n['skipped']} skipped" for r, n in report.slices.items())
-    out.print(f"slices       {slices}")
+    slices = [f"{name.upper()} {n['run']} run, {n['skipped']} skipped" for name, n in report.slices.items()]
+    out.print(f"slices       {' · '.join(slices)}")
+    if boxes := [f"{name.upper()} {len(inside)}" for name, inside in report.boxes.items()]:
+        out.print(f"boxes        {' · '.join(boxes)}")
     if islands := report.doubtful_millilitres.get("wt"):
         out.print(f"left out     {1000 * islands:.0f} mm³ of doubtful islands")
 
@@ -120,6 +123,16 @@ def show_native(millilitres: Mapping[str, float]) -> None:
     if millilitres:
         volumes = " · ".join(f"{tissue} {format_millilitres(ml)} mL" for tissue, ml in millilitres.items())
         out.print(f"raw T1ce     {volumes}")
+
+
+def show_target_lesions(measured: Measurements) -> None:
+    """One line where an enhancing lesion is measurable: the diameters of the largest, and the sum of products."""
+    if not measured.measurable:
+        return
+    largest = measured.lesions[0]
+    diameters = f"{largest.longest_mm:.0f} × {largest.perpendicular_mm:.0f} mm in slice {largest.slice}"
+    others = f", the largest of {measured.measurable} measurable" if measured.measurable > 1 else ""
+    out.print(f"enhancing    {diameters}{others}; sum of products {measured.sum_of_products_mm2:.0f} mm²")
 
 
 def table(*headings: str, left: int = 1) -> Table:
@@ -145,4 +158,23 @@ def show_scores(scores: list[PatientScores], summary: Summary) -> None:
     if summary.patients > 1:
         add(f"mean of {summary.patients}", summary.mean)  # type: ignore[arg-type]
         add("standard deviation", summary.std)  # type: ignore[arg-type]
+    out.print(shown)
+
+
+def show_lesion_scores(scores: list[PatientScores], summary: Summary) -> None:
+    """Table of the lesions per patient and region: how many were found, and the mean scores of those; mean below."""
+    counts = "matched", "missed", "added", "F1"
+    shown = table("case", "region", *counts, "lesion Dice", "lesion HD95 mm", "lesion NSD", left=2)
+    groups = [(patient.case_id, patient.lesions) for patient in scores]
+    for name, regions in [
+        *groups,
+        *([(f"mean of {summary.patients}", summary.lesions)] if summary.patients > 1 else []),
+    ]:
+        for region, score in regions.items():
+            counted = (f"{count:g}" for count in (score.matched, score.missed, score.added))
+            measures = ((score.f1, 3), (score.dice, 3), (score.hd95_mm, 1), (score.nsd, 3))
+            measured = ("" if value is None else f"{value:.{decimals}f}" for value, decimals in measures)
+            shown.add_row(name, region.name, *counted, *measured)
+        shown.add_section()
+    out.print()
     out.print(shown)

@@ -25,13 +25,15 @@ def demo(out: Path, seed: int, device: str) -> None:
     they say nothing about patients.
     """
     from lowmem_brats.evaluate.pairs import evaluate_pairs, summarise
+    from lowmem_brats.segment.result_path import Outputs
 
     config = SegmentConfig(device=device)
     console.out.print("making a synthetic case (geometry and noise, not a patient) …")
     folder = write_phantom(out, seed, BRATS_SHAPE, overwrite=True)
-    outputs = [out / f"{folder.name}_seg.nii.gz", out / f"{folder.name}_preview.png"]
+    label_map = out / f"{folder.name}_seg.nii.gz"
+    outputs = Outputs.beside(label_map, folder.name, preview=True, page=True)
     segment_one(find_case(folder), outputs, config, quiet=False, overwrite=True)
     convention = CONVENTIONS[config.labels]
-    pair = (folder.name, outputs[0], folder / f"{folder.name}_seg.nii.gz")
+    pair = (folder.name, label_map, folder / f"{folder.name}_seg.nii.gz")
     scores = evaluate_pairs([pair], convention, convention)
     console.show_scores(scores, summarise(scores))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
 from lowmem_brats.cli import console, options
 from lowmem_brats.config import LABELS, SegmentConfig
-from lowmem_brats.data.labels import CONVENTIONS
+from lowmem_brats.data.labels import CONVENTIONS, LabelConvention
 from lowmem_brats.files import check_apart, check_output, replace_when_complete
+
+
+def _conventions(labels: str, reference_labels: str | None) -> tuple[LabelConvention, LabelConvention]:
+    """Those of the two sides."""
+    return CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
 
 
 @click.command()
@@ -21,19 +27,26 @@ from lowmem_brats.files import check_apart, check_output, replace_when_complete
     type=click.Choice(LABELS),
     help="Label convention of REF. Default: that of --labels.",
 )
+@click.option(
+    "--lesion-wise",
+    is_flag=True,
+    help="Score each lesion too, as the BraTS challenges do: lesions found, their Dice, HD95 and surface distance. "
+    "Needs pip install 'lowmem-brats[evaluate]'.",
+)
 @click.option("--csv", type=options.FILE, help="Write the scores to this CSV file.")
 @click.option("--json", type=options.FILE, help="Write the scores to this JSON file.")
 @options.overwrite
 @options.quiet
+@options.gather("conventions", ("labels", "reference_labels"), _conventions)
 def evaluate(
     predicted: Path,
     reference: Path,
-    labels: str,
-    reference_labels: str | None,
+    lesion_wise: bool,
     csv: Path | None,
     json: Path | None,
     overwrite: bool,
     quiet: bool,
+    conventions: tuple[LabelConvention, LabelConvention],
 ) -> None:
     """Score label maps against references: Dice, HD95, sensitivity and specificity per region and patient.
 
@@ -41,23 +54,28 @@ def evaluate(
     empty in both gets Dice 1 and HD95 0, and a region that is empty in one of them gets Dice 0 and HD95 373.13 mm.
     """
     from lowmem_brats.data.nifti import is_own_result
+    from lowmem_brats.evaluate.lesion_wise import check_installed
     from lowmem_brats.evaluate.pairs import evaluate_pairs, pair_files, summarise, to_csv, to_json
 
+    if lesion_wise:
+        check_installed()
     for path in filter(None, (csv, json)):
         check_output(path, overwrite)
-    conventions = CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
     pairs = pair_files(predicted, reference)
     check_apart(filter(None, (csv, json)), (path for _, *paths in pairs for path in paths))
     if own := [case_id for case_id, _, path in pairs if is_own_result(path)]:
         console.warn(f"references that this program wrote and nobody has corrected: {', '.join(own)}")
     with console.progress(quiet) as on_progress:
-        scores = evaluate_pairs(pairs, *conventions, lambda done, total: on_progress("scoring", done, total))
+        on_patient = partial(on_progress, "scoring")
+        scores = evaluate_pairs(pairs, *conventions, on_patient, lesion_wise)
     for text in (text for patient in scores for text in patient.warnings):
         console.warn(text)
     summary = summarise(scores)
     for target, render in ((csv, to_csv), (json, to_json)):
         if target:
-            with replace_when_complete(target, overwrite) as partial:
-                partial.write_text(render(scores, summary), encoding="utf-8", errors="backslashreplace", newline="")
+            with replace_when_complete(target, overwrite) as unfinished:
+                unfinished.write_text(render(scores, summary), encoding="utf-8", errors="backslashreplace", newline="")
     if not quiet:
         console.show_scores(scores, summary)
+        if lesion_wise:
+            console.show_lesion_scores(scores, summary)

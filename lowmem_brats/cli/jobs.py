@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowmem_brats.cli import console
 from lowmem_brats.data.case_files import CaseFiles, kind_of, niftis
 from lowmem_brats.data.readable import is_dicom
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import check_apart, check_output
+
+if TYPE_CHECKING:
+    from lowmem_brats.segment.result_path import Outputs
 
 ELSEWHERE = "Pass --overwrite, or -o elsewhere."
 PREPARE = "lowmem-brats prepare {} -o CASE; then segment CASE."
@@ -25,10 +29,17 @@ class Job:
     """A case to segment."""
 
     files: CaseFiles
-    outputs: list[Path]
-    """The paths of the label map and, if wanted, of the picture; of a prepared case, of the map on the raw T1ce too."""
+    outputs: Outputs
     done: bool
     """Whether this result exists already, so that the case can be skipped."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is drawn of each case."""
+
+    preview: bool
+    page: bool
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Preparation:
     named: bool
     """Whether the user named image files beside the case."""
     output: str | None
-    preview: bool
+    pictures: Pictures
     overwrite: bool
     origin: Callable[[CaseFiles], str]
     """`segment.case.origin` with the command's weights and settings."""
@@ -54,24 +65,24 @@ class Preparation:
         Raises InputError: no case there, outputs that exist, cannot be written or would replace other files.
         """
         from lowmem_brats.segment.native import native_path, prepared_folder
-        from lowmem_brats.segment.result_path import check_not_reference, output_path
+        from lowmem_brats.segment.result_path import Outputs, check_not_reference, output_path
 
         if not self.named:
             _check_holds_images(path)
         files = self.find(path)
         target = output_path(files, self.output)
-        outputs = [target, target.with_name(f"{files.case_id}_preview.png")] if self.preview else [target]
+        outputs = Outputs.beside(target, files.case_id, self.pictures.preview, self.pictures.page)
         if prepared_folder(files.folder):
-            outputs.append(native_path(target))
-            make_folder(outputs[-1].parent)
-        check_apart(outputs, [*files.images.values(), *filter(None, [files.stacked])], self.taken)
+            outputs = replace(outputs, native=native_path(target))
+            make_folder(native_path(target).parent)
+        check_apart(outputs.paths, [*files.images.values(), *filter(None, [files.stacked])], self.taken)
         check_output(target, overwrite=True)
         if os.path.isfile(target) and not self.overwrite and self._is_result(target, files):
             return Job(files, outputs, done=True)
         check_not_reference(files, target)
         if os.path.lexists(target) and not self.overwrite:
             raise InputError(target, "exists already", "a new file", ELSEWHERE)
-        for each in outputs:
+        for each in outputs.paths:
             check_output(each, self.overwrite)
         return Job(files, outputs, done=False)
 

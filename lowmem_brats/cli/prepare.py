@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lowmem_brats.cli import console, options
+from lowmem_brats.cli.search import Search
 from lowmem_brats.cli.sections import SectionedCommand
-from lowmem_brats.cli.segment import Search
 from lowmem_brats.config import MODALITIES, PrepareConfig, TrainConfig
 from lowmem_brats.config.shared import INPUT, MAIN
 

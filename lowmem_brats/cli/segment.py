@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,34 +12,18 @@ import click
 
 from lowmem_brats.cli import console, options
 from lowmem_brats.cli.cohort import Cohort
-from lowmem_brats.cli.jobs import Preparation, case_folders, make_folder
+from lowmem_brats.cli.jobs import Pictures, Preparation, case_folders, make_folder
+from lowmem_brats.cli.search import Search, gathered, image_options
 from lowmem_brats.cli.sections import SectionedCommand
-from lowmem_brats.config import MODALITIES, SegmentConfig, TrainConfig
-from lowmem_brats.config.shared import INPUT, MAIN, RESULT
-from lowmem_brats.data.case_files import CaseFiles, find_case, stem
+from lowmem_brats.config import SegmentConfig
+from lowmem_brats.config.shared import MAIN, RESULT
+from lowmem_brats.data.case_files import CaseFiles, stem
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import replace_when_complete
 
 if TYPE_CHECKING:
     from lowmem_brats.segment.result import Segmentation
-
-
-@dataclass(frozen=True)
-class Search:
-    """How the images of a case are found."""
-
-    explicit: dict[str, Path]
-    """Modality → file, for those that the user named."""
-    allow_missing: tuple[str, ...]
-
-    @classmethod
-    def by(cls, allow_missing: tuple[str, ...], **images: Path | None) -> Search:
-        """As the options say."""
-        return cls({modality: path for modality, path in images.items() if path}, allow_missing)
-
-    def case(self, path: Path) -> CaseFiles:
-        """As `find_case`."""
-        return find_case(path, self.explicit, self.allow_missing)
+    from lowmem_brats.segment.result_path import Outputs
 
 
 @click.command(cls=SectionedCommand)
@@ -50,11 +35,7 @@ class Search:
     help="A .nii or .nii.gz file for the label map, or a folder. Default: CASE/<case_id>_seg.nii.gz.",
     section=MAIN,
 )
-@options.option("--t1", type=options.FILE, help="T1 image, if its name is not understood; likewise:", section=INPUT)
-@options.option("--t1ce", type=options.FILE, help="T1 with contrast agent.", section=INPUT)
-@options.option("--t2", type=options.FILE, help="T2 image.", section=INPUT)
-@options.option("--flair", type=options.FILE, help="FLAIR image.", section=INPUT)
-@options.of(TrainConfig, "allow_missing", section=INPUT)
+@image_options
 @options.option(
     "--preview/--no-preview",
     default=True,
@@ -62,18 +43,26 @@ class Search:
     help="Write <case_id>_preview.png beside the label map.",
     section=RESULT,
 )
+@options.option(
+    "--page/--no-page",
+    default=True,
+    show_default=True,
+    help="Write <case_id>.html beside the label map: a page to look through the case, offline.",
+    section=RESULT,
+)
 @options.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.", section=RESULT)
 @options.of(SegmentConfig)
 @options.overwrite
 @options.quiet
-@options.gather("search", (*MODALITIES, "allow_missing"), Search.by)
+@gathered
+@options.gather("pictures", ("preview", "page"), Pictures)
 @options.gather("config", options.fields_of(SegmentConfig), SegmentConfig)
 def segment(
     cases: tuple[Path, ...],
     search: Search,
     output: str | None,
     config: SegmentConfig,
-    preview: bool,
+    pictures: Pictures,
     report: Path | None,
     overwrite: bool,
     quiet: bool,
@@ -84,7 +73,7 @@ def segment(
     the Medical Segmentation Decathlon, or a folder of such case folders. The result has the grid of the input.
 
     Of several cases one that fails does not stop the others, and one whose result is there already is skipped, so that
-    the same command goes on where it was stopped; a picture that is missing then is not drawn.
+    the same command goes on where it was stopped; a picture or page that is missing then is not made.
 
     \b
     Exit code:
@@ -112,13 +101,13 @@ def segment(
     cohort = Cohort(several, report, overwrite, quiet)
     made_of = partial(origin, config=config, weights=weights)
     taken = {report.resolve()} if report else set[Path]()
-    prepare = Preparation(search.case, explicit, output, preview, overwrite, made_of, several, taken)
+    prepare = Preparation(search.case, explicit, output, pictures, overwrite, made_of, several, taken)
     with cohort.counted():
         for number, path in enumerate(paths, 1):
             with cohort.case(path):
                 job = prepare.job(path)
                 if job.done:
-                    cohort.skip(path, job.outputs[0])
+                    cohort.skip(path, job.outputs.label_map)
                     continue
                 if several and not quiet:
                     console.err.print(f"case {number} of {len(paths)}: {path}")
@@ -127,38 +116,46 @@ def segment(
 
 def segment_one(
     files: CaseFiles,
-    outputs: list[Path],
+    outputs: Outputs,
     config: SegmentConfig,
     quiet: bool,
     overwrite: bool,
 ) -> dict[str, object]:
-    """Segment a case, write its label map and, where a second path is given, its picture; show the tables.
+    """Segment a case, write its label map and the pictures that have a path, and show the tables.
 
     Returns the report as plain values.
     """
+    from lowmem_brats.cli.page import write_result_page
     from lowmem_brats.segment.case import segment_case
     from lowmem_brats.segment.native import FORCED, prepared_folder
+    from lowmem_brats.weights.store import open_set
 
-    target, *others = outputs
     prepared = prepared_folder(files.folder)
     with console.progress(quiet) as on_progress:
         show_plan = (lambda plan: None) if quiet else console.show_plan
-        result = segment_case(files, target, config, on_progress, show_plan, overwrite)
+        result = segment_case(files, outputs.label_map, config, on_progress, show_plan, overwrite)
     if prepared and prepared.problems:
         result.report.warnings.append(f"{FORCED}: {'; '.join(prepared.problems)}")
+    began = time.perf_counter()
+    measured = result.measurements
+    result.report.seconds["measure"] = time.perf_counter() - began
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
-    report = asdict(result.report)
-    for path in others:
-        if path.suffix == ".png":
-            write_preview(result, path, f"{stem(target)} (lowmem-brats, {result.report.weights})", overwrite)
-        elif prepared:
-            report["native_millilitres"] = write_native(result, prepared.native, path, overwrite)
+    native_millilitres = {}
+    if outputs.native and prepared:
+        native_millilitres = write_native(result, prepared.native, outputs.native, overwrite)
+    if outputs.preview:
+        title = f"{stem(outputs.label_map)} (lowmem-brats, {result.report.weights})"
+        write_preview(result, outputs.preview, title, overwrite)
+    if outputs.page:
+        write_result_page(result, files, outputs.page, open_set(config.weights, alone=config.fast), overwrite)
     if not quiet:
         console.show_segmentation(result.report)
-        console.show_native(report.get("native_millilitres", {}))
-        console.out.print("wrote        " + "\n             ".join(map(str, outputs)))
-    return report
+        console.show_native(native_millilitres)
+        console.show_target_lesions(measured)
+        console.out.print("wrote        " + "\n             ".join(map(str, outputs.paths)))
+    report = {**asdict(result.report), "measurements": asdict(measured)}
+    return {**report, "native_millilitres": native_millilitres} if outputs.native else report
 
 
 def write_native(result: Segmentation, native: Path, path: Path, overwrite: bool) -> dict[str, float]:

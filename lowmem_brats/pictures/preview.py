@@ -89,8 +89,8 @@ def draw_preview(
     if images_CXYZ.shape != (len(MODALITIES), *label_XYZ.shape) or label_XYZ.ndim != 3:
         found = f"images {images_CXYZ.shape} and label map {label_XYZ.shape}"
         raise InputError("preview", found, "(4, X, Y, Z) and (X, Y, Z)", "Give both on the same grid.")
-    box = _brain_box(images_CXYZ.any(0) | (label_XYZ != 0), spacing_mm)
-    rank_XYZ = _rank_tissues(label_XYZ[box], convention)
+    box = brain_box(images_CXYZ.any(0) | (label_XYZ != 0), spacing_mm)
+    rank_XYZ = rank_tissues(label_XYZ[box], convention, "preview")
     sizes = panel_sizes(rank_XYZ.shape, spacing_mm)
     indices = [_busiest_slice(rank_XYZ, plane) for plane in PLANES]
 
@@ -124,7 +124,7 @@ def panel_sizes(shape_XYZ: tuple[int, ...], spacing_mm: Spacing) -> list[tuple[i
     return [(max(1, round(extent[p.across] * scale)), max(1, round(extent[p.down] * scale))) for p in PLANES]
 
 
-def _brain_box(brain_XYZ: Mask, spacing_mm: Spacing) -> tuple[slice, slice, slice]:
+def brain_box(brain_XYZ: Mask, spacing_mm: Spacing) -> tuple[slice, slice, slice]:
     """Return the part of the grid that holds the brain and a margin; all of it when there is no brain."""
     box = []
     for axis, step in enumerate(spacing_mm):
@@ -136,9 +136,12 @@ def _brain_box(brain_XYZ: Mask, spacing_mm: Spacing) -> tuple[slice, slice, slic
     return box[0], box[1], box[2]
 
 
-def _rank_tissues(label_XYZ: LabelMap, convention: LabelConvention) -> Bytes:
-    """Number the tissues from outside in: 0 background, then 1, 2, 3 in the order of TISSUE_COLOURS."""
-    split_regions(label_XYZ, convention, "preview")  # refuses labels of another convention
+def rank_tissues(label_XYZ: LabelMap, convention: LabelConvention, where: object) -> Bytes:
+    """Number the tissues from outside in: 0 background, then 1, 2, 3 in the order of TISSUE_COLOURS.
+
+    `where` names the origin of the label map. Raises InputError for labels of another convention.
+    """
+    split_regions(label_XYZ, convention, where)
     rank_XYZ = np.zeros(label_XYZ.shape, np.uint8)
     for rank, tissue in enumerate(TISSUE_COLOURS, start=1):
         rank_XYZ[label_XYZ == convention.tissues[tissue]] = rank

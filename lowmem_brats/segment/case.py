@@ -1,21 +1,11 @@
-"""One case, from its files or images to its label map: read, segment in memory, write.
-
-A network of all three regions looks at every slice with brain. Where each region has its own network, WT's looks at
-every slice with brain, TC's at slices where WT was found, and ET's at slices where TC was found. This loses nothing,
-because fusion is nested: a slice without WT can hold no TC or ET. `routing` then chooses the slices that are run.
-Several sets share the views, so they take no longer than one; a flat stack has one view, and each set looks at it. One
-network is in memory at a time.
-"""
+"""One case, from its files or images to its label map: read, segment in memory, write."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +18,6 @@ from lowmem_brats.data.case import Case, read_case
 from lowmem_brats.data.case_files import CaseFiles
 from lowmem_brats.data.labels import LabelConvention, Region, convention_of, fuse_regions
 from lowmem_brats.data.slices import (
-    SliceStack,
-    active_slices,
-    occupied,
     prepare,
     slice_sizes,
     to_volume,
@@ -38,20 +25,16 @@ from lowmem_brats.data.slices import (
     usable,
 )
 from lowmem_brats.engine.precision import choose_precision
-from lowmem_brats.errors import BudgetError
 from lowmem_brats.files import add_to_checksum
-from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
 from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
-from lowmem_brats.networks import SliceNetwork, stride_of
+from lowmem_brats.networks import stride_of
 from lowmem_brats.segment.cleanup import drop_doubtful
+from lowmem_brats.segment.regions import OnProgress, RegionSearch, timed
 from lowmem_brats.segment.result import Segmentation, SegmentReport
-from lowmem_brats.segment.stack import Prediction, count_passes, place, predict_finite, predict_stack
-from lowmem_brats.weights.store import WeightsFile, WeightsSet, load_network, open_set, versions
-
-OnProgress = Callable[[str, int, int], None]
+from lowmem_brats.weights.store import WeightsSet, open_set, versions
 
 
 @dataclass(frozen=True)
@@ -83,7 +66,7 @@ def segment_case(
     exists by then; all other errors are raised before anything is written.
     """
     result = segment_files(files, config, on_progress, on_plan)
-    with _timed(result.report.seconds, "write"):
+    with timed(result.report.seconds, "write"):
         result.save(output, overwrite)
     return result
 
@@ -99,7 +82,7 @@ def segment_files(
     Raises InputError for files that cannot be used, as `read_case`.
     """
     setup, seconds = _set_up(config), dict[str, float]()
-    with _timed(seconds, "load"):
+    with timed(seconds, "load"):
         case = read_case(files)
         made_from = origin(files, config, setup.weights)
     return replace(_segment(case, setup, seconds, on_progress, on_plan), origin=made_from)
@@ -155,11 +138,11 @@ def _segment(
 ) -> Segmentation:
     """Segment a case; `seconds`: the time that reading it took, to which each stage adds its own."""
     config, weights, convention = setup.config, setup.weights, setup.convention
-    with _timed(seconds, "load"):
+    with timed(seconds, "load"):
         warm_up()
         stack = prepare(case.images_CXYZ, stride_of(weights.network), case.spacing_mm)
-    with _timed(seconds, "plan"):
-        views = _views(weights, stack, config)
+    with timed(seconds, "plan"):
+        views = usable(1 if config.fast else weights.network.views, stack.flat)
         size_HW = max(slice_sizes(stack.brain_ZHW.shape, views), key=math.prod)
 
         def plan_in(precision: str) -> InferencePlan:
@@ -172,95 +155,13 @@ def _segment(
     report.min_confidence = least_confidence(config, weights)
     report.min_confidence_of = weights.name if config.min_confidence is None else "--min-confidence"
     report.warnings = setup.notes + case.warnings + stack.notes
-    found = _predict_regions(weights, stack, config, report, plan_in, on_progress)
-    with _timed(seconds, "fuse"):
+    found = RegionSearch(weights, stack, views, config, report, plan_in, on_progress).find()
+    with timed(seconds, "fuse"):
         logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
         masks, gone = drop_doubtful(logit_ZHW, report.min_confidence)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
     _count(report, label_XYZ, gone, convention, float(np.prod(case.spacing_mm)))
     return Segmentation(case, label_XYZ, report)
-
-
-def _views(weights: WeightsSet, stack: SliceStack, config: SegmentConfig) -> int:
-    """The number of sides from which the case is looked at: 1 axial, 2 coronal too, 3 sagittal too."""
-    return usable(1 if config.fast else weights.network.views, stack.flat)
-
-
-def _predict_regions(
-    weights: WeightsSet,
-    stack: SliceStack,
-    config: SegmentConfig,
-    report: SegmentReport,
-    plan_in: Callable[[str], InferencePlan],
-    on_progress: OnProgress,
-) -> dict[Region, npt.NDArray[np.float32]]:
-    """Run the networks, one in memory at a time: region → logits added up over the views, as `Prediction.sum_KZHW`.
-
-    `plan_in(precision)` makes a new plan; it is called if a network gives NaN or infinity in the planned precision.
-    """
-    logit_ZHW: dict[Region, npt.NDArray[np.float32]] = {}
-    views = _views(weights, stack, config)
-    if stack.flat and (weights.network.views > 1 or weights.network.context):
-        report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
-    brain_VN = active_VN = occupied(stack.brain_ZHW, views)
-    for files in weights.by_region():
-        name, regions = files[0].name, files[0].regions
-        turns = [[file] for file in files] if stack.flat else [files]
-        report.slices[name] = {"run": 0, "skipped": len(turns) * count_passes(brain_VN, config.tta)}
-        with _timed(report.seconds, name):
-            sums = [_look(turn, stack, active_VN, config, report, plan_in, on_progress) for turn in turns]
-        logit_ZHW |= zip(regions, sum(sums[1:], sums[0]), strict=True)
-        active_VN = active_slices(active_VN, occupied(logit_ZHW[regions[-1]] > 0, views))
-    return logit_ZHW
-
-
-def _look(
-    files: Sequence[WeightsFile],
-    stack: SliceStack,
-    active_VN: Sequence[npt.NDArray[np.bool_]],
-    config: SegmentConfig,
-    report: SegmentReport,
-    plan_in: Callable[[str], InferencePlan],
-    on_progress: OnProgress,
-) -> npt.NDArray[np.float32]:
-    """Run the networks of one region, each from its share of the views, and report it; returns `Prediction.sum_KZHW`.
-
-    `active_VN`: the slices of each view that may be run.
-    """
-    name, slices_ZCHW = files[0].name, stack.slices_ZCHW
-    how = config.tta, partial(on_progress, name.upper()), config.narrow, stack.flat
-
-    def run(plan: InferencePlan) -> Prediction:
-        return predict_stack(_network_of(files, plan), slices_ZCHW, active_VN, plan, *how)
-
-    prediction, plan = predict_finite(run, report.plan, partial(_plan_fp32, name, report, plan_in))
-    if prediction.batch < plan.batch:
-        report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
-        report.plan = replace(plan, batch=prediction.batch)
-    report.peak_bytes = max(report.peak_bytes, prediction.peak_bytes)
-    report.cuda_peak = cuda.highest(report.cuda_peak, plan.device)
-    report.slices[name]["run"] += prediction.run
-    report.slices[name]["skipped"] -= prediction.run
-    return prediction.sum_KZHW
-
-
-def _plan_fp32(name: str, report: SegmentReport, plan_in: Callable[[str], InferencePlan]) -> InferencePlan:
-    """Plan in fp32 for this network and those after it, and report why. Raises BudgetError where that does not fit."""
-    why = f"{report.plan.precision} gives NaN or infinity in {name.upper()}"
-    try:
-        report.plan = plan_in("fp32")
-    except BudgetError as error:
-        raise BudgetError(error.where, f"{why}, and fp32 does not fit", error.expected, "Give more.") from error
-    report.warnings.append(f"{why}: it is run again in fp32, and so is every network after it")
-    return report.plan
-
-
-def _network_of(files: Sequence[WeightsFile], plan: InferencePlan) -> Callable[[int], SliceNetwork]:
-    """A function from a view to its network. Several networks take turns; a single one is loaded once."""
-    if len(files) == 1:
-        network = place(load_network(files[0]), plan)
-        return lambda view: network
-    return lambda view: place(load_network(files[view % len(files)]), plan)
 
 
 def _count(
@@ -280,10 +181,3 @@ def _count(
         report.voxels[tissue] = int((label_XYZ == label).sum())
         report.millilitres[tissue] = report.voxels[tissue] * voxel_mm3 / 1000
     report.process_peak_bytes = process_peak_bytes()
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

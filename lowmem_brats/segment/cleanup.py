@@ -31,19 +31,32 @@ def drop_doubtful(
     """
     masks = {region: logit_ZHW[region] > 0 for region in Region}
     gone = {Region.WT: 0, Region.ET: 0}
-    whole_ZHW = masks[Region.WT].copy()
+    whole_ZHW = masks[Region.WT]
     if not least or not whole_ZHW.any():
         return masks, gone
-    component, voxels = _components(whole_ZHW)
-    mean_logit = np.bincount(component, logit_ZHW[Region.WT][whole_ZHW]) / np.maximum(voxels, 1)
-    needed = least * mean_logit[voxels.argmax()]
-    masks[Region.WT][whole_ZHW] = (mean_logit >= needed)[component]
+    masks[Region.WT], needed = sure_islands(logit_ZHW[Region.WT], least)
     gone[Region.WT] = int(whole_ZHW.sum() - masks[Region.WT].sum())
     enhancing_ZHW = masks[Region.ET] & masks[Region.TC] & masks[Region.WT]
     if enhancing_ZHW.any() and logit_ZHW[Region.ET][enhancing_ZHW].mean(dtype=np.float64) < needed:
         masks[Region.ET][:] = False
         gone[Region.ET] = int(enhancing_ZHW.sum())
     return masks, gone
+
+
+def sure_islands(logit_ZHW: npt.NDArray[np.float32], least: float) -> tuple[Mask, float]:
+    """The components of positive logits whose mean logit is at least `least` times that of the largest one.
+
+    Returns their mask, and the mean logit that was needed; 0 if no logit is positive.
+    """
+    found_ZHW = logit_ZHW > 0
+    if not found_ZHW.any():
+        return found_ZHW, 0.0
+    component, voxels = _components(found_ZHW)
+    mean_logit = np.bincount(component, logit_ZHW[found_ZHW]) / np.maximum(voxels, 1)
+    needed = float(least * mean_logit[voxels.argmax()])
+    sure_ZHW = found_ZHW.copy()
+    sure_ZHW[found_ZHW] = (mean_logit >= needed)[component]
+    return sure_ZHW, needed
 
 
 def _components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from lowmem_brats.data.case import Case
-from lowmem_brats.data.labels import format_millilitres
+from lowmem_brats.data.geometry import Volume
+from lowmem_brats.data.labels import convention_of, format_millilitres
 from lowmem_brats.data.nifti import label_image, write_label_map
 from lowmem_brats.errors import InputError
+from lowmem_brats.measure.label_map import Measurements, brain_of, measure_volume
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.segment.result_path import names_label_map
 
@@ -37,7 +40,12 @@ class SegmentReport:
     output: str = ""
     """Path of the label map; empty until it is saved."""
     slices: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Per network, named by its regions: `run` and `skipped`, of the slices that hold brain."""
+    """Per network, named by its regions: `run`, in whole or in part, and `skipped`, of the slices that hold brain."""
+    pixels: dict[str, int] = field(default_factory=dict)
+    """Per network: those of all slices, or parts of slices, that it was run on."""
+    boxes: dict[str, list[list[list[int]]]] = field(default_factory=dict)
+    """Per network that looks closely inside boxes only: for each box its first voxel and the one after its last, as
+    [x, y, z] of the volume in LPS order."""
     voxels: dict[str, int] = field(default_factory=dict)
     """Per tissue."""
     millilitres: dict[str, float] = field(default_factory=dict)
@@ -84,6 +92,14 @@ class Segmentation:
     def volumes_ml(self) -> dict[str, float]:
         """Tissue → volume in mL: necrotic core, oedema, enhancing tumour."""
         return self.report.millilitres
+
+    @cached_property
+    def measurements(self) -> Measurements:
+        """Volumes of regions and tissues, and the diameters, place and side of each enhancing lesion."""
+        grid = self.case.reference
+        volume = Volume(self.label_XYZ, grid.affine, grid.header, grid.to_disk)
+        convention = convention_of(self.report.labels)
+        return measure_volume(self.report.case_id, volume, convention, brain_of(self.case))
 
     @property
     def warnings(self) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from lowmem_brats.data.case_files import CaseFiles
@@ -17,6 +19,32 @@ OTHER_FORMATS = re.compile(
     re.IGNORECASE,
 )
 """Endings of names that nobody gives a folder."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The paths of what is written for one case."""
+
+    label_map: Path
+    preview: Path | None = None
+    """Of the picture; None: not wanted, as for the page."""
+    page: Path | None = None
+    native: Path | None = None
+    """Of the label map on the raw T1ce's grid; None: the case was not prepared here."""
+
+    @classmethod
+    def beside(cls, label_map: Path, case_id: str, preview: bool, page: bool) -> Outputs:
+        """The picture and the page, where wanted, beside the label map."""
+        pictures = {
+            "preview": label_map.with_name(f"{case_id}_preview.png") if preview else None,
+            "page": label_map.with_name(f"{case_id}.html") if page else None,
+        }
+        return cls(label_map, **pictures)
+
+    @property
+    def paths(self) -> list[Path]:
+        """All that are wanted."""
+        return [path for path in (self.label_map, self.native, self.preview, self.page) if path]
 
 
 def output_path(files: CaseFiles, requested: str | Path | None) -> Path:
@@ -55,6 +83,15 @@ def check_not_reference(files: CaseFiles, output: Path) -> None:
     if not is_own_result(output) if beside else _is_corrected(output):
         found = "a label map drawn or corrected by a person"
         raise InputError(output, found, "another place for the result", "Choose one with -o.")
+
+
+def reference_of(files: CaseFiles, label_map: Path) -> Path | None:
+    """The label map, other than `label_map`, that a person has drawn for a case; None for none or several of them."""
+    with suppress(InputError):
+        others = [path for path in files.labels if path.resolve() != label_map.resolve()]
+        drawn = [path for path in others if not is_own_result(path)]
+        return drawn[0] if len(drawn) == 1 else None
+    return None
 
 
 def _is_corrected(output: Path) -> bool:

@@ -40,13 +40,23 @@ class Prediction:
     """Most bytes on the device (live tensors on the CPU), weights included."""
     batch: int
     """Slices per forward pass at the end: the plan's, or less after the card ran out of memory."""
-    run: int
-    """Forward passes of a slice, over all views."""
+    ran_VN: list[npt.NDArray[np.bool_]]
+    """For each view, the slices that were run, in whole or in part."""
+    pixels: int
+    """Of all forward passes together."""
 
     @property
     def mask_KZHW(self) -> npt.NDArray[np.bool_]:
         """Where the mean logit is positive."""
         return self.sum_KZHW > 0
+
+    def after(self, first: Prediction) -> Prediction:
+        """This prediction, with what it took to make the first one, from the same views or fewer, counted in."""
+        ran_VN = [ran_N.copy() for ran_N in self.ran_VN]
+        for ran_N, before_N in zip(ran_VN, first.ran_VN, strict=False):
+            ran_N |= before_N
+        peak_bytes, batch = max(self.peak_bytes, first.peak_bytes), min(self.batch, first.batch)
+        return Prediction(self.sum_KZHW, peak_bytes, batch, ran_VN, self.pixels + first.pixels)
 
 
 def sound_precision(
@@ -174,7 +184,7 @@ class _Stack:
         self._sum_KZHW = np.zeros((self._network.outputs, len(slices_ZCHW), *slices_ZCHW.shape[-2:]), np.float32)
         self._sum_VKNHW = views_of(self._sum_KZHW, self._views, axis=1)
         self._ran_VN = [np.zeros_like(active_N) for active_N in active_VN]
-        self._run = self._left_out = self._peak_bytes = 0
+        self._run = self._left_out = self._pixels = self._peak_bytes = 0
 
     @property
     def found_VN(self) -> list[npt.NDArray[np.bool_]]:
@@ -183,7 +193,7 @@ class _Stack:
 
     def prediction(self) -> Prediction:
         """What was found."""
-        return Prediction(self._sum_KZHW, self._peak_bytes, self._plan.batch, self._run)
+        return Prediction(self._sum_KZHW, self._peak_bytes, self._plan.batch, self._ran_VN, self._pixels)
 
     def clear_unseen(self) -> None:
         """Set the logits to 0 where not every view has looked, so that no one or two views decide there alone."""
@@ -222,6 +232,7 @@ class _Stack:
                 sum_KNHW[:, n] += logits_nKHW.numpy().swapaxes(0, 1)
                 start += len(n)
                 self._run += len(n)
+                self._pixels += slices_nCHW[:, 0].numel()
                 self._on_progress(self._run + self._left_out, self._total)
                 continue
             except torch.OutOfMemoryError as error:

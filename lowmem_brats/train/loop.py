@@ -128,8 +128,8 @@ class NetworkTraining:
         history.skipped_steps += not outcome.stepped
         history.fallback_steps += precision != controller.fast
         history.losses.append(outcome.loss)
-        if history.steps % CURVE_STEPS == 0:
-            history.curve.append((history.steps, float(np.mean(history.losses[-CURVE_STEPS:]))))
+        if len(history.losses) % CURVE_STEPS == 0:
+            history.add_point(CURVE_STEPS)
         self.state.average.follow(self.network, history.steps)
         if why := controller.observe(outcome.loss, outcome.norm):
             history.switches.append((history.steps, why))
@@ -173,8 +173,11 @@ class NetworkTraining:
             found = f"no gradient of {history.steps} steps was finite"
             advice = "Pass --precision fp32, or a smaller --learning-rate."
             raise InputError(f"training {self.name.upper()}", found, "finite gradients", advice)
+        history.add_point(len(history.losses) % CURVE_STEPS)
         self.network.zero_grad(set_to_none=True)  # validation needs the memory
-        state = self.state.average.state if self.config.average else self.network.state_dict()
+        average = self.state.average
+        # In fewer steps than the average takes to move once, it is still what the training began with.
+        state = average.state if average.decay and average.updates else self.network.state_dict()
         plan = self.plans[self.state.controller.fast]
         result = parallel.first(
             None

@@ -29,7 +29,7 @@ from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import out_of_memory_told
 from lowmem_brats.memory.planner import TrainPlan, plan_train
 from lowmem_brats.networks import SliceNetwork, adapted, build_network, calibrate
-from lowmem_brats.segment.stack import sound_precision
+from lowmem_brats.segment.stack import empty_cache, sound_precision
 from lowmem_brats.train.batches import Batches
 from lowmem_brats.train.data import holds_slices
 from lowmem_brats.train.dataset import frame_of
@@ -183,15 +183,18 @@ def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
     All regions use this one network: each goes on from the weights of its parent region, which shows the same anatomy.
     """
     config = run.report.config
-    paths: dict[Region, Path] = {}
+    paths, plans = dict[Region, Path](), run.report.plans
     for group in run.groups:
         if config.finetune and not run.folder.holds(names_of(group)):
             network.load_state_dict(_finetuned(config, group))
         validation = [case for case in run.validation if holds_slices(case, group[0], config.network.views)]
         # Without patients to validate on, no epoch is better than the others.
         watched = config if validation else replace(config, patience=None, schedule="cosine")
-        training = NetworkTraining(group, network, run.training, validation, watched, run.report.plans)
+        training = NetworkTraining(group, network, run.training, validation, watched, plans)
         paths |= dict.fromkeys(group, _train_network(run, training))
+        plans = list(training.plans.values())  # with smaller micro-batches where the card ran out of memory
+    network.cpu()  # scoring the test part needs the memory
+    empty_cache()
     return paths
 
 

@@ -74,6 +74,12 @@ class History:
             raise ValueError("a history of other fields")
         return cls(**{**stored, "epochs": [Epoch(**epoch) for epoch in stored["epochs"]]})
 
+    def add_point(self, steps: int) -> None:
+        """Add to the curve the mean loss of the epoch's last `steps` steps, of those whose loss is finite."""
+        losses = [loss for loss in self.losses[len(self.losses) - steps :] if np.isfinite(loss)]
+        if losses:
+            self.curve.append((self.steps, float(np.mean(losses))))
+
     @property
     def best(self) -> Epoch:
         """The epoch with the highest mean validation Dice; of equal ones the last."""

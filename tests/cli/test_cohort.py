@@ -78,7 +78,7 @@ def results(tmp_path: Path) -> list[str]:
 
 
 def both(*names: str) -> list[str]:
-    return sorted(f"{name}_{kind}" for name in names for kind in ("seg.nii.gz", "preview.png"))
+    return sorted(f"{name}{kind}" for name in names for kind in ("_seg.nii.gz", "_preview.png", ".html"))
 
 
 def entries(report: Path) -> dict[str, dict[str, Any]]:
@@ -407,7 +407,7 @@ def test_a_folder_that_cannot_be_listed_stands_alone(
 
 @pytest.mark.parametrize("name", ["x.NII.GZ", "x.Nii", "x.nii.Gz"])
 def test_a_suffix_in_capitals_is_a_suffix(name: str, three: list[Path], segment: Run, tmp_path: Path) -> None:
-    assert segment(three[0], "-o", tmp_path / name, "--no-preview").exit_code == 0
+    assert segment(three[0], "-o", tmp_path / name, "--no-preview", "--no-page").exit_code == 0
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
     with (tmp_path / name).open("rb") as file:
         assert (file.read(2) == b"\x1f\x8b") == name.lower().endswith("gz")
@@ -454,7 +454,7 @@ def test_names_that_no_terminal_shows(make_case: MakeCase, tiny: Path, tmp_path:
     assert result.returncode == 0, result.stderr
     assert b"2 done, 0 skipped, 0 failed" in result.stderr
     written = sorted(os.listdir(os.fsencode(tmp_path / "out")))
-    assert written == sorted(name + end for name in NAMES for end in (b"_preview.png", b"_seg.nii.gz"))
+    assert written == sorted(name + end for name in NAMES for end in (b".html", b"_preview.png", b"_seg.nii.gz"))
     assert result.stdout.decode(encoding).count("voxels") == 2
     assert rb"caf\udce9" in result.stdout
     reported = [Path(entry["case"]).name for entry in json.loads((tmp_path / "r.json").read_text())["cases"]]

@@ -19,7 +19,7 @@ from tiny_weights import (
     write_tiny_single,
 )
 
-import lowmem_brats.segment.case as module
+import lowmem_brats.segment.regions as module
 from lowmem_brats.cli.phantom import write_phantom
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.data.case_files import find_case

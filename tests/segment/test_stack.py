@@ -18,7 +18,7 @@ from lowmem_brats.memory.footprint import inference_footprint
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.segment import stack as predict
-from lowmem_brats.segment.stack import NotFinite, Prediction, half_is_sound, place, sound_precision
+from lowmem_brats.segment.stack import NotFinite, Prediction, count_passes, half_is_sound, place, sound_precision
 
 Z, SIDE = 7, 32
 ALL = np.ones(Z, np.bool_)
@@ -34,6 +34,11 @@ def plan(batch: int = 1, precision: str = "fp32") -> InferencePlan:
 def predict_stack(network: SliceNetwork, *arguments: Any, **options: Any) -> Prediction:
     """One network looks from every side."""
     return predict.predict_stack(lambda view: network, *arguments, **options)
+
+
+def passes(prediction: Prediction, mirror: bool = False) -> int:
+    """Forward passes of a slice, over all views."""
+    return count_passes(prediction.ran_VN, mirror)
 
 
 def stack(z: int = Z) -> npt.NDArray[np.float16]:
@@ -141,7 +146,7 @@ def test_nothing_to_run() -> None:
     assert not found.mask_KZHW.any()
     assert not network.batches
     assert not reported
-    assert (found.peak_bytes, found.run) == (512, 0), "the one weight"
+    assert (found.peak_bytes, found.pixels) == (512, 0), "the one weight"
 
 
 @pytest.mark.parametrize(("batch", "reports"), [(1, [1, 2, 3, 4]), (3, [3, 4]), (4, [4]), (9, [4])])
@@ -195,7 +200,9 @@ def test_views_and_mirror_images_are_averaged() -> None:
     def found(views: int, mirror: bool) -> npt.NDArray[np.bool_]:
         result = predict_stack(network, slices_ZCHW, everywhere[:views], plan(3), mirror)
         # Left and right of a sagittal slice are other slices: mirrored, it is the same.
-        assert result.run == sum(map(len, everywhere[:views])) + mirror * sum(map(len, everywhere[: min(views, 2)]))
+        assert passes(result, mirror) == sum(map(len, everywhere[:views])) + mirror * sum(
+            map(len, everywhere[: min(views, 2)])
+        )
         return result.mask_KZHW[0]
 
     for mask_ZHW, logits in (
@@ -244,11 +251,11 @@ def test_narrowing_runs_the_slices_around_the_tumour(mirror: bool, batch: int) -
     full = predict_stack(*arguments)
     found = predict_stack(*arguments, lambda done, total: reported.append((done, total)), narrow=True)
     np.testing.assert_array_equal(found.mask_KZHW, full.mask_KZHW)
-    assert full.run == (9 + SIDE) * (1 + mirror) + SIDE
+    assert passes(full, mirror) == (9 + SIDE) * (1 + mirror) + SIDE
     # Axially 0 2 4 6 8, then 3 5 7 beside 4 and 6; 5 coronal and 5 sagittal slices cross the tumour.
-    assert found.run == (8 + 5) * (1 + mirror) + 5
-    assert [total for _, total in reported] == [full.run] * len(reported)
-    assert reported[-1][0] == full.run
+    assert passes(found, mirror) == (8 + 5) * (1 + mirror) + 5
+    assert [total for _, total in reported] == [passes(full, mirror)] * len(reported)
+    assert reported[-1][0] == passes(full, mirror)
     assert reported == sorted(reported)
     assert found.peak_bytes == full.peak_bytes
 
@@ -258,7 +265,7 @@ def test_narrowing_may_miss_what_lies_on_one_axial_slice() -> None:
     for z, found_at_all in ((4, True), (5, False)):
         found = predict_stack(Toy(), tumour(np.s_[z]), everywhere, plan(), narrow=True)
         assert found.mask_KZHW.any() == found_at_all
-        assert found.run == (5 + 2 + 5 + 5 if found_at_all else 5)
+        assert passes(found) == (5 + 2 + 5 + 5 if found_at_all else 5)
 
 
 def test_narrowing_finds_nothing_where_one_side_alone_has_looked() -> None:
@@ -306,7 +313,7 @@ def test_narrowing_keeps_to_the_active_slices() -> None:
     network = Toy()
     found = predict_stack(network, tumour(np.s_[3:7]), active_VN, plan(), narrow=True)
     # Axially 6 and 8, then 7; coronal slices 10 and 11, sagittal ones 10 to 12.
-    assert found.run == len(network.batches) == 3 + 2 + 3
+    assert passes(found) == len(network.batches) == 3 + 2 + 3
 
 
 def test_no_graph_is_kept() -> None:

@@ -118,6 +118,15 @@ def test_without_average_the_weights_themselves_are_validated(make: Make, monkey
     assert all(torch.equal(seen[0][key], value) for key, value in training.network.state_dict().items())
 
 
+def test_fewer_steps_than_the_average_takes_are_learnt_from_all_the_same(make: Make) -> None:
+    training = make(replace(EASY, epochs=1, batch=1))  # six steps
+    before = copy.deepcopy(training.network.state_dict())
+    training.run(Listener())
+    after = training.network.state_dict()
+    assert all(torch.equal(training.state.best_weights[key], after[key]) for key in after)
+    assert not all(torch.equal(after[key], before[key]) for key in after)
+
+
 # When it ends
 
 
@@ -332,11 +341,26 @@ def test_an_epoch_says_what_happened(make: Make, clock: SimpleNamespace) -> None
     assert list(told[0].validation_dice["wt"]) == ["held out"]
 
 
-def test_the_curve_has_a_point_per_ten_steps(make: Make) -> None:
+@pytest.mark.parametrize(("every", "points"), [(4, [4, 6, 10, 12, 16]), (6, [6, 12]), (10, [6, 12])])
+def test_a_point_of_the_curve_is_the_mean_of_the_steps_since_the_one_before(
+    make: Make, monkeypatch: pytest.MonkeyPatch, every: int, points: list[int]
+) -> None:
+    """An epoch has 6 steps, and at its end the rest makes a point of its own."""
+    monkeypatch.setattr(fit, "CURVE_STEPS", every)
     training = make(replace(EASY, batch=1, epochs=4))
-    losses = losses_of(training, 24)
-    assert [step for step, _ in training.history.curve] == [10, 20]
-    assert training.history.curve[1][1] < training.history.curve[0][1] < np.mean(losses[:3])
+    losses = losses_of(training, 16)
+    assert [step for step, _ in training.history.curve] == points
+    for before, (step, loss) in zip([0, *points], training.history.curve, strict=False):
+        assert loss == pytest.approx(np.mean(losses[before:step]))
+
+
+def test_a_step_without_a_finite_loss_leaves_the_curve_finite(make: Make) -> None:
+    history = make().history
+    history.steps, history.losses = 4, [5.0, 1.0, float("nan"), 2.0]
+    history.add_point(3)
+    history.losses = [float("inf")]
+    history.add_point(1)
+    assert history.curve == [(4, 1.5)]
 
 
 def test_the_average_is_the_one_of_its_own_module(make: Make) -> None:

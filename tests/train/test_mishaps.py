@@ -18,9 +18,11 @@ from unittest.mock import Mock
 import nibabel
 import numpy as np
 import pytest
+import torch
 from easy_cases import EASY, TINY, write_easy_data
 
 from lowmem_brats.config import TrainConfig
+from lowmem_brats.engine.step import Outcome, TrainingStep
 from lowmem_brats.errors import InputError
 from lowmem_brats.train import folder as run_folder
 from lowmem_brats.train import held_out
@@ -118,6 +120,35 @@ def test_without_thresholds_the_weights_are_kept(
     assert note == "WT TC ET masks are taken at 0, not where validation Dice is best: RuntimeError: no room"
     assert report.networks[NAME].thresholds == {}
     assert report.test
+
+
+def test_a_card_that_is_too_small_is_too_small_for_the_next_network_too(
+    easy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has not fitted once is not tried again, and told once."""
+    take, sizes = TrainingStep.take, list[int]()
+
+    def cramped(step: TrainingStep, parts: list[tuple[torch.Tensor, torch.Tensor]], *how: object) -> Outcome:
+        sizes.append(len(parts[0][0]))
+        if sizes[-1] > 4:
+            raise torch.OutOfMemoryError("no room")
+        return take(step, parts, *how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TrainingStep, "take", cramped)
+    report, notes = run(easy_data, tmp_path / "run", replace(QUICK, network=TINY))
+    assert notes == report.notes == ["the card ran out of memory: 4 slices at once instead of 8"]
+    assert sizes.count(8) == 1
+    assert len(report.networks) == 3
+
+
+def test_the_network_is_off_the_device_when_the_test_is_scored(
+    easy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = list[str]()
+    monkeypatch.setattr("lowmem_brats.train.networks.empty_cache", lambda: order.append("emptied"))
+    monkeypatch.setattr(train, "score_test_part", lambda *_: order.append("scored"))
+    run(easy_data, tmp_path / "run")
+    assert order == ["emptied", "scored"]
 
 
 @pytest.mark.parametrize("name", ["caf\udce9", "two\nlines"])

@@ -137,7 +137,7 @@ def test_the_threshold_is_where_dice_is_best(
         sum_KZHW = (used * np.where(deeper_KZHW, threshold + 0.1, threshold - 0.1)).astype(np.float32)
         sum_KZHW[..., :4] = 0
         assert not deeper_KZHW[..., :3].any()
-        found = Prediction(np.where(deeper_KZHW, used * (threshold + 0.1), sum_KZHW), 0, 1, 0)
+        found = Prediction(np.where(deeper_KZHW, used * (threshold + 0.1), sum_KZHW), 0, 1, [], 0)
         given.append((case, found, InferencePlan("cpu", "fp32", 1)))
     monkeypatch.setattr(validate_module, "_predict", lambda *arguments: given)
     best = best_thresholds({}, config, cases, list(Region), "cpu", "fp32")

@@ -1,0 +1,47 @@
+"""What a report says, as the tables at the foot of a case page."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from lowmem_brats.data.labels import format_millilitres
+from lowmem_brats.memory.budget import format_bytes
+from lowmem_brats.pictures.page_html import Table
+from lowmem_brats.segment.result import SegmentReport
+from lowmem_brats.weights.store import WeightsSet
+
+
+def report_tables(report: SegmentReport, weights: WeightsSet) -> list[Table]:
+    """How a label map was made: the plan and what it took, the slices that were looked at, weights and versions."""
+    plan = report.plan
+    reserve = f", and {format_bytes(plan.reserve_bytes)} kept for CUDA" if plan.reserve_bytes else ""
+    share = f", {report.peak_bytes / plan.predicted_bytes:.1%} of the prediction" if plan.predicted_bytes else ""
+    seconds = " · ".join(f"{stage} {time:.2f}" for stage, time in report.seconds.items())
+    run = [
+        ("plan", f"{plan.device}, {plan.precision}, batch {plan.batch}; budget {report.vram}"),
+        ("predicted", f"{format_bytes(plan.predicted_bytes)} of tensors{reserve}"),
+        ("peak", f"{format_bytes(report.peak_bytes)} of tensors{share}"),
+        *[(f"on the card, {name}", format_bytes(count)) for name, count in (report.cuda_peak or {}).items()],
+        ("seconds", f"{sum(report.seconds.values()):.2f} = {seconds}"),
+        *[(f"slices, {of.upper()}", f"{n['run']} run, {n['skipped']} skipped") for of, n in report.slices.items()],
+    ]
+    doubtful = {of.upper(): format_millilitres(volume) for of, volume in report.doubtful_millilitres.items() if volume}
+    left_out = " · ".join(f"{of} {volume} mL" for of, volume in doubtful.items()) or "nothing"
+    made = [
+        ("weights", report.weights),
+        *[(f"sha256 of {file.name.upper()}", _checksum(file.path)) for file in weights.files],
+        ("left out as doubtful", f"{left_out} (share {report.min_confidence:g} of {report.min_confidence_of})"),
+        *report.versions.items(),
+    ]
+    return [Table("How it was run", run), Table("What it was made with", made)]
+
+
+def files_table(path: Path, labels: str, reference: Path | None) -> Table:
+    """Which files a page was made of."""
+    compared = [("reference", reference.name)] if reference else []
+    return Table("Files", [("label map", path.name), ("labels", labels), *compared])
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
