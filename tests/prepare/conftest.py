@@ -1,0 +1,35 @@
+"""Synthetic heads, and the extra without which some tests are skipped."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from raw_heads import Head, make_head, write_mask, write_study
+
+from lowmem_brats.prepare.extra import PACKAGES
+
+
+@pytest.fixture(scope="session")
+def extra() -> None:
+    """Skips where the extra `prepare` is not installed."""
+    if missing := [module for module in PACKAGES if find_spec(module) is None]:
+        pytest.skip(f"no {', '.join(missing)}: pip install '.[prepare]'")
+
+
+@pytest.fixture(scope="session")
+def head() -> Head:
+    return make_head()
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory, head: Head) -> Path:
+    """A raw study of NIfTI files; not to be written to."""
+    return write_study(tmp_path_factory.mktemp("raw") / "Doe_Jane", head)
+
+
+@pytest.fixture(scope="session")
+def mask(tmp_path_factory: pytest.TempPathFactory, head: Head) -> Path:
+    """The brain of the study's T1ce."""
+    return write_mask(tmp_path_factory.mktemp("mask") / "brain.nii.gz", head)
