@@ -17,8 +17,8 @@ STARTS = ("moments", "headers", "centres")
 """Where to begin, the first that leads to a good end is taken: centres of mass laid on each other; as the headers say,
 as for scans of one sitting; middles of the fields of view laid on each other."""
 BINS, SEED = 50, 1
-LEVELS = ((4, 2.0, 0.4), (2, 1.0, 0.2))
-"""Shrink factor, smoothing in mm, share of the voxels that are looked at; from coarse to fine."""
+LEVELS = ((4.0, 2.0, 0.4), (2.0, 1.0, 0.2))
+"""Size of a pixel in mm to which the fixed image is shrunk, smoothing in mm, share of the voxels that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def register(fixed: Any, moving: Any, start: str = STARTS[0]) -> Registration:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    shrink, smooth, share = (list(each) for each in zip(*LEVELS, strict=True))
+    sizes_mm, smooth, share = (list(each) for each in zip(*LEVELS, strict=True))
+    shrink = [max(1, round(size / min(fixed.GetSpacing()))) for size in sizes_mm]
     method.SetMetricSamplingPercentagePerLevel(share, SEED)
     method.SetShrinkFactorsPerLevel(shrink)
     method.SetSmoothingSigmasPerLevel(smooth)

@@ -68,7 +68,7 @@ def test_two_series_that_are_as_good_are_a_question(folder: Path, head: Head, tm
     extra = write_series(tmp_path / "in", 8, "AX T2 again", head.images["t2"][:, :, :12], TIMES["t2"])
     for path in folder.iterdir():
         (extra / path.name).symlink_to(path)
-    with pytest.raises(InputError, match="t2 may be series 4 .* or series 8") as error:
+    with pytest.raises(InputError, match=r"t2 may be series 4 .* or series 8") as error:
         find_study(extra, {}, (), tmp_path)
     assert "--t2 4, or --t2 8" in str(error.value)
     named = find_study(extra, {"t2": Path("8")}, (), tmp_path / "in")
