@@ -170,6 +170,7 @@ def judged(modality: str, transform: sitk.Transform, moving: sitk.Image, anchor:
     return {
         "over_mean": fit and round(fit.over_mean, 3),
         "over_best": fit and round(fit.over_best, 3),
+        "over_probes": round(measures.over_probes, 3),
         "refused": bool(judge_modality(modality, measures)),
     }
 

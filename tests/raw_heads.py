@@ -19,8 +19,8 @@ from scipy.spatial.transform import Rotation
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.phantom import make_phantom
 
-SHAPE, SPACING_MM = (96, 96, 62), 2.5
-AFFINE = np.array([[-2.5, 0, 0, 118], [0, -2.5, 0, 120], [0, 0, 2.5, -70], [0, 0, 0, 1.0]])
+SHAPE, SPACING_MM = (60, 60, 39), 4.0
+AFFINE = np.array([[-4.0, 0, 0, 118], [0, -4, 0, 120], [0, 0, 4, -70], [0, 0, 0, 1]])
 SCALP = {"t1": 900.0, "t1ce": 950.0, "t2": 700.0, "flair": 600.0}
 PATIENT = {"PatientName": "Doe^Jane^Quux", "PatientBirthDate": "19510203", "PatientID": "MRN0042317"}
 """What no output may hold."""

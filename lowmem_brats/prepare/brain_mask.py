@@ -9,6 +9,7 @@ Axes: X Y Z voxels in LPS order.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,8 @@ def _predict(image_XYZ: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         seen = ((image - low) / (high - low)).clamp(0, 1)
         return network((0.226 * (seen - seen.mean()) / seen.std() + 0.449)[None, None])[0, 1]
 
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, the only form of deepbet's networks
         image = torch.from_numpy(np.ascontiguousarray(image_XYZ))
         small = resized(image, (BOX_SIDE,) * 3)
         low, high = small.quantile(0.005), small.quantile(0.995)

@@ -114,14 +114,14 @@ def _prepare(
                 laid = lay_on(modality, itk.to_itk(volume.data, volume.affine), anchor)
                 images_CXYZ[MODALITIES.index(modality)] = laid.image_XYZ
                 prepared.registrations[modality], prepared.measures[modality] = laid.registration, laid.measures
-    if "t1" in volumes:
+    if "t1" in volumes and brain.made_by != "given":
         with _timed(seconds, "check", on_stage):
-            prepared.overlap_t1 = _overlap_t1(prepared, volumes["t1"])
+            prepared.overlap_t1 = overlap_with_t1(prepared, volumes["t1"])
     _judge(prepared)
     return prepared
 
 
-def _overlap_t1(prepared: Prepared, t1: Volume) -> float:
+def overlap_with_t1(prepared: Prepared, t1: Volume) -> float:
     """Dice, in T1ce's own voxels, of the brain found in it and of the brain found in T1, laid on it."""
     t1ce = prepared.t1ce
     own = itk.Grid(t1ce.data.shape, t1ce.affine)

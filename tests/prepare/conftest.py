@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from raw_heads import Head, make_head, write_mask, write_study
 
+from lowmem_brats.prepare import register
 from lowmem_brats.prepare.extra import PACKAGES
 
 
@@ -16,6 +18,14 @@ def extra() -> None:
     """Skips where the extra `prepare` is not installed."""
     if missing := [module for module in PACKAGES if find_spec(module) is None]:
         pytest.skip(f"no {', '.join(missing)}: pip install '.[prepare]'")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_levels() -> Iterator[None]:
+    """Levels for voxels of 4 mm, and fewer of them: a registration takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(register, "LEVELS", ((8.0, 4.0, 0.3), (4.0, 2.0, 0.1)))
+        yield
 
 
 @pytest.fixture(scope="session")

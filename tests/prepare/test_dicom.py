@@ -39,7 +39,7 @@ def test_each_series_is_taken_for_what_it_is(found: Study) -> None:
 def test_what_is_left_out_is_told(found: Study) -> None:
     assert [note.partition(": ")[2] for note in found.notes] == [
         "series 1 (3-PLANE LOC): localizer (loc in its description)",
-        "series 6 (AX T1 REPEAT): has a missing slice (slices 20 and 21 of 61 lie 5.0 mm apart, the others 2.5 mm)",
+        "series 6 (AX T1 REPEAT): has a missing slice (slices 20 and 21 of 38 lie 8.0 mm apart, the others 4.0 mm)",
         "series 7 (ep2d_diff_b1000): diffusion (b1000, diff, ep2d in its description)",
     ]
 
