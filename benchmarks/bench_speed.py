@@ -231,7 +231,8 @@ def against_cases(files: CaseFiles, folder: Path, alone: float) -> list[Row]:
 def run_command(arguments: Sequence[str]) -> None:
     """Run a command of this project in a process of its own."""
     subprocess.run(
-        [sys.executable, "-m", "lowmem_brats", *arguments, "--device", "cpu", "--no-preview", "--quiet"], check=True
+        [sys.executable, "-m", "lowmem_brats", *arguments, "--device", "cpu", "--no-preview", "--no-page", "--quiet"],
+        check=True,
     )
 
 

@@ -23,7 +23,7 @@ def save(image, path):
 nibabel.save = save
 """
 ENDLESS_NETWORK = """
-import lowmem_brats.segment.case as segment
+import lowmem_brats.segment.regions as segment
 def predict(network, slices_ZCHW, *others):
     import torch
     network, parts = network(0), torch.from_numpy(slices_ZCHW[10:12]).float()

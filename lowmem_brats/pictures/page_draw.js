@@ -152,17 +152,21 @@ function outline(context, plane, values, colours, soft) {
 // What lies over the image: slices of values, from the lowest to the topmost.
 function layersOf(plane) {
   const shown = Uint8Array.from(COLOURS, (_, rank) => (state.hidden.has(rank) ? 0 : rank));
-  const layer = (name, soft) => volumes[name] && { values: cut(plane, volumes[name], shown), colours: COLOURS, soft };
+  const contour = state.style === "contour";
+  const layer = (name, how) => volumes[name] && { values: cut(plane, volumes[name], shown), colours: COLOURS, contour, ...how };
   if (state.comparison === "difference") {
     if (!volumes.found || !volumes.reference) return [];
     const inside = Uint8Array.from(COLOURS, (_, rank) => facts.regions[state.region].includes(rank));
     const reference = cut(plane, volumes.reference, inside);
     const values = cut(plane, volumes.found, inside).map((found, i) => [0, 3, 2, 1][2 * found + reference[i]]);
-    return [{ values, colours: ["", ...facts.difference.map((kind) => kind.colour)] }];
+    return [{ values, colours: ["", ...facts.difference.map((kind) => kind.colour)], contour }];
   }
-  const both = state.comparison === "both";
-  const names = both ? ["reference", "found"] : [state.comparison];
-  return names.map((name) => layer(name, both && name === "reference")).filter(Boolean);
+  if (state.comparison !== "both") return [layer(state.comparison)].filter(Boolean);
+  // The reference lies below thin contours as wide ones, and above filled labels as white ones.
+  const found = layer("found");
+  const below = contour && layer("reference", { soft: true });
+  const above = !contour && layer("reference", { contour: true, colours: ["", "#fff", "#fff", "#fff"] });
+  return [below, found, above].filter(Boolean);
 }
 
 function drawPlane(plane) {
@@ -172,8 +176,8 @@ function drawPlane(plane) {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   if (volumes[state.modality]) paint(context, plane, cut(plane, volumes[state.modality], greys(state.modality)));
-  for (const { values, colours, soft } of layersOf(plane)) {
-    if (state.style === "contour" || soft) {
+  for (const { values, colours, contour, soft } of layersOf(plane)) {
+    if (contour) {
       outline(context, plane, values, colours, soft);
     } else {
       context.globalAlpha = state.opacity;

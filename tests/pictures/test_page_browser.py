@@ -277,6 +277,24 @@ def test_contours_lie_between_voxels(viewer: Viewer) -> None:
     assert not viewer.run(script)
 
 
+def test_the_reference_is_seen_beside_contours_and_over_filled_labels(viewer: Viewer) -> None:
+    count = """
+        const {width, height} = planes[0].canvas;
+        const bytes = planes[0].canvas.getContext("2d").getImageData(0, 0, width, height).data;
+        let sum = 0;
+        for (const byte of bytes) sum = (sum * 31 + byte) % 1000003;
+        return sum;
+    """
+    viewer.press("c")
+    for style in ("contour", "fill"):
+        viewer.click(f"[data-to={style}]")
+        seen = set()
+        for comparison in ("found", "reference", "both"):
+            viewer.click(f"[data-to={comparison}]")
+            seen.add(viewer.run(count))
+        assert len(seen) == 3, style
+
+
 def test_the_difference_of_a_region(viewer: Viewer, case: Made) -> None:
     viewer.press("d")
     assert viewer.run("return state.comparison") == "difference"
