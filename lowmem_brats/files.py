@@ -43,6 +43,15 @@ def replace_when_complete(path: Path, overwrite: bool = True) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str, overwrite: bool = True) -> None:
+    """Write a text file as UTF-8, with the line ends that it has, as `replace_when_complete` does.
+
+    What UTF-8 cannot hold, as in names of files from other systems, is written as `\\udce9`.
+    """
+    with replace_when_complete(path, overwrite) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
 def _rename_to_new(partial: Path, path: Path) -> None:
     """Give a complete file its name in one step that fails where the name is taken."""
     try:

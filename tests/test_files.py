@@ -12,7 +12,7 @@ import pytest
 
 from lowmem_brats.data.case_files import niftis
 from lowmem_brats.errors import InputError
-from lowmem_brats.files import check_apart, check_output, replace_when_complete
+from lowmem_brats.files import check_apart, check_output, replace_when_complete, write_text
 
 
 @pytest.fixture(params=["new", "existing"])
@@ -252,6 +252,15 @@ def test_output_in_no_folder(tmp_path: Path, overwrite: bool) -> None:
     for path in (tmp_path / "nowhere" / "x.nii", tmp_path / "file" / "x.nii"):
         with pytest.raises(InputError, match="is not a folder; expected an existing folder"):
             check_output(path, overwrite)
+
+
+def test_a_text_keeps_its_line_ends_and_names_that_are_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    write_text(path, "a\r\nä\udce9\n")
+    assert path.read_bytes() == b"a\r\n\xc3\xa4\\udce9\n"
+    with pytest.raises(InputError, match="exists already"):
+        write_text(path, "b", overwrite=False)
+    assert path.read_bytes().startswith(b"a"), "as it was"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -17,6 +17,8 @@ from rich.table import Table
 from lowmem_brats.data.labels import format_millilitres
 
 if TYPE_CHECKING:
+    from lowmem_brats.data.labels import Region
+    from lowmem_brats.evaluate.metrics import RegionScore
     from lowmem_brats.evaluate.pairs import PatientScores, Summary
     from lowmem_brats.measure.label_map import Measurements
     from lowmem_brats.memory.planner import InferencePlan, TrainPlan
@@ -145,19 +147,20 @@ def table(*headings: str, left: int = 1) -> Table:
 
 def show_scores(scores: list[PatientScores], summary: Summary) -> None:
     """Table of Dice, HD95, sensitivity and specificity per patient and region, mean and standard deviation below."""
-    shown = table("case", "region", "Dice", "HD95 mm", "sensitivity", "specificity", left=2)
+    from lowmem_brats.evaluate.metrics import HEADINGS
 
-    def add(name: str, regions: Mapping[object, object]) -> None:
+    shown = table("case", "region", *HEADINGS, left=2)
+
+    def add(name: str, regions: Mapping[Region, RegionScore]) -> None:
         for region, score in regions.items():
-            row = (f"{score.dice:.3f}", f"{score.hd95_mm:.1f}", f"{score.sensitivity:.3f}", f"{score.specificity:.4f}")  # type: ignore[attr-defined]
-            shown.add_row(name, region.name, *row)  # type: ignore[attr-defined]
+            shown.add_row(name, region.name, *score.shown())
         shown.add_section()
 
     for patient in scores:
-        add(patient.case_id, patient.regions)  # type: ignore[arg-type]
+        add(patient.case_id, patient.regions)
     if summary.patients > 1:
-        add(f"mean of {summary.patients}", summary.mean)  # type: ignore[arg-type]
-        add("standard deviation", summary.std)  # type: ignore[arg-type]
+        add(f"mean of {summary.patients}", summary.mean)
+        add("standard deviation", summary.std)
     out.print(shown)
 
 

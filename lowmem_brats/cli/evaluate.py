@@ -9,13 +9,8 @@ import click
 
 from lowmem_brats.cli import console, options
 from lowmem_brats.config import LABELS, SegmentConfig
-from lowmem_brats.data.labels import CONVENTIONS, LabelConvention
-from lowmem_brats.files import check_apart, check_output, replace_when_complete
-
-
-def _conventions(labels: str, reference_labels: str | None) -> tuple[LabelConvention, LabelConvention]:
-    """Those of the two sides."""
-    return CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
+from lowmem_brats.data.labels import LabelConvention
+from lowmem_brats.files import check_apart, check_output, write_text
 
 
 @click.command()
@@ -37,7 +32,7 @@ def _conventions(labels: str, reference_labels: str | None) -> tuple[LabelConven
 @click.option("--json", type=options.FILE, help="Write the scores to this JSON file.")
 @options.overwrite
 @options.quiet
-@options.gather("conventions", ("labels", "reference_labels"), _conventions)
+@options.conventions
 def evaluate(
     predicted: Path,
     reference: Path,
@@ -73,8 +68,7 @@ def evaluate(
     summary = summarise(scores)
     for target, render in ((csv, to_csv), (json, to_json)):
         if target:
-            with replace_when_complete(target, overwrite) as unfinished:
-                unfinished.write_text(render(scores, summary), encoding="utf-8", errors="backslashreplace", newline="")
+            write_text(target, render(scores, summary), overwrite)
     if not quiet:
         console.show_scores(scores, summary)
         if lesion_wise:

@@ -12,7 +12,7 @@ from lowmem_brats.config import SegmentConfig
 from lowmem_brats.config.names import REGIONS
 from lowmem_brats.data.labels import CONVENTIONS, format_millilitres
 from lowmem_brats.errors import InputError
-from lowmem_brats.files import check_apart, check_output, replace_when_complete
+from lowmem_brats.files import check_apart, check_output, write_text
 
 if TYPE_CHECKING:
     from lowmem_brats.measure.change import Change
@@ -65,7 +65,7 @@ def measure(
     _warn(measured)
     for target, render in ((csv, to_csv), (json, to_json)):
         if target:
-            _write(target, render(measured), overwrite)
+            write_text(target, render(measured), overwrite)
     if not quiet:
         show_measurements(measured)
 
@@ -94,7 +94,7 @@ def compare(before: Path, after: Path, labels: str, json: Path | None, overwrite
     measured = [measure_file(case_id_of(path), path, CONVENTIONS[labels]) for path in (before, after)]
     _warn(measured)
     if json:
-        _write(json, to_json(*measured), overwrite)
+        write_text(json, to_json(*measured), overwrite)
     if not quiet:
         show_changes(changes(*measured))
 
@@ -155,8 +155,3 @@ def _warn(measured: list[Measurements]) -> None:
     for each in measured:
         for text in each.warnings:
             console.warn(f"{each.file}: {text}")
-
-
-def _write(path: Path, text: str, overwrite: bool) -> None:
-    with replace_when_complete(path, overwrite) as partial:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from lowmem_brats.cli.sections import SectionOption
 from lowmem_brats.config import BRATS_SHAPE, NetworkConfig
 from lowmem_brats.config.setting import Form, Setting, settings_of
+from lowmem_brats.data.labels import CONVENTIONS, LabelConvention
 from lowmem_brats.errors import InputError
 
 FILE = click.Path(path_type=Path)
@@ -101,6 +102,15 @@ def gather(into: str, names: Collection[str], make: Callable[..., Any] = dict) -
         return gathered  # type: ignore[return-value]
 
     return around
+
+
+def _conventions(labels: str, reference_labels: str | None) -> tuple[LabelConvention, LabelConvention]:
+    """Those of a label map and of the reference that it is compared with."""
+    return CONVENTIONS[labels], CONVENTIONS[reference_labels or labels]
+
+
+conventions = gather("conventions", ("labels", "reference_labels"), _conventions)
+"""Give a command the parameters `labels` and `reference_labels` as the two conventions that they name."""
 
 
 def fields_of(config: type) -> list[str]:

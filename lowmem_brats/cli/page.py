@@ -16,13 +16,12 @@ from lowmem_brats.config.shared import MAIN, RESULT
 from lowmem_brats.data.case_files import CaseFiles
 from lowmem_brats.data.labels import CONVENTIONS, LabelConvention, split_regions, warnings_of
 from lowmem_brats.errors import InputError
-from lowmem_brats.files import check_apart, check_output, replace_when_complete
+from lowmem_brats.files import check_apart, check_output, write_text
 
 if TYPE_CHECKING:
     from lowmem_brats.data.case import Case
     from lowmem_brats.evaluate.pairs import LabelledVolume
     from lowmem_brats.segment.result import Segmentation
-    from lowmem_brats.weights.store import WeightsSet
 
 
 @click.command(cls=SectionedCommand)
@@ -43,14 +42,14 @@ if TYPE_CHECKING:
 @options.overwrite
 @options.quiet
 @gathered
-@options.gather("conventions", ("labels", "reference_labels"), lambda **names: names)
+@options.conventions
 def page(
     case: Path,
     seg: Path,
     search: Search,
     output: Path | None,
     reference: Path | None,
-    conventions: dict[str, str | None],
+    conventions: tuple[LabelConvention, LabelConvention],
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -68,8 +67,8 @@ def page(
     target = output or seg.with_name(f"{files.case_id}.html")
     given = [*files.images.values(), *filter(None, [files.stacked, reference])]
     check_apart([target], [*given, seg, *files.labels])
-    labels = str(conventions["labels"])
-    found, other = _labelled(seg, CONVENTIONS[labels]), CONVENTIONS[conventions["reference_labels"] or labels]
+    own, other = conventions
+    found = _labelled(seg, own)
     compared = _labelled(reference, other) if reference else None
     check_output(target, overwrite)
     loaded = read_case(files)
@@ -80,37 +79,36 @@ def page(
         compared = _reference_in(files, seg, other, loaded, warnings)
     for text in warnings:
         console.warn(text)
-    table = files_table(seg, labels, compared.path if compared else None)
+    table = files_table(seg, own.name, compared.path if compared else None)
     subtitle = f"label map {seg.name}, drawn by lowmem-brats {__version__}"
-    _write(target, draw_page(loaded, found, subtitle, [table], warnings, compared), overwrite)
+    write_text(target, draw_page(loaded, found, subtitle, [table], warnings, compared), overwrite)
     if not quiet:
         console.out.print(f"wrote        {target}")
 
 
-def write_result_page(result: Segmentation, files: CaseFiles, path: Path, weights: WeightsSet, overwrite: bool) -> None:
+def write_result_page(result: Segmentation, files: CaseFiles, path: Path, overwrite: bool) -> None:
     """Write the page of a result that is saved; a reference in the case's folder is shown too.
 
     Adds a warning to the report where that reference cannot be compared. Raises InputError as `replace_when_complete`.
     """
-    from lowmem_brats.data.geometry import Volume
     from lowmem_brats.evaluate.pairs import LabelledVolume
     from lowmem_brats.pictures.page import draw_page
     from lowmem_brats.pictures.page_tables import files_table, report_tables
 
-    report, grid = result.report, result.case.reference
+    report = result.report
     convention, output = CONVENTIONS[report.labels], Path(report.output)
-    found = LabelledVolume(Volume(result.label_XYZ, grid.affine, grid.header, grid.to_disk), convention, output)
+    found = LabelledVolume(result.volume, convention, output)
     told: list[str] = []
     reference = _reference_in(files, output, convention, result.case, told)
     for text in told:
         console.warn(f"{report.case_id}: {text}")
     report.warnings += told
     tables = [
-        *report_tables(report, weights),
+        *report_tables(report),
         files_table(output, report.labels, reference.path if reference else None),
     ]
     subtitle = f"segmented by lowmem-brats {__version__} with {report.weights}"
-    _write(path, draw_page(result.case, found, subtitle, tables, report.warnings, reference), overwrite)
+    write_text(path, draw_page(result.case, found, subtitle, tables, report.warnings, reference), overwrite)
 
 
 def _labelled(path: Path, convention: LabelConvention) -> LabelledVolume:
@@ -145,8 +143,3 @@ def _told(labelled: LabelledVolume) -> list[str]:
     """What may be wrong with a label map from a file."""
     found = [*labelled.volume.warnings, *warnings_of(labelled.volume.data, labelled.convention)]
     return [f"{labelled.path.name}: {text}" for text in found]
-
-
-def _write(path: Path, content: str, overwrite: bool) -> None:
-    with replace_when_complete(path, overwrite) as partial:
-        partial.write_text(content, encoding="utf-8", newline="\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -128,7 +127,7 @@ def segment_one(
     from lowmem_brats.cli.page import write_result_page
     from lowmem_brats.segment.case import segment_case
     from lowmem_brats.segment.native import FORCED, prepared_folder
-    from lowmem_brats.weights.store import open_set
+    from lowmem_brats.segment.regions import timed
 
     prepared = prepared_folder(files.folder)
     with console.progress(quiet) as on_progress:
@@ -136,9 +135,8 @@ def segment_one(
         result = segment_case(files, outputs.label_map, config, on_progress, show_plan, overwrite)
     if prepared and prepared.problems:
         result.report.warnings.append(f"{FORCED}: {'; '.join(prepared.problems)}")
-    began = time.perf_counter()
-    measured = result.measurements
-    result.report.seconds["measure"] = time.perf_counter() - began
+    with timed(result.report.seconds, "measure"):
+        measured = result.measurements
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
     native_millilitres = {}
@@ -148,7 +146,7 @@ def segment_one(
         title = f"{stem(outputs.label_map)} (lowmem-brats, {result.report.weights})"
         write_preview(result, outputs.preview, title, overwrite)
     if outputs.page:
-        write_result_page(result, files, outputs.page, open_set(config.weights, alone=config.fast), overwrite)
+        write_result_page(result, files, outputs.page, overwrite)
     if not quiet:
         console.show_segmentation(result.report)
         console.show_native(native_millilitres)

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lowmem_brats.config import MODALITIES
+from lowmem_brats.data.labels import TOUCHING, Mask
 from lowmem_brats.errors import InputError
 
 Image = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 THIN = 0.25
 """An axis shorter than this share of the longest is one of few slices, which cut through the head: its faces hold no
@@ -202,7 +202,7 @@ def _pieces(mask_XYZ: Mask, smallest: float) -> Mask:
     Voxels that touch in a face, an edge or a corner belong to one piece.
     """
     box = ndimage.find_objects(mask_XYZ.view(np.uint8))[0]
-    piece_XYZ, count = ndimage.label(mask_XYZ[box], np.ones((3, 3, 3)))
+    piece_XYZ, count = ndimage.label(mask_XYZ[box], TOUCHING)
     if count == 1:
         return mask_XYZ
     voxels = np.bincount(piece_XYZ[mask_XYZ[box]])

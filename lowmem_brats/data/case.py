@@ -17,6 +17,7 @@ from lowmem_brats.data.alignment import measure_alignment
 from lowmem_brats.data.brain import isolate_brain
 from lowmem_brats.data.case_files import FEWEST_MODALITIES, CaseFiles, what_is_lost
 from lowmem_brats.data.geometry import Volume, check_same_grid
+from lowmem_brats.data.labels import Mask
 from lowmem_brats.data.nifti import NiftiImage, read_stack, read_volume, volume_of
 from lowmem_brats.errors import InputError, did_you_mean
 
@@ -38,6 +39,11 @@ class Case:
     """The first modality; label maps are written into its grid."""
     missing: list[str]
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def brain_XYZ(self) -> Mask:
+        """Where any modality has signal: the brain, as everything else is 0. A new array."""
+        return np.asarray(self.images_CXYZ.any(axis=0))
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -19,6 +19,8 @@ from lowmem_brats.errors import InputError, did_you_mean
 
 Mask = npt.NDArray[np.bool_]
 LabelMap = npt.NDArray[np.uint8]
+TOUCHING = np.ones((3, 3, 3), np.bool_)
+"""Voxels that share a face, an edge or a corner belong to one piece of a mask (26-connected)."""
 WHOLE_TO = 1e-3
 """How far a label in a file may be from a whole number, as scale factors leave it."""
 
@@ -161,7 +163,7 @@ def split_regions(label: npt.NDArray[np.integer], convention: LabelConvention, w
     `label`: integers, any shape; `where` names its origin in errors.
     Raises InputError when it holds a value that the convention does not know.
     """
-    present = set(np.unique(label).tolist())
+    present = _values_in(label)
     unknown = sorted(present - set(convention.values))
     if unknown:
         fitting = [c.name for c in CONVENTIONS.values() if present <= set(c.values)]
@@ -179,6 +181,15 @@ def split_regions(label: npt.NDArray[np.integer], convention: LabelConvention, w
     enhancing = label == convention.et
     core = enhancing | (label == convention.ncr)
     return {Region.WT: core | (label == convention.ed), Region.TC: core, Region.ET: enhancing}
+
+
+def _values_in(label: npt.NDArray[np.integer]) -> set[int]:
+    """The different values of a label map; of uint8 without sorting, which takes four times as long."""
+    if label.dtype != np.uint8:
+        return set(np.unique(label).tolist())
+    found = np.zeros(256, np.bool_)
+    found[label] = True
+    return set(np.flatnonzero(found).tolist())
 
 
 def format_millilitres(volume_ml: float) -> str:

@@ -11,6 +11,9 @@ from scipy import ndimage
 HD95_ONE_EMPTY_MM = 373.13
 """HD95 when exactly one of the two masks is empty: the diagonal of the 240 × 240 × 155 mm BraTS grid."""
 
+HEADINGS = ("Dice", "HD95 mm", "sensitivity", "specificity")
+"""Of the columns of `RegionScore.shown`."""
+
 
 @dataclass(frozen=True)
 class RegionScore:
@@ -24,6 +27,10 @@ class RegionScore:
     """Share of the reference's voxels that were found."""
     specificity: float
     """Share of the voxels outside the reference that were left as background."""
+
+    def shown(self) -> tuple[str, str, str, str]:
+        """The four measures for people to read."""
+        return f"{self.dice:.3f}", f"{self.hd95_mm:.1f}", f"{self.sensitivity:.3f}", f"{self.specificity:.4f}"
 
 
 def dice(tp: float, fp: float, fn: float) -> float:

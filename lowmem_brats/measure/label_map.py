@@ -85,13 +85,8 @@ def measure_file(case_id: str, path: Path, convention: LabelConvention, case: Ca
     if case:
         check_same_grid(volume, path, case.reference, Path(case.case_id))
     warnings = (*volume.warnings, *warnings_of(volume.data, convention))
-    measured = measure_volume(case_id, volume, convention, brain_of(case) if case else None, path)
+    measured = measure_volume(case_id, volume, convention, case.brain_XYZ if case else None, path)
     return replace(measured, warnings=warnings)
-
-
-def brain_of(case: Case) -> Mask:
-    """The voxels where any image of a case has signal: its brain, as everything else is 0."""
-    return np.asarray(case.images_CXYZ.any(axis=0))
 
 
 def _volumes(masks: dict[Region, Mask]) -> dict[str, Mask]:

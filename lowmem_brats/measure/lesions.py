@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, spatial
 
-from lowmem_brats.data.labels import Mask
+from lowmem_brats.data.labels import TOUCHING, Mask
 from lowmem_brats.measure.diameters import Diameters, longest_in_space, measure_slice, outline
 
 MEASURABLE_MM = 10.0
@@ -21,8 +21,6 @@ TARGETS = 5
 """RANO: the sum of products is that of at most so many lesions, the largest."""
 MIDLINE_MM = 5.0
 """A lesion whose centroid is nearer to the middle of the brain is on neither side."""
-TOUCHING = np.ones((3, 3, 3), np.bool_)
-"""Voxels that share a face, an edge or a corner belong to one lesion (26-connected)."""
 
 
 @dataclass(frozen=True)

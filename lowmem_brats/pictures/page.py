@@ -17,7 +17,8 @@ import numpy.typing as npt
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.case import Case
 from lowmem_brats.data.geometry import Volume, check_same_grid
-from lowmem_brats.data.labels import Mask, Region, format_millilitres
+from lowmem_brats.data.labels import Region, format_millilitres
+from lowmem_brats.evaluate.metrics import HEADINGS
 from lowmem_brats.evaluate.pairs import LabelledVolume, PatientScores, score_patient
 from lowmem_brats.pictures import page_html as html
 from lowmem_brats.pictures.curves import Bytes, Colour
@@ -83,7 +84,7 @@ def draw_page(
 
 def _box(case: Case, label_maps: Sequence[Volume]) -> Box:
     """The part of the grid that holds brain or labels, and a margin."""
-    filled_XYZ: Mask = np.asarray(case.images_CXYZ.any(axis=0))
+    filled_XYZ = case.brain_XYZ
     for each in label_maps:
         filled_XYZ |= each.data != 0
     return brain_box(filled_XYZ, case.spacing_mm)
@@ -152,9 +153,5 @@ def _volumes(ranks: Mapping[str, Bytes], voxel_ml: float) -> dict[str, str]:
 
 
 def _scores(scores: PatientScores) -> str:
-    columns = ("", "Dice", "HD95 mm", "sensitivity", "specificity")
-    rows = [
-        (region.name, f"{s.dice:.3f}", f"{s.hd95_mm:.1f}", f"{s.sensitivity:.3f}", f"{s.specificity:.4f}")
-        for region, s in scores.regions.items()
-    ]
-    return html.numbers("Scores", columns, rows)
+    rows = [(region.name, *score.shown()) for region, score in scores.regions.items()]
+    return html.numbers("Scores", ("", *HEADINGS), rows)

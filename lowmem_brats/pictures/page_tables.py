@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from lowmem_brats.data.labels import format_millilitres
 from lowmem_brats.memory.budget import format_bytes
 from lowmem_brats.pictures.page_html import Table
 from lowmem_brats.segment.result import SegmentReport
-from lowmem_brats.weights.store import WeightsSet
 
 
-def report_tables(report: SegmentReport, weights: WeightsSet) -> list[Table]:
+def report_tables(report: SegmentReport) -> list[Table]:
     """How a label map was made: the plan and what it took, the slices that were looked at, weights and versions."""
     plan = report.plan
     reserve = f", and {format_bytes(plan.reserve_bytes)} kept for CUDA" if plan.reserve_bytes else ""
@@ -30,7 +28,7 @@ def report_tables(report: SegmentReport, weights: WeightsSet) -> list[Table]:
     left_out = " · ".join(f"{of} {volume} mL" for of, volume in doubtful.items()) or "nothing"
     made = [
         ("weights", report.weights),
-        *[(f"sha256 of {file.name.upper()}", _checksum(file.path)) for file in weights.files],
+        *[(f"sha256 of {name.upper()}", checksum) for name, checksum in report.checksums],
         ("left out as doubtful", f"{left_out} (share {report.min_confidence:g} of {report.min_confidence_of})"),
         *report.versions.items(),
     ]
@@ -41,7 +39,3 @@ def files_table(path: Path, labels: str, reference: Path | None) -> Table:
     """Which files a page was made of."""
     compared = [("reference", reference.name)] if reference else []
     return Table("Files", [("label map", path.name), ("labels", labels), *compared])
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

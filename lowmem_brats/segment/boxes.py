@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from lowmem_brats.data.labels import Mask
+from lowmem_brats.data.labels import TOUCHING, Mask
 from lowmem_brats.data.slices import VIEWS, SliceStack, occupied
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork
-from lowmem_brats.segment.cleanup import TOUCHING
 from lowmem_brats.segment.stack import OnProgress, Prediction, count_passes, predict_stack
 
 

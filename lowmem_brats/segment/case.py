@@ -151,7 +151,10 @@ def _segment(
             return plan
 
         plan = plan_in(setup.precision)
-    report = SegmentReport(case.case_id, weights.name, convention.name, config.vram, versions(), plan, seconds)
+    checksums = [(file.name, file.sha256) for file in weights.files]
+    report = SegmentReport(
+        case.case_id, weights.name, convention.name, checksums, config.vram, versions(), plan, seconds
+    )
     report.min_confidence = least_confidence(config, weights)
     report.min_confidence_of = weights.name if config.min_confidence is None else "--min-confidence"
     report.warnings = setup.notes + case.warnings + stack.notes

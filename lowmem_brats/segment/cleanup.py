@@ -11,10 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lowmem_brats.data.labels import Mask, Region
-
-TOUCHING = np.ones((3, 3, 3), np.bool_)
-"""Voxels that share a face, an edge or a corner belong to one component (26-connected)."""
+from lowmem_brats.data.labels import TOUCHING, Mask, Region
 
 
 def drop_doubtful(

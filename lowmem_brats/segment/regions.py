@@ -62,13 +62,14 @@ class RegionSearch:
         """
         self._weights, self._stack, self._views, self._config = weights, stack, views, config
         self._report, self._plan_in, self._on_progress = report, plan_in, on_progress
+        self._boxed = config.narrow and weights.network.norm == "none"
 
     def find(self) -> dict[Region, Logits]:
         """Run the networks: region → logits added up over the views, as `Prediction.sum_KZHW`."""
         network, stack, report = self._weights.network, self._stack, self._report
         if stack.flat and (network.views > 1 or network.context):
             report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
-        look = self._look_at_boxes if network.norm == "none" and self._config.narrow else self._look_at_slices
+        look = self._look_at_boxes if self._boxed else self._look_at_slices
         brain_VN = occupied(stack.brain_ZHW, self._views)
         logit_ZHW, parent_ZHW = dict[Region, Logits](), stack.brain_ZHW
         for files in self._weights.by_region():
@@ -96,11 +97,10 @@ class RegionSearch:
         return self._predict(files, occupied(parent_ZHW, self._views), files[0].name)
 
     def _look_at_boxes(self, files: Sequence[WeightsFile], parent_ZHW: Mask) -> Prediction:
-        """Look at boxes around the parent region; where that is the brain, at boxes around what a coarse look finds."""
+        """Look at boxes around the parent region; for WT, whose parent is the brain, around what was found coarsely."""
         stack, name, mirror = self._stack, files[0].name, self._config.tta
-        coarse = None
-        found_ZHW = parent_ZHW
-        if parent_ZHW is stack.brain_ZHW and not stack.flat:
+        found_ZHW, coarse = parent_ZHW, None
+        if Region.WT in files[0].regions and not stack.flat:
             found_ZHW, coarse = self._look_coarsely(files)
         boxes = boxes_around(found_ZHW, MARGIN, stride_of(files[0].network), stack.flat)
         self._report.boxes[name] = [box.in_volume(stack) for box in boxes]
@@ -135,7 +135,7 @@ class RegionSearch:
         slices_ZCHW, config, tell = self._stack.slices_ZCHW, self._config, partial(self._on_progress, stage.upper())
 
         def run(network_of: NetworkOf, plan: InferencePlan) -> Prediction:
-            narrow = config.narrow and files[0].network.norm != "none"
+            narrow = config.narrow and not self._boxed
             return predict_stack(network_of, slices_ZCHW, active_VN, plan, config.tta, tell, narrow, self._stack.flat)
 
         return self._run(files, run)

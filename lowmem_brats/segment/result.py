@@ -15,7 +15,7 @@ from lowmem_brats.data.geometry import Volume
 from lowmem_brats.data.labels import convention_of, format_millilitres
 from lowmem_brats.data.nifti import label_image, write_label_map
 from lowmem_brats.errors import InputError
-from lowmem_brats.measure.label_map import Measurements, brain_of, measure_volume
+from lowmem_brats.measure.label_map import Measurements, measure_volume
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.segment.result_path import names_label_map
 
@@ -29,6 +29,8 @@ class SegmentReport:
     """Name of the set, or the names of several."""
     labels: str
     """Name of the label convention, a key of `labels.CONVENTIONS`."""
+    checksums: list[tuple[str, str]]
+    """Of each weights file, the names of its regions and its sha256."""
     vram: str
     """The budget as the user wrote it."""
     versions: dict[str, str]
@@ -93,13 +95,17 @@ class Segmentation:
         """Tissue → volume in mL: necrotic core, oedema, enhancing tumour."""
         return self.report.millilitres
 
+    @property
+    def volume(self) -> Volume:
+        """The label map in LPS order, with its place in space."""
+        grid = self.case.reference
+        return Volume(self.label_XYZ, grid.affine, grid.header, grid.to_disk)
+
     @cached_property
     def measurements(self) -> Measurements:
         """Volumes of regions and tissues, and the diameters, place and side of each enhancing lesion."""
-        grid = self.case.reference
-        volume = Volume(self.label_XYZ, grid.affine, grid.header, grid.to_disk)
         convention = convention_of(self.report.labels)
-        return measure_volume(self.report.case_id, volume, convention, brain_of(self.case))
+        return measure_volume(self.report.case_id, self.volume, convention, self.case.brain_XYZ)
 
     @property
     def warnings(self) -> list[str]:

@@ -11,7 +11,7 @@ from lowmem_brats.data.case_files import CaseFiles
 from lowmem_brats.data.labels import CONVENTIONS
 from lowmem_brats.errors import describe
 from lowmem_brats.evaluate.pairs import PatientScores, evaluate_pairs, summarise, to_csv
-from lowmem_brats.files import replace_when_complete
+from lowmem_brats.files import write_text
 from lowmem_brats.segment.case import segment_case
 from lowmem_brats.train.networks import Run
 
@@ -57,8 +57,5 @@ def score_held_out(
         on_progress("test cases", number, len(cases))
     notes += [f"{patient.case_id}: {text}" for patient in scores for text in patient.warnings]
     if scores:
-        with replace_when_complete(results / "scores.csv") as partial:
-            partial.write_text(
-                to_csv(scores, summarise(scores)), encoding="utf-8", errors="backslashreplace", newline=""
-            )
+        write_text(results / "scores.csv", to_csv(scores, summarise(scores)))
     return scores, notes

@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class WeightsFile:
     """How it was trained: data, steps, versions."""
     metrics: Mapping[str, Any]
     """The scores that it reached on its validation cases."""
+    sha256: str = field(default="", compare=False)
+    """Of the file; empty until it is opened through an index, which names it."""
 
     @property
     def name(self) -> str:
@@ -177,7 +179,7 @@ def _open_file(folder: Path, name: str, sha256: str) -> WeightsFile:
         raise WeightsError(path, "missing", "a weights file", "Reinstall, or train the set again.")
     if _sha256(path) != sha256:
         raise WeightsError(path, "checksum differs", f"sha256 {sha256[:12]}…", "The file is damaged: copy it again.")
-    return read_header(path)
+    return replace(read_header(path), sha256=sha256)
 
 
 def read_header(path: Path) -> WeightsFile:

@@ -197,3 +197,15 @@ def test_names_of_networks(name: str, stem: str) -> None:
 def test_an_unknown_region_has_no_network() -> None:
     with pytest.raises(ValueError, match="brainstem"):
         regions_of("wt brainstem")
+
+
+@given(st.sampled_from([np.uint8, np.int16, np.int64]), st.lists(st.integers(0, 100), max_size=30))
+def test_every_unknown_value_is_named_whatever_the_type(dtype: type, values: list[int]) -> None:
+    label = np.array(values, dtype).reshape(1, -1)
+    unknown = sorted(set(values) - set(CONVENTIONS["brats2020"].values))
+    if not unknown:
+        split_regions(label, CONVENTIONS["brats2020"], "x")
+        return
+    with pytest.raises(InputError) as caught:
+        split_regions(label, CONVENTIONS["brats2020"], "x")
+    assert caught.value.found.split(maxsplit=2)[2] == ", ".join(map(str, unknown))

@@ -316,6 +316,8 @@ def test_report_counts_what_was_written(tmp_path: Path, tiny: str, phantom: Path
     assert list(report.seconds) == ["load", "plan", "wt", "tc", "et", "fuse", "write"]
     assert report.peak_bytes == report.plan.predicted_bytes > 0
     assert (report.weights, report.labels, report.warnings) == ("tiny", "brats2023", [])
+    sets = json.loads((Path(tiny) / "index.json").read_text())["sets"]["tiny"]
+    assert report.checksums == [(region.value, sets[region.value]["sha256"]) for region in Region]
     assert progress[0] == ("WT", 4, report.slices["wt"]["run"])
     assert [step for step in progress if step[0] == "ET"][-1][1:] == (report.slices["et"]["run"],) * 2
     assert json.loads(json.dumps(asdict(report)))["plan"]["batch"] == 4
