@@ -35,11 +35,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What is drawn of each case."""
+class Beside:
+    """What is written of each case beside its label map."""
 
     preview: bool
     page: bool
+    dicom_seg: Path | None
+    """A folder that holds the DICOM files of its T1ce; None: no DICOM segmentation is wanted."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Preparation:
     named: bool
     """Whether the user named image files beside the case."""
     output: str | None
-    pictures: Pictures
+    beside: Beside
     overwrite: bool
     origin: Callable[[CaseFiles], str]
     """`segment.case.origin` with the command's weights and settings."""
@@ -64,17 +66,22 @@ class Preparation:
 
         Raises InputError: no case there, outputs that exist, cannot be written or would replace other files.
         """
-        from lowmem_brats.segment.native import native_path, prepared_folder
+        from lowmem_brats.segment.native import dicom_seg_path, native_path, prepared_folder
         from lowmem_brats.segment.result_path import Outputs, check_not_reference, output_path
 
         if not self.named:
             _check_holds_images(path)
         files = self.find(path)
         target = output_path(files, self.output)
-        outputs = Outputs.beside(target, files.case_id, self.pictures.preview, self.pictures.page)
+        outputs = Outputs.beside(target, files.case_id, self.beside.preview, self.beside.page)
         if prepared_folder(files.folder):
             outputs = replace(outputs, native=native_path(target))
+            if self.beside.dicom_seg:
+                outputs = replace(outputs, dicom_seg=dicom_seg_path(target))
             make_folder(native_path(target).parent)
+        elif self.beside.dicom_seg:
+            found = "was not prepared here, so it cannot go back to DICOM files"
+            raise InputError(path, found, "a case that lowmem-brats prepare made", "Leave --dicom-seg out.")
         check_apart(outputs.paths, [*files.images.values(), *filter(None, [files.stacked])], self.taken)
         check_output(target, overwrite=True)
         if os.path.isfile(target) and not self.overwrite and self._is_result(target, files):

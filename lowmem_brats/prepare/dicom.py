@@ -45,7 +45,7 @@ def find_in_dicom(
     `explicit`: modality → number of a series, folder of one, or a NIfTI file. Raises InputError: a modality that is
     missing or there twice, a chosen series that cannot be used.
     """
-    series = _read_series(files)
+    series = series_in(files)
     chosen, sources = dict[str, tuple[Series, str]](), dict[str, Source]()
     for modality, given in explicit.items():
         if given.is_dir():
@@ -68,7 +68,7 @@ def find_in_dicom(
 
 def convert_folder(modality: str, folder: Path, work: Path) -> Source:
     """Convert the one series in a folder. Raises InputError for none, several, or one that cannot be used."""
-    series = _read_series(dicom_files(folder))
+    series = series_in(dicom_files(folder))
     if len(series) != 1:
         found = ", ".join(each.named for each in series) or "no DICOM file"
         raise InputError(folder, found, f"the files of one series, for {modality}", "Name its folder or number.")
@@ -133,7 +133,7 @@ def _convert(modality: str, series: Series, files: Sequence[Path], reason: str, 
     return Source(images[0], tuple(files), series.named, reason)
 
 
-def _read_series(files: Sequence[Path]) -> dict[Series, list[Path]]:
+def series_in(files: Sequence[Path]) -> dict[Series, list[Path]]:
     """The MR series among DICOM files, by number, with their files."""
     pydicom = library("pydicom")
     headers: dict[str, list[tuple[Path, Any]]] = defaultdict(list)
@@ -166,6 +166,7 @@ def _series(headers: Sequence[Any]) -> Series:
         derived="DERIVED" in kinds,
         diffusion=any(_number(each.get("DiffusionBValue")) for each in headers) or "DIFFUSION" in kinds,
         voxel_mm3=float(np.prod([float(size) for size in in_plane]) * spacing_mm),
+        uid=str(first.SeriesInstanceUID),
         problem=problem,
     )
 

@@ -1,4 +1,4 @@
-"""The libraries that only `prepare` needs: imported when used, and named where they are missing."""
+"""The libraries that only `prepare` and DICOM segmentations need: imported when used, named where they are missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from lowmem_brats.errors import InputError
 
 PACKAGES = {"SimpleITK": "simpleitk", "dcm2niix": "dcm2niix", "deepbet": "deepbet", "pydicom": "pydicom"}
 """Module → package, of the extra `prepare`."""
-INSTALL = "Install what it needs: pip install 'lowmem-brats[prepare]'."
+INSTALL = "Install what it needs: pip install 'lowmem-brats[{}]'."
+IN_DICOM = ("highdicom",)
+"""Modules of the extra `dicom`."""
 
 
 def library(module: str) -> Any:
@@ -29,7 +31,9 @@ def data_file(module: str, name: str) -> Path:
     _check(module)
     path = Path(str(distribution(PACKAGES[module]).locate_file(name)))
     if not path.is_file():
-        raise InputError("prepare", f"{module} has no file {name}", "the release that this program knows", INSTALL)
+        raise InputError(
+            "prepare", f"{module} has no file {name}", "the release that this program knows", INSTALL.format("prepare")
+        )
     return path
 
 
@@ -52,4 +56,6 @@ def versions() -> dict[str, str]:
 def _check(*modules: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise InputError("prepare", f"no {', '.join(missing)} on this machine", "the extra [prepare]", INSTALL)
+        extra = "dicom" if set(missing) & set(IN_DICOM) else "prepare"
+        found = f"no {', '.join(missing)} on this machine"
+        raise InputError("prepare", found, f"the extra [{extra}]", INSTALL.format(extra))

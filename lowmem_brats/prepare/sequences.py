@@ -46,6 +46,8 @@ class Series:
     derived: bool = False
     diffusion: bool = False
     voxel_mm3: float = 1.0
+    uid: str = ""
+    """Tells it from a series with the same number of another examination; not shown."""
     problem: str = ""
     """Why it cannot be used, such as a missing slice; empty if it can."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,8 @@ class Source:
     """Why it is taken for this modality; holds nothing that could name a patient."""
 
     def checksum(self) -> str:
-        """Of the user's files, in order. Raises InputError for one that cannot be read."""
-        digest = hashlib.blake2b(digest_size=16)
-        for path in self.files:
-            add_to_checksum(digest, path)
-        return digest.hexdigest()
+        """As `checksum_of` the user's files."""
+        return checksum_of(self.files)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,14 @@ class Study:
     """`NIfTI` or `DICOM`."""
     notes: tuple[str, ...]
     """What was not used, and why."""
+
+
+def checksum_of(files: Sequence[Path]) -> str:
+    """Of the files' bytes, in order. Raises InputError for one that cannot be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        add_to_checksum(digest, path)
+    return digest.hexdigest()
 
 
 def check_anchor(path: Path, sources: Mapping[str, Source]) -> None:

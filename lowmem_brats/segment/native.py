@@ -37,6 +37,8 @@ class PreparedFolder:
     """T1ce as it came from the scanner."""
     problems: tuple[str, ...]
     """Checks that failed; the case was prepared all the same, with --force."""
+    t1ce_checksum: str
+    """Of the files that T1ce was made of."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,24 @@ def prepared_folder(folder: Path) -> PreparedFolder | None:
     try:
         record = json.loads(path.read_text())
         native, problems = folder / str(record["native_image"]), tuple(map(str, record["problems"]))
+        checksum = str(record["inputs"]["t1ce"]["checksum"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         found = f"cannot be read ({error})"
         raise InputError(path, found, "the record that prepare wrote", "Prepare the case again.") from error
     if not native.is_file():
         found = f"names {native.name}, which is not there"
         raise InputError(path, found, "T1ce as it came from the scanner", "Prepare the case again.")
-    return PreparedFolder(native, problems)
+    return PreparedFolder(native, problems, checksum)
 
 
 def native_path(target: Path) -> Path:
     """Where the label map on the raw T1ce's grid goes: beside `target`, in a folder in which no case is looked for."""
     return target.parent / NATIVE / f"{stem(target)}_native.nii.gz"
+
+
+def dicom_seg_path(target: Path) -> Path:
+    """Where the DICOM segmentation goes: beside the label map on the raw T1ce's grid."""
+    return target.parent / NATIVE / f"{stem(target)}.dcm"
 
 
 def write_native(

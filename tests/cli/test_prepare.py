@@ -14,6 +14,9 @@ from lowmem_brats.cli import main
 from lowmem_brats.data.nifti import read_label
 from lowmem_brats.prepare import extra
 
+RECORD = {"native_image": "native/raw.nii.gz", "problems": [], "inputs": {"t1ce": {"checksum": "0"}}}
+"""What `segment` reads of prepare.json."""
+
 
 def test_without_the_extra_prepare_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(extra, "find_spec", lambda module: None)
@@ -42,7 +45,7 @@ def prepared_case(pristine: Path, tmp_path: Path) -> Path:
     next(case.glob("*_seg.nii.gz")).unlink()
     (case / "native").mkdir()
     shutil.copy(next(case.glob("*_t1ce.nii.gz")), case / "native" / "raw.nii.gz")
-    (case / "prepare.json").write_text(json.dumps({"native_image": "native/raw.nii.gz", "problems": []}))
+    (case / "prepare.json").write_text(json.dumps(RECORD))
     return case
 
 
@@ -62,9 +65,15 @@ def test_the_label_map_goes_back_onto_the_raw_t1ce(prepared_case: Path, tiny: Pa
     assert "not used" not in segment(prepared_case, tiny, "--overwrite").output, "the second time too"
 
 
+def test_dicom_seg_of_a_case_that_was_not_prepared(pristine: Path, tiny: Path, tmp_path: Path) -> None:
+    shown = segment(pristine, tiny, "--dicom-seg", tmp_path, "-o", tmp_path / "out")
+    assert shown.exit_code == 2
+    assert "was not prepared here" in shown.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_forced_preparation_is_told_again(prepared_case: Path, tiny: Path) -> None:
-    record = {"native_image": "native/raw.nii.gz", "problems": ["t2 does not lie on T1ce"]}
-    (prepared_case / "prepare.json").write_text(json.dumps(record))
+    (prepared_case / "prepare.json").write_text(json.dumps(RECORD | {"problems": ["t2 does not lie on T1ce"]}))
     shown = segment(prepared_case, tiny)
     assert shown.exit_code == 0, shown.output
     assert "prepared with --force although checks failed" in shown.stderr

@@ -10,14 +10,14 @@ import pytest
 from raw_heads import Head, make_head, write_mask, write_study
 
 from lowmem_brats.prepare import register
-from lowmem_brats.prepare.extra import PACKAGES
+from lowmem_brats.prepare.extra import IN_DICOM, PACKAGES
 
 
 @pytest.fixture(scope="session")
 def extra() -> None:
-    """Skips where the extra `prepare` is not installed."""
-    if missing := [module for module in PACKAGES if find_spec(module) is None]:
-        pytest.skip(f"no {', '.join(missing)}: pip install '.[prepare]'")
+    """Skips where the extras `prepare` and `dicom` are not installed."""
+    if missing := [module for module in (*PACKAGES, *IN_DICOM) if find_spec(module) is None]:
+        pytest.skip(f"no {', '.join(missing)}: pip install '.[prepare,dicom]'")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.segment.native import RECORD, Target, carried, native_path, prepared_folder, write_native
 
 LABELS = CONVENTIONS["brats2020"]
+RECORDED = {"native_image": "raw.nii.gz", "problems": ["a", "b"], "inputs": {"t1ce": {"checksum": "f00d"}}}
 
 
 def volume(shape: tuple[int, int, int], affine: np.ndarray) -> Volume:
@@ -92,10 +93,10 @@ def test_a_folder_that_was_not_prepared(tmp_path: Path) -> None:
 
 def test_what_a_prepared_folder_says(tmp_path: Path) -> None:
     (tmp_path / "raw.nii.gz").touch()
-    (tmp_path / RECORD).write_text(json.dumps({"native_image": "raw.nii.gz", "problems": ["a", "b"]}))
+    (tmp_path / RECORD).write_text(json.dumps(RECORDED))
     found = prepared_folder(tmp_path)
     assert found is not None
-    assert (found.native, found.problems) == (tmp_path / "raw.nii.gz", ("a", "b"))
+    assert (found.native, found.problems, found.t1ce_checksum) == (tmp_path / "raw.nii.gz", ("a", "b"), "f00d")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_what_a_prepared_folder_says(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         ("{}", "cannot be read"),
-        ('{"native_image": "gone.nii.gz", "problems": []}', "names gone.nii.gz, which is not there"),
+        (json.dumps(RECORDED | {"native_image": "gone.nii.gz"}), "names gone.nii.gz, which is not there"),
     ],
 )
 def test_a_record_that_cannot_be_used(text: str, told: str, tmp_path: Path) -> None:
