@@ -45,6 +45,7 @@ DOORS = {
     "dcm2niix": set(),
     "deepbet": set(),
     "pydicom": set(),
+    "highdicom": set(),
     "panoptica": {"evaluate.lesion_wise"},
     "scipy": {
         "data.brain",

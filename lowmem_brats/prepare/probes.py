@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from lowmem_brats.data.alignment import SAMPLING_MM, grey_levels, shared_information
 
@@ -32,13 +31,14 @@ def over_probes(fixed_XYZ: Image, moving_XYZ: Image, spacing_mm: Sequence[float]
     sampled = tuple(slice(None, None, step) for step in steps)
     voxel_mm = np.multiply(spacing_mm, steps)
     fixed, moving = grey_levels(fixed_XYZ[sampled]), grey_levels(moving_XYZ[sampled])
-    middle = np.argwhere(fixed >= 0).mean(0)
+    voxels = np.argwhere(fixed >= 0)
+    here, middle = fixed[fixed >= 0], voxels.mean(0)
     best = 1e-9
     for turn, shift_mm in _probes(voxel_mm):
         matrix = np.diag(1 / voxel_mm) @ turn @ np.diag(voxel_mm)
-        offset = middle - matrix @ middle + shift_mm / voxel_mm
-        probe = ndimage.affine_transform(moving, matrix, offset, order=0, cval=-1)
-        best = max(best, shared_information(fixed, probe))
+        places = np.rint((voxels - middle) @ matrix.T + middle + shift_mm / voxel_mm).astype(np.intp)
+        inside = ((places >= 0) & (places < moving.shape)).all(1)
+        best = max(best, shared_information(here[inside], moving[tuple(places[inside].T)]))
     return shared_information(fixed, moving) / best
 
 
