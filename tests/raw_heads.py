@@ -24,6 +24,8 @@ AFFINE = np.array([[-4.0, 0, 0, 118], [0, -4, 0, 120], [0, 0, 4, -70], [0, 0, 0,
 SCALP = {"t1": 900.0, "t1ce": 950.0, "t2": 700.0, "flair": 600.0}
 PATIENT = {"PatientName": "Doe^Jane^Quux", "PatientBirthDate": "19510203", "PatientID": "MRN0042317"}
 """What no output may hold."""
+EMPTY = dict.fromkeys(("PatientSex", "StudyID", "StudyTime", "AccessionNumber", "ReferringPhysicianName"), "")
+"""What a DICOM segmentation asks of its source."""
 TIMES = {
     "t1": (550.0, 12.0, None),
     "t1ce": (550.0, 14.0, None),
@@ -145,7 +147,7 @@ def write_dicom_study(folder: Path, head: Head, moves: Mapping[str, Any] = MOVES
         image_XYZ = head.images[modality]
         seen_XYZ = moved(image_XYZ, rigid(*moves[modality])) if modality in moves else image_XYZ
         agent = {"ContrastBolusAgent": "GADAVIST"} if modality == "t1ce" else {}
-        write_series(folder, number, description, seen_XYZ, TIMES[modality], **agent)
+        write_series(folder, number, description, seen_XYZ, TIMES[modality], **agent, **EMPTY)
     write_series(folder, 1, "3-PLANE LOC", head.images["t1"][:, :, :5], (8.0, 3.0, None))
     write_series(folder, 6, "AX T1 REPEAT", head.images["t1"], TIMES["t1"], leave_out=(20,))
     write_series(folder, 7, "ep2d_diff_b1000", head.images["t2"][:, :, :12], (6000.0, 90.0, None))

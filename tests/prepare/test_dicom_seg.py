@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from raw_heads import AFFINE, PATIENT, TIMES, write_series
+from raw_heads import AFFINE, EMPTY, PATIENT, TIMES, write_series
 
 from lowmem_brats.data.geometry import Volume
 from lowmem_brats.data.labels import CONVENTIONS
@@ -19,7 +19,6 @@ from lowmem_brats.prepare.source import checksum_of
 pytestmark = pytest.mark.usefixtures("extra")
 SHAPE = (24, 20, 12)
 LABELS = CONVENTIONS["brats2020"]
-EMPTY = dict.fromkeys(("PatientSex", "StudyID", "StudyTime", "AccessionNumber", "ReferringPhysicianName"), "")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,7 @@ def test_a_sagittal_series_is_read_along_its_own_rows(label: Volume, tmp_path: P
 
 def test_another_series_is_not_taken(tmp_path: Path) -> None:
     series(tmp_path)
-    with pytest.raises(InputError, match=r"found series 3 \(T1 POST\), series 4 \(T2\)"):
+    with pytest.raises(InputError, match=r"series 3 \(T1 POST\), series 4 \(T2\)"):
         find_t1ce(tmp_path, "0")
 
 

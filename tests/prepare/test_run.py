@@ -18,7 +18,7 @@ from lowmem_brats.cli import main
 from lowmem_brats.config import MODALITIES, PrepareConfig
 from lowmem_brats.data.case import read_case
 from lowmem_brats.data.case_files import find_case
-from lowmem_brats.data.nifti import read_volume
+from lowmem_brats.data.nifti import read_label, read_volume
 from lowmem_brats.errors import InputError
 from lowmem_brats.prepare import run
 from lowmem_brats.prepare.brain_mask import Brain
@@ -107,6 +107,21 @@ def test_the_record_tells_how_the_case_was_made(case: Path) -> None:
     assert all(len(each["checksum"]) == 32 for each in record["inputs"].values())
     assert record["native_image"] == "native/case_7_t1ce.nii.gz"
     assert list(record["seconds"]) == ["find", "read", "brain", "t1", "t2", "flair"]
+
+
+def test_its_result_goes_back_to_dicom(case: Path, prepared: Prepared, tiny: Path, tmp_path: Path) -> None:
+    from pydicom import dcmread
+
+    t1ce = prepared.study.sources["t1ce"].files[0]
+    out = tmp_path / "out"
+    options = ["-o", str(out), "--weights", str(tiny), "--no-page", "--no-preview"]
+    shown = CliRunner().invoke(main, ["segment", str(case), "--dicom-seg", str(t1ce.parent), *options])
+    assert shown.exit_code == 0, shown.output
+    made = dcmread(out / "native" / "case_7_seg.dcm")
+    label_XYZ = read_label(out / "native" / "case_7_seg_native.nii.gz").data
+    assert made.pixel_array.sum() == np.count_nonzero(label_XYZ) > 0
+    assert made.ReferencedSeriesSequence[0].SeriesInstanceUID == dcmread(t1ce).SeriesInstanceUID
+    assert "case_7_seg.dcm" in shown.output
 
 
 def test_no_output_holds_anything_personal(case: Path) -> None:
