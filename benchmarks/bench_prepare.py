@@ -166,13 +166,8 @@ def broken(
 def judged(modality: str, transform: sitk.Transform, moving: sitk.Image, anchor: Anchor) -> dict[str, object]:
     """What the gate says of a transform."""
     measures = laid_by(described(transform, anchor.fixed, ""), moving, anchor).measures
-    fit = measures.alignment
-    return {
-        "over_mean": fit and round(fit.over_mean, 3),
-        "over_best": fit and round(fit.over_best, 3),
-        "over_probes": round(measures.over_probes, 3),
-        "refused": bool(judge_modality(modality, measures)),
-    }
+    refused = bool(judge_modality(modality, measures))
+    return {"over_probes": round(measures.over_probes, 3), "refused": refused}
 
 
 def brain_points(brain_XYZ: np.ndarray, affine: np.ndarray, rng: np.random.Generator) -> np.ndarray:

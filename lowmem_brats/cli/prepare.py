@@ -99,9 +99,8 @@ def show_prepared(prepared: Prepared) -> None:
     shown = console.table("laid on T1ce", "rotation °", "shift mm", "fit", "brain shown")
     for modality, found in prepared.registrations.items():
         measures = prepared.measures[modality]
-        fit = f"{measures.alignment.over_mean:.2f}" if measures.alignment else "-"
         turned = f"{found.rotation_degrees:.1f}", f"{found.shift_mm:.1f}"
-        shown.add_row(modality, *turned, fit, f"{measures.covered:.0%}")
+        shown.add_row(modality, *turned, f"{measures.over_probes:.2f}", f"{measures.covered:.0%}")
     console.out.print(shown)
     console.out.print()
     brain = prepared.brain

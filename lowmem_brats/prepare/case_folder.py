@@ -20,6 +20,7 @@ from lowmem_brats import __version__
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.nifti import write_volume
 from lowmem_brats.errors import InputError
+from lowmem_brats.files import write_text
 from lowmem_brats.memory.device import process_peak_bytes
 from lowmem_brats.prepare.extra import library, versions
 from lowmem_brats.prepare.run import Prepared
@@ -86,8 +87,6 @@ def record_of(prepared: Prepared) -> dict[str, Any]:
                 "rotation_degrees": round(found.rotation_degrees, 3),
                 "shift_mm": round(found.shift_mm, 3),
                 "transform_lps_mm": _matrix(found.transform),
-                "over_mean": _rounded(prepared.measures[modality].alignment, "over_mean"),
-                "over_best": _rounded(prepared.measures[modality].alignment, "over_best"),
                 "over_probes": round(prepared.measures[modality].over_probes, 3),
                 "covered": round(prepared.measures[modality].covered, 4),
             }
@@ -128,7 +127,7 @@ def _write(prepared: Prepared, folder: Path, case_id: str, picture: Any) -> list
     picture.save(folder / written[-1], format="PNG")
     written.append(Path(RECORD))
     record = record_of(prepared) | {"native_image": f"{NATIVE}/{case_id}_t1ce.nii.gz"}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
     return written
 
 
@@ -158,7 +157,3 @@ def _matrix(transform: Any) -> list[list[float]]:
     matrix[:3, 3] = moved[0]
     matrix[:3, :3] = np.stack([point - moved[0] for point in moved[1:]], axis=1)
     return [[round(float(value), 6) for value in row] for row in matrix]
-
-
-def _rounded(alignment: object, name: str) -> float | None:
-    return None if alignment is None else round(float(getattr(alignment, name)), 3)

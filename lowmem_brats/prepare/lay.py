@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowmem_brats.config import MODALITIES
-from lowmem_brats.data.alignment import measure_alignment
 from lowmem_brats.data.labels import Mask
 from lowmem_brats.prepare import itk
 from lowmem_brats.prepare.gate import Measures, judge_modality
 from lowmem_brats.prepare.probes import over_probes
 from lowmem_brats.prepare.register import STARTS, Registration, register
-from lowmem_brats.prepare.source import ANCHOR
 
 Image = npt.NDArray[np.float32]
 
@@ -57,7 +54,7 @@ def lay_on(modality: str, moving: Any, anchor: Anchor) -> Laid:
         tries.append(laid_by(register(anchor.fixed, moving, start), moving, anchor))
         if not judge_modality(modality, tries[-1].measures):
             return tries[-1]
-    return max(tries, key=lambda laid: laid.measures.alignment.over_mean if laid.measures.alignment else 0.0)
+    return max(tries, key=lambda laid: laid.measures.over_probes)
 
 
 def laid_by(found: Registration, moving: Any, anchor: Anchor) -> Laid:
@@ -65,13 +62,9 @@ def laid_by(found: Registration, moving: Any, anchor: Anchor) -> Laid:
     image_XYZ = kept(itk.resample(moving, anchor.grid, found.transform, fine=True), anchor.mask_XYZ)
     inside_XYZ = itk.resample(itk.filled_like(moving), anchor.grid, found.transform) > 0.5
     image_XYZ[~inside_XYZ] = 0
-    pair = {ANCHOR: anchor.image_XYZ, MODALITIES[0]: image_XYZ}  # any other modality's place
-    others = [name for name in MODALITIES if name not in pair]
-    pair_CXYZ = np.stack([pair.get(name, np.zeros_like(image_XYZ)) for name in MODALITIES])
-    alignment = measure_alignment(pair_CXYZ, others, anchor.grid.spacing_mm).get(MODALITIES[0])
     covered = float(inside_XYZ[anchor.mask_XYZ].mean()) if anchor.mask_XYZ.any() else 0.0
-    better = over_probes(anchor.image_XYZ, image_XYZ, anchor.grid.spacing_mm)
-    return Laid(found, image_XYZ, Measures(found.rotation_degrees, found.shift_mm, alignment, better, covered))
+    fit = over_probes(anchor.image_XYZ, image_XYZ, anchor.grid.spacing_mm)
+    return Laid(found, image_XYZ, Measures(found.rotation_degrees, found.shift_mm, fit, covered))
 
 
 def kept(image_XYZ: Image, mask_XYZ: Mask) -> Image:
