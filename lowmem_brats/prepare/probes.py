@@ -8,7 +8,7 @@ Axes: X Y Z voxels in LPS order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,19 @@ from lowmem_brats.data.alignment import SAMPLING_MM, grey_levels, shared_informa
 
 Image = npt.NDArray[np.float32]
 ASIDE_MM, TURNED_DEGREES = 8.0, 8.0
-"""Smaller ones do not tell: a thick image lies as well 4 mm aside, along its slices' normal."""
+"""Smaller ones do not tell: an image of thick slices lies as well 4 mm aside."""
+MOST_VOXELS = 50_000
+"""About so many voxels of the brain are compared."""
+Place = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""3 × 3, about the middle of the brain, and a shift in mm."""
+STILL: Place = np.eye(3), np.zeros(3)
 
 
 def over_probes(fixed_XYZ: Image, moving_XYZ: Image, spacing_mm: Sequence[float]) -> float:
     """Mutual information in place over the largest of all probes; below 1, a probe lies better. 0 without any brain.
 
     Both images on one grid, 0 outside the brain. Probes: a shift to both sides along each axis, a rotation both ways
-    about each axis and a mirror image along each axis, through the middle of the brain.
+    about each axis; a mirror image along each axis, as it is and shifted and turned likewise.
     """
     if not (fixed_XYZ.any() and moving_XYZ.any()):
         return 0.0
@@ -32,26 +37,29 @@ def over_probes(fixed_XYZ: Image, moving_XYZ: Image, spacing_mm: Sequence[float]
     sampled = tuple(slice(None, None, step) for step in steps)
     voxel_mm = np.multiply(spacing_mm, steps)
     fixed, moving = grey_levels(fixed_XYZ[sampled]), grey_levels(moving_XYZ[sampled])
-    voxels = np.argwhere(fixed >= 0)
-    here, middle = fixed[fixed >= 0], voxels.mean(0)
-    best = 1e-9
-    for turn, shift_mm in _probes(voxel_mm):
+    brain = np.argwhere(fixed >= 0)
+    middle, voxels = brain.mean(0), brain[:: max(1, len(brain) // MOST_VOXELS)]
+    here = fixed[tuple(voxels.T)]
+
+    def shared(turn: npt.NDArray[np.float64], shift_mm: npt.NDArray[np.float64]) -> float:
         matrix = np.diag(1 / voxel_mm) @ turn @ np.diag(voxel_mm)
         places = np.rint((voxels - middle) @ matrix.T + middle + shift_mm / voxel_mm).astype(np.intp)
         inside = ((places >= 0) & (places < moving.shape)).all(1)
-        best = max(best, shared_information(here[inside], moving[tuple(places[inside].T)]))
-    return shared_information(fixed, moving) / best
+        return shared_information(here[inside], moving[tuple(places[inside].T)])
+
+    return shared(*STILL) / max(1e-9, *(shared(*place) for place in _probes(voxel_mm)))
 
 
-def _probes(voxel_mm: npt.NDArray[np.float64]) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """Matrix and shift in mm of each probe; the shift is a voxel at least."""
+def _probes(voxel_mm: npt.NDArray[np.float64]) -> list[Place]:
+    """All probes; a shift is a voxel at least."""
+    near: list[Place] = []
     for axis in range(3):
-        along = np.eye(3)[axis]
-        yield np.eye(3) - 2 * np.diag(along), np.zeros(3)
+        along, (i, j) = np.eye(3)[axis], [each for each in range(3) if each != axis]
         for sign in (1, -1):
-            yield np.eye(3), sign * max(ASIDE_MM, voxel_mm[axis]) * along
-            angle, (i, j) = sign * np.radians(TURNED_DEGREES), [each for each in range(3) if each != axis]
-            turn = np.eye(3)
+            near.append((np.eye(3), sign * max(ASIDE_MM, voxel_mm[axis]) * along))
+            angle, turn = sign * np.radians(TURNED_DEGREES), np.eye(3)
             turn[i, i] = turn[j, j] = np.cos(angle)
             turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-            yield turn, np.zeros(3)
+            near.append((turn, np.zeros(3)))
+    mirrors = [np.eye(3) - 2 * np.diag(along) for along in np.eye(3)]
+    return near + [(turn @ mirror, shift_mm) for mirror in mirrors for turn, shift_mm in (STILL, *near)]
