@@ -151,7 +151,8 @@ def _load(path: Path) -> tuple[Any, Any]:
 def _shape(path: Path, image: Any, kind: _Kind) -> tuple[int, ...]:
     """The array's shape without trailing axes of length 1. Raises InputError for another than is read."""
     shape = tuple(image.shape)
-    while len(shape) > kind.dimensions and shape[-1] == 1:  # many programs write one for time
+    # Many programs write a fourth axis of length 1, for time.
+    while len(shape) > kind.dimensions and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != kind.dimensions or min(shape) < 1:
         advice = kind.advice.get(len(shape), "Check the file.")
@@ -222,9 +223,8 @@ def count_voxels(path: Path) -> int:
         image, _ = _load(path)
     except InputError:
         return 0
-    return min(
-        int(math.prod(image.shape[:3])), path.stat().st_size * MOST_COMPRESSION
-    )  # a damaged header may announce any number
+    announced = int(math.prod(image.shape[:3]))
+    return min(announced, path.stat().st_size * MOST_COMPRESSION)  # a damaged header may announce any number
 
 
 def write_label_map(
