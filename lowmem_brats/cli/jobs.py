@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -164,26 +164,28 @@ def _check_holds_images(path: Path) -> None:
 
 def _holds_dicom(path: Path) -> Path | None:
     """The first DICOM file in a folder or below."""
-    level = [path]
-    for _ in range(DEEPEST):
-        for folder in level:
-            with suppress(OSError):
-                if found := next((file for file in sorted(folder.iterdir()) if is_dicom(file)), None):
-                    return found
-        level = [below for folder in level for below in _subfolders(folder) if os.path.isdir(below)][:MOST_FOLDERS]
+    for folder in _below(path):
+        with suppress(OSError):
+            if found := next((file for file in sorted(folder.iterdir()) if is_dicom(file)), None):
+                return found
     return None
 
 
 def _nearest(path: Path) -> Path | None:
     """The first folder below that holds NIfTI files."""
-    level = [path]
-    for _ in range(DEEPEST):
-        level = [below for folder in level for below in _subfolders(folder) if os.path.isdir(below)][:MOST_FOLDERS]
-        for folder in level:
-            with suppress(InputError, OSError):
-                if niftis(folder):
-                    return folder
+    for folder in _below(path):
+        with suppress(InputError, OSError):
+            if niftis(folder):
+                return folder
     return None
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """A folder and those below it, level by level."""
+    level = [path]
+    for _ in range(DEEPEST + 1):
+        yield from level
+        level = [below for folder in level for below in _subfolders(folder) if os.path.isdir(below)][:MOST_FOLDERS]
 
 
 def make_folder(folder: Path) -> None:
