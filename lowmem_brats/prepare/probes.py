@@ -12,12 +12,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from lowmem_brats.data.alignment import SAMPLING_MM, grey_levels, shared_information
 
 Image = npt.NDArray[np.float32]
 ASIDE_MM, TURNED_DEGREES = 8.0, 8.0
 """Smaller ones do not tell: an image of thick slices lies as well 4 mm aside."""
+SMOOTH_MM = 20.0
+"""Width of the Gaussian over which a bias field is taken to be constant."""
 MOST_VOXELS = 50_000
 """About so many voxels of the brain are compared."""
 Place = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -36,7 +39,7 @@ def over_probes(fixed_XYZ: Image, moving_XYZ: Image, spacing_mm: Sequence[float]
     steps = [max(1, round(SAMPLING_MM / size)) for size in spacing_mm]
     sampled = tuple(slice(None, None, step) for step in steps)
     voxel_mm = np.multiply(spacing_mm, steps)
-    fixed, moving = grey_levels(fixed_XYZ[sampled]), grey_levels(moving_XYZ[sampled])
+    fixed, moving = (grey_levels(without_bias(image[sampled], voxel_mm)) for image in (fixed_XYZ, moving_XYZ))
     brain = np.argwhere(fixed >= 0)
     middle, voxels = brain.mean(0), brain[:: max(1, len(brain) // MOST_VOXELS)]
     here = fixed[tuple(voxels.T)]
@@ -48,6 +51,13 @@ def over_probes(fixed_XYZ: Image, moving_XYZ: Image, spacing_mm: Sequence[float]
         return shared_information(here[inside], moving[tuple(places[inside].T)])
 
     return shared(*STILL) / max(1e-9, *(shared(*place) for place in _probes(voxel_mm)))
+
+
+def without_bias(image_XYZ: Image, voxel_mm: npt.NDArray[np.float64]) -> Image:
+    """An image over its own mean around each voxel, so that a coil's bias does not hide what two images share."""
+    brain_XYZ = (image_XYZ != 0).astype(np.float32)
+    mean, share = (ndimage.gaussian_filter(each, SMOOTH_MM / voxel_mm) for each in (image_XYZ, brain_XYZ))
+    return np.asarray(image_XYZ * share / np.where(brain_XYZ * mean > 0, mean, 1), np.float32)
 
 
 def _probes(voxel_mm: npt.NDArray[np.float64]) -> list[Place]:
