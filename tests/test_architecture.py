@@ -26,6 +26,7 @@ ROOMS = (
     "measure",
     "segment",
     "train",
+    "prepare",
     "pictures",
     "doctor",
     "bench",
@@ -40,6 +41,11 @@ DOORS = {
     "rich": {"cli"},
     "PIL": {"pictures"},
     "safetensors": {"weights"},
+    "SimpleITK": set(),  # prepare.extra imports it by name, when it is used; so too:
+    "dcm2niix": set(),
+    "deepbet": set(),
+    "pydicom": set(),
+    "highdicom": set(),
     "panoptica": {"evaluate.lesion_wise"},
     "scipy": {
         "data.brain",
@@ -47,8 +53,10 @@ DOORS = {
         "evaluate.metrics",
         "measure",
         "pictures",
+        "prepare",
         "segment.boxes",
         "segment.cleanup",
+        "segment.native",
     },
 }
 """Library → the only rooms or modules that import it."""

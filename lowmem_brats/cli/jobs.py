@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowmem_brats.cli import console
 from lowmem_brats.data.case_files import CaseFiles, kind_of, niftis
+from lowmem_brats.data.readable import is_dicom
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import check_apart, check_output
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lowmem_brats.segment.result_path import Outputs
 
 ELSEWHERE = "Pass --overwrite, or -o elsewhere."
+PREPARE = "lowmem-brats prepare {} -o CASE; then segment CASE."
 DEEPEST, MOST_FOLDERS = 4, 1000
 """Levels below a folder without images, and folders on each, in which images are looked for to name the place."""
 
@@ -33,11 +35,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What is drawn of each case."""
+class Beside:
+    """What is written of each case beside its label map."""
 
     preview: bool
     page: bool
+    dicom_seg: Path | None
+    """A folder that holds the DICOM files of its T1ce; None: no DICOM segmentation is wanted."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Preparation:
     named: bool
     """Whether the user named image files beside the case."""
     output: str | None
-    pictures: Pictures
+    beside: Beside
     overwrite: bool
     origin: Callable[[CaseFiles], str]
     """`segment.case.origin` with the command's weights and settings."""
@@ -62,13 +66,22 @@ class Preparation:
 
         Raises InputError: no case there, outputs that exist, cannot be written or would replace other files.
         """
+        from lowmem_brats.segment.native import dicom_seg_path, native_path, prepared_folder
         from lowmem_brats.segment.result_path import Outputs, check_not_reference, output_path
 
         if not self.named:
             _check_holds_images(path)
         files = self.find(path)
         target = output_path(files, self.output)
-        outputs = Outputs.beside(target, files.case_id, self.pictures.preview, self.pictures.page)
+        outputs = Outputs.beside(target, files.case_id, self.beside.preview, self.beside.page)
+        if prepared_folder(files.folder):
+            outputs = replace(outputs, native=native_path(target))
+            if self.beside.dicom_seg:
+                outputs = replace(outputs, dicom_seg=dicom_seg_path(target))
+            make_folder(native_path(target).parent)
+        elif self.beside.dicom_seg:
+            found = "was not prepared here, so it cannot go back to DICOM files"
+            raise InputError(path, found, "a case that lowmem-brats prepare made", "Leave --dicom-seg out.")
         check_apart(outputs.paths, [*files.images.values(), *filter(None, [files.stacked])], self.taken)
         check_output(target, overwrite=True)
         if os.path.isfile(target) and not self.overwrite and self._is_result(target, files):
@@ -142,21 +155,37 @@ def _check_holds_images(path: Path) -> None:
     if not os.path.isdir(path) or niftis(path):
         return
     found, advice = "no .nii or .nii.gz file in it", "Check the path."
-    if nearest := _nearest(path):
+    if dicom := _holds_dicom(path):
+        found, advice = f"{found}, but DICOM files such as {dicom}", f"First make a case: {PREPARE.format(path)}"
+    elif nearest := _nearest(path):
         found, advice = f"{found}; the nearest lie in {nearest}", "Pass the folders that hold the images."
     raise InputError(path, found, "a case folder, or a folder of case folders", advice)
 
 
+def _holds_dicom(path: Path) -> Path | None:
+    """The first DICOM file in a folder or below."""
+    for folder in _below(path):
+        with suppress(OSError):
+            if found := next((file for file in sorted(folder.iterdir()) if is_dicom(file)), None):
+                return found
+    return None
+
+
 def _nearest(path: Path) -> Path | None:
     """The first folder below that holds NIfTI files."""
-    level = [path]
-    for _ in range(DEEPEST):
-        level = [below for folder in level for below in _subfolders(folder) if os.path.isdir(below)][:MOST_FOLDERS]
-        for folder in level:
-            with suppress(InputError, OSError):
-                if niftis(folder):
-                    return folder
+    for folder in _below(path):
+        with suppress(InputError, OSError):
+            if niftis(folder):
+                return folder
     return None
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """A folder and those below it, level by level."""
+    level = [path]
+    for _ in range(DEEPEST + 1):
+        yield from level
+        level = [below for folder in level for below in _subfolders(folder) if os.path.isdir(below)][:MOST_FOLDERS]
 
 
 def make_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import click
 
 from lowmem_brats.cli import console, options
 from lowmem_brats.cli.cohort import Cohort
-from lowmem_brats.cli.jobs import Pictures, Preparation, case_folders, make_folder
+from lowmem_brats.cli.jobs import Beside, Preparation, case_folders, make_folder
 from lowmem_brats.cli.search import Search, gathered, image_options
 from lowmem_brats.cli.sections import SectionedCommand
 from lowmem_brats.config import SegmentConfig
@@ -49,19 +49,26 @@ if TYPE_CHECKING:
     help="Write <case_id>.html beside the label map: a page to look through the case, offline.",
     section=RESULT,
 )
+@options.option(
+    "--dicom-seg",
+    type=options.FILE,
+    metavar="STUDY",
+    help="Of a prepared case write a DICOM segmentation too; STUDY: the folder with the DICOM files of its T1ce.",
+    section=RESULT,
+)
 @options.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.", section=RESULT)
 @options.of(SegmentConfig)
 @options.overwrite
 @options.quiet
 @gathered
-@options.gather("pictures", ("preview", "page"), Pictures)
+@options.gather("beside", ("preview", "page", "dicom_seg"), Beside)
 @options.gather("config", options.fields_of(SegmentConfig), SegmentConfig)
 def segment(
     cases: tuple[Path, ...],
     search: Search,
     output: str | None,
     config: SegmentConfig,
-    pictures: Pictures,
+    beside: Beside,
     report: Path | None,
     overwrite: bool,
     quiet: bool,
@@ -100,7 +107,7 @@ def segment(
     cohort = Cohort(several, report, overwrite, quiet)
     made_of = partial(origin, config=config, weights=weights)
     taken = {report.resolve()} if report else set[Path]()
-    prepare = Preparation(search.case, explicit, output, pictures, overwrite, made_of, several, taken)
+    prepare = Preparation(search.case, explicit, output, beside, overwrite, made_of, several, taken)
     with cohort.counted():
         for number, path in enumerate(paths, 1):
             with cohort.case(path):
@@ -110,7 +117,7 @@ def segment(
                     continue
                 if several and not quiet:
                     console.err.print(f"case {number} of {len(paths)}: {path}")
-                cohort.done(path, segment_one(job.files, job.outputs, config, quiet, overwrite))
+                cohort.done(path, segment_one(job.files, job.outputs, config, quiet, overwrite, beside.dicom_seg))
 
 
 def segment_one(
@@ -119,32 +126,62 @@ def segment_one(
     config: SegmentConfig,
     quiet: bool,
     overwrite: bool,
+    study: Path | None = None,
 ) -> dict[str, object]:
-    """Segment a case, write its label map and the pictures that have a path, and show the tables.
+    """Segment a case, write its label map and what else has a path, and show the tables.
 
-    Returns the report as plain values.
+    `study`: folder with the DICOM files of its T1ce, for the DICOM segmentation. Returns the report as plain values.
     """
     from lowmem_brats.cli.page import write_result_page
+    from lowmem_brats.data.labels import CONVENTIONS
+    from lowmem_brats.data.nifti import read_label
+    from lowmem_brats.prepare.dicom_seg import find_t1ce, write_dicom_seg
     from lowmem_brats.segment.case import segment_case
+    from lowmem_brats.segment.native import FORCED, prepared_folder
     from lowmem_brats.segment.regions import timed
 
+    prepared = prepared_folder(files.folder)
+    headers = find_t1ce(study, prepared.t1ce_checksum) if prepared and study else []
     with console.progress(quiet) as on_progress:
         show_plan = (lambda plan: None) if quiet else console.show_plan
         result = segment_case(files, outputs.label_map, config, on_progress, show_plan, overwrite)
+    if prepared and prepared.problems:
+        result.report.warnings.append(f"{FORCED}: {'; '.join(prepared.problems)}")
     with timed(result.report.seconds, "measure"):
         measured = result.measurements
     for text in result.report.warnings:
         console.warn(f"{files.case_id}: {text}")
+    native_millilitres = {}
+    if outputs.native and prepared:
+        native_millilitres = write_native(result, prepared.native, outputs.native, overwrite)
     if outputs.preview:
         title = f"{stem(outputs.label_map)} (lowmem-brats, {result.report.weights})"
         write_preview(result, outputs.preview, title, overwrite)
     if outputs.page:
         write_result_page(result, files, outputs.page, overwrite)
+    if outputs.native and outputs.dicom_seg:
+        if any(native_millilitres.values()):
+            convention = CONVENTIONS[result.report.labels]
+            write_dicom_seg(read_label(outputs.native), headers, convention, outputs.dicom_seg, overwrite)
+        else:
+            console.warn(f"{files.case_id}: no tumour was found, so no DICOM segmentation is written")
+            outputs = replace(outputs, dicom_seg=None)
     if not quiet:
         console.show_segmentation(result.report)
+        console.show_native(native_millilitres)
         console.show_target_lesions(measured)
         console.out.print("wrote        " + "\n             ".join(map(str, outputs.paths)))
-    return {**asdict(result.report), "measurements": asdict(measured)}
+    report = {**asdict(result.report), "measurements": asdict(measured)}
+    return {**report, "native_millilitres": native_millilitres} if outputs.native else report
+
+
+def write_native(result: Segmentation, native: Path, path: Path, overwrite: bool) -> dict[str, float]:
+    """Write the label map on the raw T1ce's grid; returns tissue → mL, measured there."""
+    from lowmem_brats.data.labels import CONVENTIONS
+    from lowmem_brats.segment import native as back
+
+    affine, convention = result.case.reference.affine, CONVENTIONS[result.report.labels]
+    return back.write_native(result.label_XYZ, affine, back.Target(native, path, overwrite), convention, result.origin)
 
 
 def write_preview(result: Segmentation, path: Path, title: str, overwrite: bool) -> None:

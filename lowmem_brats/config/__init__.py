@@ -2,6 +2,7 @@
 
 from lowmem_brats.config.names import BRATS_SHAPE, LABELS, MODALITIES, NETWORKS, PRECISIONS, PREPROCESSING
 from lowmem_brats.config.network import NetworkConfig
+from lowmem_brats.config.prepare import PrepareConfig
 from lowmem_brats.config.segment import SegmentConfig
 from lowmem_brats.config.train import PRESETS, Preset, TrainConfig, without_former
 
@@ -14,6 +15,7 @@ __all__ = [
     "PREPROCESSING",
     "PRESETS",
     "NetworkConfig",
+    "PrepareConfig",
     "Preset",
     "SegmentConfig",
     "TrainConfig",
