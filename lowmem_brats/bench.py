@@ -50,8 +50,12 @@ class Row:
     """Peak of tensors: allocated on CUDA, live on the CPU."""
     reserved_bytes: int = 0
     """Most that CUDA's allocator took from the card; 0 on the CPU."""
+    process_bytes: int = 0
+    """What the driver says that this process held right after the run, its context included; 0 on the CPU."""
     seconds: float = 0.0
     """Median time per slice when segmenting, per optimisation step when training."""
+    total_bytes: int | None = None
+    """The budget; None: no limit."""
     tensor_bytes: int | None = None
     """The part of the budget that was left for tensors; None: no limit."""
     out_of_memory: bool = False
@@ -59,14 +63,15 @@ class Row:
 
     @property
     def within(self) -> bool:
-        """Whether it stayed inside the budget: live tensors on the CPU, all that the allocator took on CUDA."""
+        """Whether it stayed inside the budget: live tensors on the CPU; on CUDA the allocator and the whole process."""
         if self.plan is None or self.out_of_memory:
             return False
         if self.tensor_bytes is None:
             return True
         if torch.device(self.plan.device).type == "cuda":
             # Of the reserve only the work space is in the allocator; the rest is the context, which was measured.
-            return self.reserved_bytes <= self.tensor_bytes + cuda.WORKSPACE
+            reserved = self.reserved_bytes <= self.tensor_bytes + cuda.WORKSPACE
+            return reserved and self.process_bytes <= (self.total_bytes or self.process_bytes)
         return self.measured_bytes <= self.tensor_bytes
 
 
@@ -97,7 +102,12 @@ def bench_memory(
                         if job == "segment"
                         else plan_train(network, size_HW, batch, *arguments)
                     )
-                    row = _run(network, replace(row, plan=plan, tensor_bytes=budget.tensor_bytes), plan, size_HW)
+                    row = _run(
+                        network,
+                        replace(row, plan=plan, total_bytes=budget.total_bytes, tensor_bytes=budget.tensor_bytes),
+                        plan,
+                        size_HW,
+                    )
                 except BudgetError:
                     pass  # the row says that nothing fits
                 on_row(row)
@@ -139,7 +149,8 @@ def _run(network: NetworkConfig, row: Row, plan: InferencePlan | TrainPlan, size
     empty_cache()  # memory left by the row before would count here
     try:
         measured, reserved, seconds = run_plan(network, plan, size_HW)
-        return replace(row, measured_bytes=measured, reserved_bytes=reserved, seconds=seconds)
+        held = (cuda.highest(None, plan.device) or {}).get("process", 0)
+        return replace(row, measured_bytes=measured, reserved_bytes=reserved, process_bytes=held, seconds=seconds)
     except torch.OutOfMemoryError:
         pass
     # Outside the except block, because only here has the failed run released its tensors.

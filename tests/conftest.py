@@ -86,6 +86,15 @@ def _write_case(
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _without_card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the machine's card from tests that are not marked `gpu`, so that `auto` is the CPU for them everywhere."""
+    if "gpu" not in request.keywords:
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def tiny_case() -> Callable[[tuple[int, int, int]], dict[str, npt.NDArray[np.int16]]]:
     """`tiny_case(shape_XYZ)`: the arrays that `write_case` writes, by modality, and `seg`."""

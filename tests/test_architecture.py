@@ -26,6 +26,7 @@ ROOMS = (
     "measure",
     "segment",
     "train",
+    "prepare",
     "pictures",
     "cohort",
     "doctor",
@@ -43,6 +44,11 @@ DOORS = {
     "safetensors": {"weights"},
     "dask": {"cohort.engine"},
     "distributed": {"cohort.engine"},
+    "SimpleITK": set(),  # prepare.extra imports it by name, when it is used; so too:
+    "dcm2niix": set(),
+    "deepbet": set(),
+    "pydicom": set(),
+    "highdicom": set(),
     "panoptica": {"evaluate.lesion_wise"},
     "scipy": {
         "data.brain",
@@ -50,8 +56,10 @@ DOORS = {
         "evaluate.metrics",
         "measure",
         "pictures",
+        "prepare",
         "segment.boxes",
         "segment.cleanup",
+        "segment.native",
     },
 }
 """Library → the only rooms or modules that import it."""

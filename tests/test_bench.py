@@ -29,6 +29,9 @@ def test_within_compares_with_the_budget() -> None:
     most = 20 * MIB + cuda.WORKSPACE
     assert row("cuda:0", measured_bytes=MIB, reserved_bytes=most, tensor_bytes=20 * MIB).within
     assert not row("cuda:0", measured_bytes=MIB, reserved_bytes=most + 1, tensor_bytes=20 * MIB).within
+    figures = {"measured_bytes": MIB, "reserved_bytes": most, "tensor_bytes": 20 * MIB, "total_bytes": 400 * MIB}
+    assert row("cuda:0", **figures, process_bytes=400 * MIB).within
+    assert not row("cuda:0", **figures, process_bytes=400 * MIB + 1).within  # the context has grown
 
 
 def test_rows_carry_their_budget() -> None:

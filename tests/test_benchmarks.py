@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import WriteCase
+from PIL import Image
 
 from lowmem_brats.data.case_list import read_cases
 from lowmem_brats.train.dataset import split_cases
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NEED_EXTRAS = {"bench_peers", "bench_speed", "peers", "plot_results"}
+NEED_EXTRAS = {"bench_peers", "bench_prepare", "bench_prepare_dice", "bench_speed", "peers", "plot_results"}
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +51,35 @@ def test_no_scan_of_a_validated_patient_is_trained_on(tmp_path: Path, write_case
     assert [(case.case_id, case.patient) for case in again] == [(case.case_id, case.patient) for case in trained]
     assert folds.training_cases(split, split.training) == list(split.training), "no case twice"
     assert validated not in {case.patient for case in again}
+
+
+def test_the_picture_of_budgets_shows_process_allocator_and_budget(tmp_path: Path) -> None:
+    """256 MiB of 512 are the process's, 128 the allocator's; a row beyond its budget is named in red."""
+    row = {
+        "job": "train",
+        "network": "a net",
+        "budget": "512M",
+        "plan": {"predicted_bytes": 2**26},
+        "within": False,
+        "out_of_memory": False,
+        "total_bytes": 2**29,
+        "process_bytes": 2**28,
+        "reserved_bytes": 2**27,
+    }
+    rows = [row, row | {"plan": None}, row | {"out_of_memory": True}]
+    importlib.import_module("bench_card").draw_budgets(rows, tmp_path / "budgets.png")
+    image = Image.open(tmp_path / "budgets.png").convert("RGB")
+    middle = [image.getpixel((x, 33)) for x in range(300, 940)]
+    assert [middle.count((170, 183, 184)), middle.count((93, 109, 126))] == [160, 157]  # the red line hides three
+    name = [image.getpixel((x, y)) for x in range(8, 200) for y in range(22, 44)]
+    assert all(red == 255 for red, _, _ in name), "red on white"
+    assert any(green < 128 for _, green, _ in name)
+    assert image.height == 3 * 22
+
+
+def test_the_script_for_a_card_is_sound_and_takes_no_longer_than_it_says() -> None:
+    script = BENCHMARKS / "on_a_card.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    limits = [int(seconds) for seconds in re.findall(r'^ *part "[^"]+" (\d+)', script.read_text(), re.MULTILINE)]
+    assert len(limits) >= 8
+    assert sum(limits) <= 9 * 60

@@ -18,6 +18,7 @@ from lowmem_brats.cli.measure import compare, measure
 from lowmem_brats.cli.page import page
 from lowmem_brats.cli.phantom import phantom
 from lowmem_brats.cli.plan import plan
+from lowmem_brats.cli.prepare import prepare
 from lowmem_brats.cli.segment import segment
 from lowmem_brats.cli.suggest import SuggestingGroup
 from lowmem_brats.cli.train import train
@@ -68,5 +69,5 @@ def main() -> None:
     """
 
 
-for command in (segment, page, evaluate, measure, compare, train, plan, doctor, bench, phantom, demo):
+for command in (prepare, segment, page, evaluate, measure, compare, train, plan, doctor, bench, phantom, demo):
     main.add_command(command)

@@ -120,6 +120,13 @@ def show_segmentation(report: SegmentReport) -> None:
         out.print(f"left out     {1000 * islands:.0f} mm³ of doubtful islands")
 
 
+def show_native(millilitres: Mapping[str, float]) -> None:
+    """One line: the volumes measured on the grid of the raw T1ce; nothing for a case that was not prepared here."""
+    if millilitres:
+        volumes = " · ".join(f"{tissue} {format_millilitres(ml)} mL" for tissue, ml in millilitres.items())
+        out.print(f"raw T1ce     {volumes}")
+
+
 def show_target_lesions(measured: Measurements) -> None:
     """One line where an enhancing lesion is measurable: the diameters of the largest, and the sum of products."""
     if not measured.measurable:

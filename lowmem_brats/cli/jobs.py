@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,7 @@ from lowmem_brats.cli import console
 from lowmem_brats.cli.search import Search
 from lowmem_brats.data.case_files import CaseFiles, kind_of, niftis
 from lowmem_brats.data.case_list import ListedCase, read_list
+from lowmem_brats.data.readable import is_dicom
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import check_apart, check_output
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lowmem_brats.segment.result_path import Outputs
 
 ELSEWHERE = "Pass --overwrite, or -o elsewhere."
+PREPARE = "lowmem-brats prepare {} -o CASE; then segment CASE."
 RECORDS = "records"
 """The folder of the records in that of the results (`cohort.records`)."""
 DEEPEST, MOST_FOLDERS = 4, 1000
@@ -47,11 +49,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What is drawn of each case."""
+class Beside:
+    """What is written of each case beside its label map."""
 
     preview: bool
     page: bool
+    dicom_seg: Path | None
+    """A folder that holds the DICOM files of its T1ce; None: no DICOM segmentation is wanted."""
 
 
 State = Literal["new", "done", "unrecorded", "interrupted"]
@@ -64,7 +68,7 @@ class Preparation:
 
     search: Search
     output: str | None
-    pictures: Pictures
+    beside: Beside
     overwrite: bool
     origin: Callable[[CaseFiles], str]
     """`segment.case.origin` with the command's weights and settings."""
@@ -78,6 +82,7 @@ class Preparation:
 
         Raises InputError: no case there, or outputs that would replace other files.
         """
+        from lowmem_brats.segment.native import dicom_seg_path, native_path, prepared_folder
         from lowmem_brats.segment.result_path import Outputs, output_path
 
         if source.listed:
@@ -87,7 +92,15 @@ class Preparation:
                 _check_holds_images(source.path)
             files = self.search.case(source.path)
         target = output_path(files, self.output)
-        outputs = Outputs.beside(target, files.case_id, self.pictures.preview, self.pictures.page)
+        outputs = Outputs.beside(target, files.case_id, self.beside.preview, self.beside.page)
+        if prepared_folder(files.folder):
+            outputs = replace(outputs, native=native_path(target))
+            if self.beside.dicom_seg:
+                outputs = replace(outputs, dicom_seg=dicom_seg_path(target))
+            make_folder(native_path(target).parent)
+        elif self.beside.dicom_seg:
+            found = "was not prepared here, so it cannot go back to DICOM files"
+            raise InputError(source.path, found, "a case that lowmem-brats prepare made", "Leave --dicom-seg out.")
         check_apart(outputs.paths, [*files.images.values(), *filter(None, [files.stacked])], taken)
         return Job(source.path, files, outputs)
 
@@ -194,21 +207,37 @@ def _check_holds_images(path: Path) -> None:
     if not os.path.isdir(path) or niftis(path):
         return
     found, advice = "no .nii or .nii.gz file in it", "Check the path."
-    if nearest := _nearest(path):
+    if dicom := _holds_dicom(path):
+        found, advice = f"{found}, but DICOM files such as {dicom}", f"First make a case: {PREPARE.format(path)}"
+    elif nearest := _nearest(path):
         found, advice = f"{found}; the nearest lie in {nearest}", "Pass the folders that hold the images."
     raise InputError(path, found, "a case folder, or a folder of case folders", advice)
 
 
+def _holds_dicom(path: Path) -> Path | None:
+    """The first DICOM file in a folder or below."""
+    for folder in _below(path):
+        with suppress(OSError):
+            if found := next((file for file in sorted(folder.iterdir()) if is_dicom(file)), None):
+                return found
+    return None
+
+
 def _nearest(path: Path) -> Path | None:
     """The first folder below that holds NIfTI files."""
-    level = [path]
-    for _ in range(DEEPEST):
-        level = [below for folder in level for below in _subfolders(folder) if os.path.isdir(below)][:MOST_FOLDERS]
-        for folder in level:
-            with suppress(InputError, OSError):
-                if niftis(folder):
-                    return folder
+    for folder in _below(path):
+        with suppress(InputError, OSError):
+            if niftis(folder):
+                return folder
     return None
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """A folder and those below it, level by level."""
+    level = [path]
+    for _ in range(DEEPEST + 1):
+        yield from level
+        level = [below for folder in level for below in _subfolders(folder) if os.path.isdir(below)][:MOST_FOLDERS]
 
 
 def make_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import click
 
 from lowmem_brats.cli import options
 from lowmem_brats.cli.cohort import Cohort, Showing
-from lowmem_brats.cli.jobs import RECORDS, Pictures, Preparation, Source, make_folder, sources_of
+from lowmem_brats.cli.jobs import RECORDS, Beside, Preparation, Source, make_folder, sources_of
 from lowmem_brats.cli.search import Search, gathered, image_options
 from lowmem_brats.cli.sections import SectionedCommand
 from lowmem_brats.cli.segment_cases import found_jobs, segment_all
@@ -49,13 +49,20 @@ if TYPE_CHECKING:
     help="Write <case_id>.html beside the label map: a page to look through the case, offline.",
     section=RESULT,
 )
+@options.option(
+    "--dicom-seg",
+    type=options.FILE,
+    metavar="STUDY",
+    help="Of a prepared case write a DICOM segmentation too; STUDY: the folder with the DICOM files of its T1ce.",
+    section=RESULT,
+)
 @options.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.", section=RESULT)
 @options.of(SegmentConfig)
 @options.of(CohortConfig)
 @options.overwrite
 @options.quiet
 @gathered
-@options.gather("pictures", ("preview", "page"), Pictures)
+@options.gather("beside", ("preview", "page", "dicom_seg"), Beside)
 @options.gather("config", options.fields_of(SegmentConfig), SegmentConfig)
 @options.gather("sharing", options.fields_of(CohortConfig), CohortConfig)
 @options.gather("showing", ("report", "overwrite", "quiet"), Showing)
@@ -65,7 +72,7 @@ def segment(
     output: str | None,
     config: SegmentConfig,
     sharing: CohortConfig,
-    pictures: Pictures,
+    beside: Beside,
     showing: Showing,
 ) -> None:
     """Segment one or more cases.
@@ -106,7 +113,7 @@ def segment(
     tables = Tables(records) if records else None
     cohort = Cohort(len(sources), several, showing, tables)
     made_of = partial(origin, config=config, weights=weights)
-    preparation = Preparation(search, output, pictures, showing.overwrite, made_of, several, records)
+    preparation = Preparation(search, output, beside, showing.overwrite, made_of, several, records)
     work = Work(preparation, config, secrets.token_hex(8))
     taken = {path.resolve() for path in (showing.report, *(tables.paths if tables else ())) if path}
     with cohort.counted():

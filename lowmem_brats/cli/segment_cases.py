@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowmem_brats.cli import console
 from lowmem_brats.cli.cohort import Cohort
 from lowmem_brats.cli.jobs import Job, Source
-from lowmem_brats.cli.work import Outcome, Work, work_apart, write_results
+from lowmem_brats.cli.work import Outcome, Work, Written, work_apart, write_results
 from lowmem_brats.config import CohortConfig, SegmentConfig
-
-if TYPE_CHECKING:
-    from lowmem_brats.segment.result import Segmentation
 
 
 def found_jobs(work: Work, sources: Iterable[Source], taken: set[Path], cohort: Cohort) -> Iterator[Job]:
@@ -33,9 +30,9 @@ def segment_all(work: Work, jobs: Iterable[Job], sharing: CohortConfig, cohort: 
         _segment_apart(work, jobs, sharing, cohort)
         return
 
-    def make(job: Job, overwrite: bool) -> Segmentation:
+    def make(job: Job, overwrite: bool) -> Written:
         cohort.announce(job.path)
-        return segment_one(job, work.config, cohort.quiet, overwrite)
+        return segment_one(job, work.config, cohort.quiet, overwrite, work.preparation.beside.dicom_seg)
 
     for job in jobs:
         cohort.add(job.path, work.outcome(job, make))
@@ -73,15 +70,16 @@ def _show_workers(client: Any, work: Work, quiet: bool) -> None:
         console.warn(f"workers take {most + 1} cases at a time, but segment one: start them with --nthreads 1")
 
 
-def segment_one(job: Job, config: SegmentConfig, quiet: bool, overwrite: bool) -> Segmentation:
+def segment_one(job: Job, config: SegmentConfig, quiet: bool, overwrite: bool, study: Path | None = None) -> Written:
     """Segment a case as `write_results` does, and show its progress, warnings and tables."""
     with console.progress(quiet) as on_progress:
         show_plan = (lambda plan: None) if quiet else console.show_plan
-        result = write_results(job, config, overwrite, on_progress, show_plan)
-    for text in result.report.warnings:
+        written = write_results(job, config, overwrite, study, on_progress, show_plan)
+    for text in written.result.report.warnings:
         console.warn(f"{job.files.case_id}: {text}")
     if not quiet:
-        console.show_segmentation(result.report)
-        console.show_target_lesions(result.measurements)
-        console.out.print("wrote        " + "\n             ".join(map(str, job.outputs.paths)))
-    return result
+        console.show_segmentation(written.result.report)
+        console.show_native(written.native_millilitres or {})
+        console.show_target_lesions(written.result.measurements)
+        console.out.print("wrote        " + "\n             ".join(map(str, written.outputs.paths)))
+    return written

@@ -6,7 +6,7 @@ import errno
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,10 +21,11 @@ from lowmem_brats.files import replace_when_complete
 if TYPE_CHECKING:
     from lowmem_brats.memory.planner import InferencePlan
     from lowmem_brats.segment.result import Segmentation
+    from lowmem_brats.segment.result_path import Outputs
 
 Status = Literal["done", "skipped", "failed", "elsewhere"]
 """Of a case in a command; `elsewhere`: another command has it."""
-Make = Callable[[Job, bool], "Segmentation"]
+Make = Callable[[Job, bool], "Written"]
 """Segments a case and writes all that is wanted of it; the second argument: whether files may be replaced."""
 _ONE_AT_A_TIME = threading.Lock()
 """A worker with several threads still segments one case at a time: its memory is for one."""
@@ -39,6 +40,25 @@ class Outcome:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For the report, as plain values."""
     error: LowmemError | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A segmented case whose files are written."""
+
+    result: Segmentation
+    outputs: Outputs
+    """Those that were written."""
+    native_millilitres: Mapping[str, float] | None
+    """Tissue → mL on the grid of the raw T1ce; None for a case that was not prepared here."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its report and measurements, as plain values."""
+        report = {**asdict(self.result.report), "measurements": asdict(self.result.measurements)}
+        if self.native_millilitres is not None:
+            report["native_millilitres"] = dict(self.native_millilitres)
+        return report
 
 
 @dataclass(frozen=True)
@@ -67,11 +87,10 @@ class Work:
                     if state == "unrecorded":
                         self._record_corrected(job)
                     return Outcome("skipped", {"output": str(job.outputs.label_map)})
-                result = make(job, self.preparation.overwrite or state == "interrupted")
-                facts = facts_of(result)
+                written = make(job, self.preparation.overwrite or state == "interrupted")
                 if records:
-                    records.write_done(job.path, job.outputs, result.origin, facts)
-                return Outcome("done", facts)
+                    records.write_done(job.path, written.outputs, written.result.origin, written.facts)
+                return Outcome("done", written.facts)
         except Exception as error:
             return self.failure(job.path, job.files.case_id, error)
 
@@ -132,36 +151,69 @@ def work_apart(work_and_job: tuple[Work, Job]) -> Outcome:
     with _ONE_AT_A_TIME:
         if work.threads:
             torch.set_num_threads(work.threads)
-        return work.outcome(job, lambda job, overwrite: write_results(job, work.config, overwrite))
-
-
-def facts_of(result: Segmentation) -> dict[str, Any]:
-    """A result's report and measurements as plain values."""
-    return {**asdict(result.report), "measurements": asdict(result.measurements)}
+        study = work.preparation.beside.dicom_seg
+        return work.outcome(job, lambda job, overwrite: write_results(job, work.config, overwrite, study))
 
 
 def write_results(
     job: Job,
     config: SegmentConfig,
     overwrite: bool,
+    study: Path | None = None,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     on_plan: Callable[[InferencePlan], None] = lambda plan: None,
-) -> Segmentation:
-    """Segment a case and write its label map and the pictures that have a path; shows nothing."""
+) -> Written:
+    """Segment a case and write its label map and what else has a path; shows nothing.
+
+    `study`: folder with the DICOM files of its T1ce, for the DICOM segmentation.
+    """
     from lowmem_brats.cli.page import write_result_page
+    from lowmem_brats.prepare.dicom_seg import find_t1ce
     from lowmem_brats.segment.case import segment_case
+    from lowmem_brats.segment.native import FORCED, prepared_folder
     from lowmem_brats.segment.regions import timed
 
     files, outputs = job.files, job.outputs
+    prepared = prepared_folder(files.folder)
+    headers = find_t1ce(study, prepared.t1ce_checksum) if prepared and study else []
     result = segment_case(files, outputs.label_map, config, on_progress, on_plan, overwrite)
+    if prepared and prepared.problems:
+        result.report.warnings.append(f"{FORCED}: {'; '.join(prepared.problems)}")
     with timed(result.report.seconds, "measure"):
         _ = result.measurements
+    native_millilitres: dict[str, float] | None = None
+    if outputs.native and prepared:
+        native_millilitres = _write_native(result, prepared.native, outputs.native, overwrite)
     if outputs.preview:
         title = f"{stem(outputs.label_map)} (lowmem-brats, {result.report.weights})"
         _write_preview(result, outputs.preview, title, overwrite)
     if outputs.page:
         write_result_page(result, files, outputs.page, overwrite)
-    return result
+    if outputs.native and outputs.dicom_seg:
+        if any((native_millilitres or {}).values()):
+            _write_dicom_seg(result, outputs.native, headers, outputs.dicom_seg, overwrite)
+        else:
+            result.report.warnings.append("no tumour was found, so no DICOM segmentation is written")
+            outputs = replace(outputs, dicom_seg=None)
+    return Written(result, outputs, native_millilitres)
+
+
+def _write_native(result: Segmentation, native: Path, path: Path, overwrite: bool) -> dict[str, float]:
+    """Write the label map on the raw T1ce's grid; returns tissue → mL, measured there."""
+    from lowmem_brats.data.labels import CONVENTIONS
+    from lowmem_brats.segment import native as back
+
+    affine, convention = result.case.reference.affine, CONVENTIONS[result.report.labels]
+    return back.write_native(result.label_XYZ, affine, back.Target(native, path, overwrite), convention, result.origin)
+
+
+def _write_dicom_seg(result: Segmentation, native: Path, headers: list[Any], path: Path, overwrite: bool) -> None:
+    """Write the label map that lies at `native` as a DICOM segmentation."""
+    from lowmem_brats.data.labels import CONVENTIONS
+    from lowmem_brats.data.nifti import read_label
+    from lowmem_brats.prepare.dicom_seg import write_dicom_seg
+
+    write_dicom_seg(read_label(native), headers, CONVENTIONS[result.report.labels], path, overwrite)
 
 
 def _write_preview(result: Segmentation, path: Path, title: str, overwrite: bool) -> None:

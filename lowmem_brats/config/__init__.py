@@ -3,6 +3,7 @@
 from lowmem_brats.config.cohort import CohortConfig
 from lowmem_brats.config.names import BRATS_SHAPE, LABELS, MODALITIES, NETWORKS, PRECISIONS, PREPROCESSING
 from lowmem_brats.config.network import NetworkConfig
+from lowmem_brats.config.prepare import PrepareConfig
 from lowmem_brats.config.segment import SegmentConfig
 from lowmem_brats.config.train import PRESETS, Preset, TrainConfig, without_former
 
@@ -16,6 +17,7 @@ __all__ = [
     "PRESETS",
     "CohortConfig",
     "NetworkConfig",
+    "PrepareConfig",
     "Preset",
     "SegmentConfig",
     "TrainConfig",

@@ -88,6 +88,18 @@ def isolate_brain(images_CXYZ: Image, missing: Sequence[str], voxel_mm3: float) 
     return notes + _judge_volume(brain_XYZ, voxel_mm3)
 
 
+def brain_of_stripped(image_XYZ: Image, voxel_mm3: float) -> Mask | None:
+    """The brain in an image whose skull was removed: what differs from the air. None where it does not look so.
+
+    `image_XYZ`: float32, finite. Raises InputError for an image of one value.
+    """
+    look = _look(image_XYZ, "image")
+    mask_XYZ = _pieces(look.mask_XYZ, SPECK)
+    millilitres = np.count_nonzero(mask_XYZ) * voxel_mm3 / 1000
+    stripped = look.exact and SMALLEST_BRAIN_ML <= millilitres <= LARGEST_BRAIN_ML and mask_XYZ.mean() <= LARGEST_SHARE
+    return mask_XYZ if stripped else None
+
+
 _ALIGN = "Check that all files show the same patient on the same grid."
 
 
@@ -249,5 +261,6 @@ def _judge_volume(brain_XYZ: Mask, voxel_mm3: float) -> list[str]:
         return []
     return [
         f"{volume_ml:.0f} mL, {share:.0%} of the volume, are not background, and a brain has 1100 to 1900 mL: the "
-        "images do not look skull-stripped, and the result may be wrong; remove the skull first (HD-BET, SynthStrip)"
+        "images do not look skull-stripped, and the result may be wrong; remove the skull first (lowmem-brats "
+        "prepare, which registers them too, or HD-BET, SynthStrip)"
     ]

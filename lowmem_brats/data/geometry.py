@@ -88,7 +88,7 @@ def place_voxels(path: Path, image: Any, stored: Any) -> tuple[Affine, list[str]
 def check_same_grid(volume: Volume, path: Path, reference: Volume, reference_path: Path) -> None:
     """Raise InputError unless two volumes have one shape and place their corner voxels alike."""
     expected = f"the grid of {reference_path.name}"
-    advice = "Co-register and resample the images first."
+    advice = "Co-register and resample the images first: lowmem-brats prepare."
     if volume.data.shape != reference.data.shape:
         raise InputError(path, f"shape {volume.data.shape}", f"{expected}, {reference.data.shape}", advice)
     apart = round(_distance_of_corners(volume.affine, reference.affine, volume.data.shape), 3)

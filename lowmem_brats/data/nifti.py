@@ -21,7 +21,7 @@ from nibabel import orientations
 from nibabel.arrayproxy import ArrayProxy
 
 from lowmem_brats import __version__
-from lowmem_brats.data.geometry import Volume, place_voxels
+from lowmem_brats.data.geometry import Affine, Volume, place_voxels
 from lowmem_brats.data.labels import LabelMap, as_labels
 from lowmem_brats.data.readable import problem_of
 from lowmem_brats.errors import InputError
@@ -38,7 +38,7 @@ MOST_TRAILING = 2**20
 """Most bytes after the last voxel: they have to be read to reach a compressed file's checksum."""
 NiftiImage = nibabel.nifti1.Nifti1Pair
 """What nibabel makes of a NIfTI file: Nifti1Image, Nifti2Image, or a pair of .hdr and .img."""
-_PROGRAM = "lowmem-brats"
+_PROGRAM, _SYNTHETIC = "lowmem-brats", "synthetic, no patient"
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, zlib.error)
 _NOT_NIFTI = (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, *_UNREADABLE)
 _QFORM = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
@@ -243,23 +243,29 @@ def label_image(label_XYZ: LabelMap, reference: Volume, origin: str = "") -> Nif
 
     `origin`: a checksum of what it was made from, at most 16 letters, for `origin_of`.
     """
-    # Without an affine of its own the image keeps the header's fields, which are the reference's to the bit.
-    image = nibabel.Nifti1Image(orientations.apply_orientation(label_XYZ, reference.to_disk), None)
-    for name in _GRID_FIELDS:
-        image.header[name] = reference.header[name]
+    image = _in_grid_of(reference, label_XYZ)
     made_from = f"of {origin}, " if origin else ""
     image.header["descrip"] = f"{_PROGRAM} {__version__}, {made_from}voxels {_checksum(label_XYZ)}".encode()
     image.header["cal_max"] = label_XYZ.max()
     return image
 
 
+def _in_grid_of(reference: Volume, data_XYZ: npt.NDArray[Any]) -> NiftiImage:
+    # Without an affine of its own the image keeps the header's fields, which are the reference's to the bit.
+    image = nibabel.Nifti1Image(orientations.apply_orientation(data_XYZ, reference.to_disk), None)
+    for name in _GRID_FIELDS:
+        image.header[name] = reference.header[name]
+    return image
+
+
 def write_volume(
-    data_XYZ: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: Path, overwrite: bool = True
+    data_XYZ: npt.NDArray[Any], grid: Affine | Volume, path: Path, overwrite: bool = True, about: str = _SYNTHETIC
 ) -> None:
-    """Write a synthetic volume in LPS order with its affine, as BraTS stores its files. Raises InputError as above."""
-    image = nibabel.Nifti1Image(data_XYZ, affine)
-    image.header["descrip"] = b"synthetic, no patient"
-    image.header.set_xyzt_units("mm")
+    """Write a volume in LPS order: with an affine as BraTS stores its files, or in another's grid. Errors as above."""
+    image = _in_grid_of(grid, data_XYZ) if isinstance(grid, Volume) else nibabel.Nifti1Image(data_XYZ, grid)
+    if not isinstance(grid, Volume):
+        image.header.set_xyzt_units("mm")
+    image.header["descrip"] = about.encode()
     _save(image, path, overwrite)
 
 

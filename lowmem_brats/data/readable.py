@@ -47,3 +47,12 @@ def _begins_like_a_pointer(path: Path) -> bool:
             return file.read(len(_POINTER)) == _POINTER
     except OSError:
         return False
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do. Never raises."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except (OSError, ValueError):
+        return False

@@ -25,6 +25,7 @@ def choose_precision(requested: str, device: torch.device) -> str:
     if requested not in PRECISIONS:
         raise InputError("--precision", repr(requested), f"one of {', '.join(PRECISIONS)}", "Use auto.")
     if device.type == "cuda":
+        _compute_in_full()
         # Not torch.cuda.is_bf16_supported(), which also says yes if bf16 is only emulated.
         native_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
         if requested == "bf16" and not native_bf16:
@@ -33,6 +34,11 @@ def choose_precision(requested: str, device: torch.device) -> str:
     else:
         half = "bf16" if cpu_has_bf16() else "fp32"
     return half if requested == "auto" else requested
+
+
+def _compute_in_full() -> None:
+    """Make fp32 on a card mean fp32: by default cuDNN computes with 10 of its 23 bits (TF32) from Ampere on."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def cpu_has_bf16() -> bool:

@@ -30,6 +30,27 @@ def place(network: SliceNetwork, device: torch.device, dtype: torch.dtype = torc
     return network.to(device, dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
 
 
+NO_MEMORY = (
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+)
+"""What CUDA's libraries say when they find no room, for their work space too, and torch passes on as it is."""
+
+
+@contextmanager
+def want_of_memory_named() -> Iterator[None]:
+    """Turn a RuntimeError inside the block that means a want of memory into torch.OutOfMemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(words in str(error) for words in NO_MEMORY) and not isinstance(error, torch.OutOfMemoryError):
+            raise torch.OutOfMemoryError(str(error)) from None  # its traceback would hold on to tensors
+        raise
+
+
+@want_of_memory_named()
 def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
     """Logits of a batch, [N, K, H, W], fp32 on the host, 0 outside the brain.
 
@@ -112,6 +133,7 @@ class TrainingStep:
             scaler.unscale_(self.optimizer)
             return loss, torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
 
+    @want_of_memory_named()
     def take(
         self,
         micro_batches: Sequence[tuple[Tensor, Tensor]],

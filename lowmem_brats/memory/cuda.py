@@ -12,7 +12,8 @@ from functools import cache
 
 import torch
 
-from lowmem_brats.memory.budget import CUDA_RESERVE, MIB
+from lowmem_brats.engine import parallel
+from lowmem_brats.memory.budget import CUDA_RESERVE, MIB, format_bytes
 
 WORKSPACE = 64 * MIB
 """Bytes kept for cuDNN's work space and the allocator's rounding, which cannot be counted without a card."""
@@ -30,10 +31,7 @@ def measure_context(device: torch.device) -> int:
     is kept for the process.
     """
     before = _driver_used(device)
-    # A forward and a backward pass in half precision, because code is loaded when it is first used.
-    slices_NCHW = torch.zeros(1, 1, 4, 4, device=device, dtype=torch.half, requires_grad=True)
-    torch.nn.functional.conv2d(slices_NCHW, slices_NCHW[..., :3, :3]).sum().backward()
-    del slices_NCHW
+    _load_code(device)
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()  # what the allocator keeps is not the context's
     after = _driver_used(device)
@@ -42,6 +40,28 @@ def measure_context(device: torch.device) -> int:
     # Less than LEAST_CONTEXT is no context: it existed already, or another program has freed memory meanwhile.
     taken = after - before - torch.cuda.memory_reserved(device)
     return taken if taken >= LEAST_CONTEXT else ASSUMED_CONTEXT
+
+
+def _load_code(device: torch.device) -> None:
+    """Do once what training does, in each format, because code is loaded into the context when it is first used.
+
+    That is: convolutions and their gradients (cuDNN), a matrix product (cuBLAS), group norm, sampling from a grid, a
+    fused optimizer's step, and, where several processes train together, a sum over them (NCCL).
+    """
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 16, 3, padding=1), torch.nn.GroupNorm(8, 16), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 1)
+    ).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, fused=True)
+    for dtype in (torch.float32, torch.float16):
+        slices_NCHW = torch.zeros(2, 8, 32, 32, device=device)
+        grid_NHW2 = torch.zeros(2, 32, 32, 2, device=device)
+        slices_NCHW = torch.nn.functional.grid_sample(slices_NCHW, grid_NHW2, align_corners=False)
+        with torch.autocast(device.type, dtype, enabled=dtype.itemsize < 4):
+            maps_NCHW = network(slices_NCHW)
+            total = (maps_NCHW[0, 0] @ maps_NCHW[0, 0]).sum() + maps_NCHW.sum()
+        total.backward()
+        optimizer.step()
+    parallel.add_up(torch.zeros(1, device=device))
 
 
 def _driver_used(device: torch.device) -> int | None:
@@ -72,25 +92,36 @@ def _ask_driver(field: str, *flags: str) -> str:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that this process can still use on a card, after its context and all other processes."""
+    """Bytes that this process can still use on a card, after its context, its own tensors and all other processes."""
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def cap_allocator(device: torch.device, tensor_bytes: int) -> None:
-    """Make the caching allocator raise torch.OutOfMemoryError instead of reserving more than `tensor_bytes`.
+    """Make the caching allocator raise torch.OutOfMemoryError instead of reserving `tensor_bytes` more than now in use.
 
     Without the cap a Windows driver would silently spill to host memory, which is many times slower.
     """
     _, total = torch.cuda.mem_get_info(device)
-    torch.cuda.set_per_process_memory_fraction(min(tensor_bytes / total, 1.0), device)
+    most = tensor_bytes + torch.cuda.memory_allocated(device)
+    torch.cuda.set_per_process_memory_fraction(min(most / total, 1.0), device)
+
+
+@cache
+def other_programs(device: torch.device) -> int:
+    """Bytes of a card in use that are not this process's, when this was first asked; must be before networks run.
+
+    What its context takes later, when more code is loaded, then shows as this process's.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    return max(total - free - measure_context(device) - torch.cuda.memory_reserved(device), 0)
 
 
 def highest(so_far: dict[str, int] | None, device: str) -> dict[str, int] | None:
     """Peak bytes on a card beyond tensors: for each figure the higher of `so_far` and now; None on the CPU.
 
-    `reserved`: the most that the caching allocator has taken; `driver`: in use on the card by all processes, including
-    this one's context.
+    `reserved`: the most that the caching allocator has taken; `process`: in use on the card, as the driver says, less
+    `other_programs`.
     """
     where = torch.device(device)
     if where.type != "cuda":
@@ -98,6 +129,14 @@ def highest(so_far: dict[str, int] | None, device: str) -> dict[str, int] | None
     free, total = torch.cuda.mem_get_info(where)
     now = {
         "reserved": torch.cuda.max_memory_reserved(where),
-        "driver": total - free,
+        "process": max(total - free - other_programs(where), 0),
     }
     return {name: max(value, (so_far or now)[name]) for name, value in now.items()}
+
+
+def beyond(peak: dict[str, int] | None, total_bytes: int | None) -> list[str]:
+    """A note if a process has held more of a card than its budget; `peak`: from `highest`; None: no limit."""
+    if peak is None or total_bytes is None or peak["process"] <= total_bytes:
+        return []
+    held, allowed = format_bytes(peak["process"]), format_bytes(total_bytes)
+    return [f"the card held {held} for this program or for others that came later; --vram allowed {allowed}"]

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from torch.utils.weak import WeakIdKeyDictionary
 
 from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget, format_budget, format_bytes, parse_budget
+
+UNSUPPORTED = {"mps": "an Apple GPU", "xpu": "an Intel GPU"}
+"""Devices that torch knows and this program does not."""
 
 
 def choose_device(requested: str) -> tuple[torch.device, list[str]]:
@@ -31,6 +33,12 @@ def choose_device(requested: str) -> tuple[torch.device, list[str]]:
     """
     if requested == "cpu":
         return torch.device("cpu"), []
+    if requested.partition(":")[0] in UNSUPPORTED:
+        found, advice = (
+            f"{UNSUPPORTED[requested.partition(':')[0]]}, which this program cannot use",
+            "Use --device cpu.",
+        )
+        raise InputError(f"--device {requested}", found, "auto, cpu, cuda or cuda:N", advice)
     if requested != "auto" and not re.fullmatch(r"cuda(:[0-9]{1,2})?", requested):
         raise InputError("--device", repr(requested), "auto, cpu, cuda or cuda:N", "Use auto.")
     device = torch.device("cuda", int(requested.partition(":")[2] or 0))
@@ -91,6 +99,7 @@ def open_budget(vram: str, device: torch.device) -> MemoryBudget:
         return parse_budget(vram, "cpu", None if vram.strip().lower() == "max" else host_bytes())
     with out_of_memory_told(str(device)):
         context = cuda.measure_context(device)
+        cuda.other_programs(device)
     reserve = context + cuda.WORKSPACE
     budget = parse_budget(vram, "cuda", cuda.available_bytes(device) + context, reserve)
     if budget.tensor_bytes == 0:
@@ -108,9 +117,9 @@ def open_budget(vram: str, device: torch.device) -> MemoryBudget:
 
 
 def out_of_memory(device: str) -> BudgetError:
-    """The error for a device that ran out of memory at the smallest batch."""
+    """The error for a device that ran out of memory with the plan that needs least."""
     advice = "Close other programs that use the card, or pass --device cpu."
-    return BudgetError(device, "out of memory with one slice at a time", "what the plan predicted", advice)
+    return BudgetError(device, "out of memory with the smallest plan", "what the plan predicted", advice)
 
 
 @contextmanager
@@ -142,7 +151,11 @@ def process_peak_bytes() -> int | None:
 
 def storage_bytes(tensor: Tensor) -> int:
     """Bytes of a tensor's storage, rounded up to 512 as the CUDA allocator does."""
-    return -(-tensor.untyped_storage().nbytes() // 512) * 512
+    return _in_blocks(tensor.untyped_storage())
+
+
+def _in_blocks(storage: torch.UntypedStorage) -> int:
+    return -(-storage.nbytes() // 512) * 512
 
 
 @dataclass
@@ -166,25 +179,32 @@ class LiveBytes(TorchDispatchMode):
         self.at_peak: dict[str, int] = {}
         """Live bytes by kind when `peak` was reached; their sum is `peak`."""
         self._by_kind = {"activations": 0}
-        self._seen = WeakIdKeyDictionary()
+        self._seen = dict[int, _Counted]()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in WithoutData
 
     def track(self, *tensors: Tensor) -> None:
         """Count the storages of tensors that already exist."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage not in self._seen:
-                self._seen[storage] = counted = _Counted(storage_bytes(tensor))
-                weakref.finalize(storage, self._change, counted, -1)
+            if storage._cdata not in self._seen:
+                self._seen[storage._cdata] = counted = _Counted(_in_blocks(storage))
+                weakref.finalize(storage, self._forget, storage._cdata)
                 self._change(counted, +1)
 
     def name(self, kind: str, *tensors: Tensor) -> None:
         """Count tensors as a kind, such as `parameters`; all others are `activations`."""
         self.track(*tensors)
         for tensor in tensors:
-            counted = self._seen[tensor.untyped_storage()]
+            counted = self._seen[tensor.untyped_storage()._cdata]
             self._by_kind[counted.kind] -= counted.size
             counted.kind = kind
             self._by_kind[kind] = self._by_kind.get(kind, 0) + counted.size
+
+    def _forget(self, storage: int) -> None:
+        self._change(self._seen.pop(storage), -1)
 
     def _change(self, counted: _Counted, sign: int) -> None:
         self.live += sign * counted.size
@@ -194,7 +214,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.track(*(leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)))
+        leaves = (result,) if isinstance(result, Tensor) else tree_flatten(result)[0]
+        self.track(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
         return result
 
 

@@ -156,6 +156,17 @@ def plan_train(
     return _choose(network, plans, ends, budget, count, smallest)
 
 
+def leaner_plan(plan: TrainPlan, network: NetworkConfig, size_HW: tuple[int, int], loss: str) -> TrainPlan:
+    """Find the fastest plan that needs less than a `plan` that did not fit after all.
+
+    Raises BudgetError if there is none.
+    """
+    where, dtype = torch.device(plan.device), DTYPES[plan.precision]
+    need = training_footprint(network, size_HW, plan.batch, plan.micro_batch, dtype, where, plan.stages, loss).total
+    budget = MemoryBudget(need - 1 + plan.reserve_bytes, plan.reserve_bytes)
+    return plan_train(network, size_HW, plan.batch, budget, plan.device, plan.precision, loss)
+
+
 def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 1) -> None:
     """Raise InputError for a slice size that the network cannot take, and for a batch smaller than 1."""
     if batch < 1:
@@ -252,7 +263,9 @@ def _choose(
         return count(network, plan, precision).total
 
     candidates = [min(ends, key=need)] if smallest else plans
-    for plan in candidates if any(budget.allows(need(end)) for end in ends) else ():
+    for i, plan in enumerate(candidates):
+        if i == 1 and not any(budget.allows(need(end)) for end in ends):
+            break  # before the rest is counted for nothing
         if budget.allows(need(plan)):
             footprint = count(network, plan, precision)
             return replace(

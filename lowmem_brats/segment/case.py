@@ -26,9 +26,9 @@ from lowmem_brats.data.slices import (
 )
 from lowmem_brats.engine.precision import choose_precision
 from lowmem_brats.files import add_to_checksum
+from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
-from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
 from lowmem_brats.networks import stride_of
 from lowmem_brats.segment.cleanup import drop_doubtful
@@ -139,7 +139,6 @@ def _segment(
     """Segment a case; `seconds`: the time that reading it took, to which each stage adds its own."""
     config, weights, convention = setup.config, setup.weights, setup.convention
     with timed(seconds, "load"):
-        warm_up()
         stack = prepare(case.images_CXYZ, stride_of(weights.network), case.spacing_mm)
     with timed(seconds, "plan"):
         views = usable(1 if config.fast else weights.network.views, stack.flat)
@@ -159,6 +158,7 @@ def _segment(
     report.min_confidence_of = weights.name if config.min_confidence is None else "--min-confidence"
     report.warnings = setup.notes + case.warnings + stack.notes
     found = RegionSearch(weights, stack, views, config, report, plan_in, on_progress).find()
+    report.warnings += cuda.beyond(report.cuda_peak, setup.budget.total_bytes)
     with timed(seconds, "fuse"):
         logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
         masks, gone = drop_doubtful(logit_ZHW, report.min_confidence)

@@ -29,6 +29,10 @@ class Outputs:
     preview: Path | None = None
     """Of the picture; None: not wanted, as for the page."""
     page: Path | None = None
+    native: Path | None = None
+    """Of the label map on the raw T1ce's grid; None: the case was not prepared here."""
+    dicom_seg: Path | None = None
+    """Of the DICOM segmentation; None: not wanted."""
 
     @classmethod
     def beside(cls, label_map: Path, case_id: str, preview: bool, page: bool) -> Outputs:
@@ -42,7 +46,7 @@ class Outputs:
     @property
     def paths(self) -> list[Path]:
         """All that are wanted."""
-        return [path for path in (self.label_map, self.preview, self.page) if path]
+        return [path for path in (self.label_map, self.native, self.dicom_seg, self.preview, self.page) if path]
 
 
 def output_path(files: CaseFiles, requested: str | Path | None) -> Path:

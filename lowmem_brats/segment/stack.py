@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lowmem_brats.data.slices import VIEWS, occupied, views_of, with_context
 from lowmem_brats.engine import step
@@ -60,30 +61,29 @@ class Prediction:
 
 
 def sound_precision(
-    load: Callable[[], SliceNetwork], slice_CHW: npt.NDArray[np.float16], device: str, precision: str
+    load: Callable[[], SliceNetwork], slices_NCHW: Tensor, device: str, precision: str
 ) -> tuple[str, list[str]]:
     """Return the precision to run in, and notes: fp32 with a note if a card's half format fails `half_is_sound`.
 
-    `load()` returns the network in fp32 on the CPU; it is called only if there is something to check. `slice_CHW`:
-    z-scored.
+    `load()` returns the network in fp32 on the CPU; it is called only if there is something to check. `slices_NCHW`:
+    z-scored, on the host, of the size that will be run, since the fault depends on it.
     """
     plan = InferencePlan(device, precision, batch=1)
-    if device == "cpu" or precision == "fp32" or half_is_sound(load(), slice_CHW, plan):
+    if device == "cpu" or precision == "fp32" or half_is_sound(load(), slices_NCHW, plan):
         return precision, []
     return "fp32", [f"{precision} gives NaN on this card: running in fp32"]
 
 
-def half_is_sound(network: SliceNetwork, slice_CHW: npt.NDArray[np.float16], plan: InferencePlan) -> bool:
-    """Whether the plan's half format gives finite logits for one slice where fp32 on the CPU does.
+def half_is_sound(network: SliceNetwork, slices_NCHW: Tensor, plan: InferencePlan) -> bool:
+    """Whether the plan's half format gives finite logits for some slices where fp32 on the CPU does.
 
     GTX 16xx cards return NaN for some fp16 convolutions. `network`: fp32 on the CPU, moved to the plan's device and
     format by the check.
     """
-    slice_1CHW = torch.from_numpy(with_context(slice_CHW[None], np.zeros(1, np.intp), network.context))
     with torch.inference_mode():
-        reference = network(slice_1CHW.float())
+        reference = network(slices_NCHW.float())
         with out_of_memory_told(plan.device):
-            logits = place(network, plan)(slice_1CHW.to(plan.device, DTYPES[plan.precision]))
+            logits = step.predict_batch(place(network, plan), slices_NCHW)
     return bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(reference).all())
 
 

@@ -31,7 +31,7 @@ class Batches:
 
     def __init__(self, cases: Sequence[CachedCase], regions: tuple[Region, ...], config: TrainConfig) -> None:
         self._cases, self._regions, self._config = cases, regions, config
-        self._size_HW = window_of(frame_of(cases, config.network.views), config.window)
+        self.size_HW = window_of(frame_of(cases, config.network.views), config.window)
         self._rows = training_rows(cases, regions[0], config.network.views)
         weights = row_weights(cases, self._rows) if config.balance else np.ones(len(self._rows))
         self._until = weights.cumsum() / weights.sum()
@@ -58,10 +58,10 @@ class Batches:
         rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)
         border = BORDER // 2 if config.augment and config.window else 0
         if config.window:
-            corners_N2 = draw_corners(rng, self._cases, rows, self._regions[0], self._size_HW) - border
+            corners_N2 = draw_corners(rng, self._cases, rows, self._regions[0], self.size_HW) - border
         else:
-            corners_N2 = centred(self._cases, rows, self._size_HW)
-        height, width = (side + 2 * border for side in self._size_HW)
+            corners_N2 = centred(self._cases, rows, self.size_HW)
+        height, width = (side + 2 * border for side in self.size_HW)
         slices_NCHW, depth_N1HW = gather(self._cases, rows, corners_N2, (height, width), config.network.context)
         augmentation = None
         if config.augment:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,10 +21,9 @@ from lowmem_brats.engine import parallel
 from lowmem_brats.engine.losses import find_loss
 from lowmem_brats.engine.precision import DTYPES, PrecisionController
 from lowmem_brats.engine.step import Outcome, TrainingStep
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory.device import PeakMeter, out_of_memory, storage_bytes
-from lowmem_brats.memory.footprint import treats_slices_apart
-from lowmem_brats.memory.planner import TrainPlan
+from lowmem_brats.memory.planner import TrainPlan, leaner_plan
 from lowmem_brats.networks import SliceNetwork
 from lowmem_brats.segment.stack import empty_cache
 from lowmem_brats.train.batches import Batch, Batches
@@ -83,7 +82,7 @@ class NetworkTraining:
     def run(self, tell: Listener) -> Epoch:
         """Train until epochs, time or patience are used up; returns the epoch with the best validation Dice.
 
-        Raises BudgetError if the device runs out of memory with one slice at a time, InputError if no gradient was
+        Raises BudgetError if the device runs out of memory with the smallest plan, InputError if no gradient was
         finite.
         """
         self._counted = saved = time.monotonic()
@@ -135,7 +134,7 @@ class NetworkTraining:
             history.switches.append((history.steps, why))
 
     def _optimise(self, batch: Batch, precision: str, rate: float) -> Outcome:
-        """Call `TrainingStep.take`; if the card runs out of memory all the same, halve the micro-batches and retry."""
+        """Call `TrainingStep.take`; if the card runs out of memory all the same, retry with a plan that needs less."""
         while True:
             plan = self.plans[precision]
             try:
@@ -144,15 +143,23 @@ class NetworkTraining:
                     return self.state.step.take(parts, rate, DTYPES[precision], plan.stages)
             except torch.OutOfMemoryError as error:
                 # With several processes there is no second try: the others wait for the sums of this step.
-                if plan.micro_batch == 1 or not treats_slices_apart(self.config.network) or parallel.size() > 1:
+                leaner = self._leaner(plan) if parallel.size() == 1 else None
+                if leaner is None:
                     raise out_of_memory(plan.device) from error
             # Outside the except block, because only here has the failed step released its tensors.
             self.network.zero_grad(set_to_none=True)
             empty_cache()
-            smaller = plan.micro_batch // 2
-            now = f"{smaller} slices at once instead of {plan.micro_batch}"
-            self.history.notes.append(f"the card ran out of memory: {now}")
-            self.plans[precision] = replace(plan, micro_batch=smaller)
+            now = f"{leaner.micro_batch} of {leaner.batch} slices at once"
+            now += f", recomputing {leaner.recompute} stages" if leaner.recompute != "none" else ""
+            self.history.notes.append(f"the card ran out of memory: from now on {now}")
+            self.plans[precision] = leaner
+
+    def _leaner(self, plan: TrainPlan) -> TrainPlan | None:
+        """The fastest plan that needs less than this one, or None."""
+        try:
+            return leaner_plan(plan, self.config.network, self.batches.size_HW, self.config.loss)
+        except BudgetError:
+            return None
 
     @contextmanager
     def _metered(self, plan: TrainPlan) -> Iterator[None]:

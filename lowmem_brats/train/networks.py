@@ -71,6 +71,7 @@ class Run:
     folder: RunFolder
     report: TrainReport
     tell: TrainListener
+    budget: MemoryBudget
     training: list[CachedCase] = field(default_factory=list)
     validation: list[CachedCase] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
@@ -109,7 +110,7 @@ class Run:
             self.tell.draw_curves(self.folder.curves, self.report)
 
 
-def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwork:
+def prepare_network(run: Run, resume: bool) -> SliceNetwork:
     """Build the network, choose its formats, plan its steps, and place it on the device."""
     config, device = run.report.config, run.report.device
     torch.manual_seed(config.seed)
@@ -124,23 +125,27 @@ def prepare_network(run: Run, budget: MemoryBudget, resume: bool) -> SliceNetwor
             _finetuned(config, group)  # now, and not when the networks before it are trained
     if network.convolutions() and not begun and not config.finetune:
         network.load_state_dict(parallel.first(_calibrated(network, run) if parallel.rank() == 0 else None))
-    middle_CHW = run.training[0].slices_ZCHW[run.training[0].shape_ZCHW[0] // 2]
     wanted = choose_precision(config.precision, torch.device(device))
-    precision, notes = sound_precision(partial(copy.deepcopy, network), middle_CHW, device, wanted)
+    slices_1CHW = _first_slices(run, 1)
+    precision, notes = sound_precision(partial(copy.deepcopy, network), slices_1CHW, device, wanted)
     for text in notes:
         run.note(text)
-    run.report.plans = _plan(run, budget, precision)
+    run.report.plans = _plan(run, precision)
     with out_of_memory_told(device):
         return place(network, torch.device(device))
 
 
 def _calibrated(network: SliceNetwork, run: Run) -> dict[str, Tensor]:
     """The network's weights, calibrated on slices as the first steps will see them."""
-    config = replace(run.report.config, augment=False)
-    batches = Batches(run.training, run.groups[0], config)
-    first = islice(batches.read(0), -(-CALIBRATION // config.batch))
-    calibrate(network, torch.cat([batch.slices_NCHW for batch in first])[:CALIBRATION])
+    calibrate(network, _first_slices(run, CALIBRATION))
     return network.state_dict()
+
+
+def _first_slices(run: Run, count: int) -> Tensor:
+    """The first slices, or windows of them, that a training without augmentation would see, [count, C, H, W]."""
+    config = replace(run.report.config, augment=False)
+    first = islice(Batches(run.training, run.groups[0], config).read(0), -(-count // config.batch))
+    return torch.cat([batch.slices_NCHW for batch in first])[:count]
 
 
 def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torch.Tensor]:
@@ -161,12 +166,12 @@ def _like(network: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
     return replace(network, views=wanted.views, context=wanted.context, outputs=wanted.outputs)
 
 
-def _plan(run: Run, budget: MemoryBudget, precision: str) -> list[TrainPlan]:
+def _plan(run: Run, precision: str) -> list[TrainPlan]:
     """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits."""
     config, device = run.report.config, run.report.device
     share = -(-config.batch // parallel.size())
     size_HW = window_of(frame_of(run.training, config.network.views), config.window)
-    arguments = config.network, size_HW, share, budget, device
+    arguments = config.network, size_HW, share, run.budget, device
     plans = [plan_train(*arguments, precision, config.loss)]
     run.tell.on_plan(plans[0])
     if config.precision == "auto" and precision != "fp32":
@@ -193,6 +198,8 @@ def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
         training = NetworkTraining(group, network, run.training, validation, watched, plans)
         paths |= dict.fromkeys(group, _train_network(run, training))
         plans = list(training.plans.values())  # with smaller micro-batches where the card ran out of memory
+    for text in cuda.beyond(run.report.cuda_peak, run.budget.total_bytes):
+        run.note(text)
     network.cpu()  # scoring the test part needs the memory
     empty_cache()
     return paths

@@ -52,12 +52,12 @@ def train_set(
         cache = cache or (Path(stored.cache) if stored and stored.cache else None)
         report.data, report.cache, report.processes = str(data), str(cache or ""), parallel.size()
         report.notes = list(stored.notes) if stored else []
-        run = Run(RunFolder(out), report, tell, told=set(notes))
+        run = Run(RunFolder(out), report, tell, budget, told=set(notes))
         tell.on_folder(out)
         for text in notes:
             run.note(text)
         held_out = _read(run, cases, stored, cache)
-        network = prepare_network(run, budget, resume)
+        network = prepare_network(run, resume)
         if missing := run.folder.missing([region for group in run.groups for region in group], report):
             run.note(f"no set to segment with yet: {', '.join(missing)} not trained")
         if not resume and parallel.rank() == 0:

@@ -71,7 +71,8 @@ def test_an_error_that_nobody_foresaw_is_told_without_a_traceback(
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(main.commands[command], "invoke", fail)
-    arguments = ["x"] * sum(isinstance(p, click.Argument) and p.required for p in main.commands[command].params)
+    needed = [p for p in main.commands[command].params if p.required]
+    arguments = [word for p in needed for word in ([p.opts[0], "x"] if isinstance(p, click.Option) else ["x"])]
     output = fails(command, *(["memory"] if command == "bench" else arguments), code=1)
     assert output.startswith(f"Error: lowmem-brats {command}: unexpected error, ZeroDivisionError: division by zero")
     assert f"(at {Path(__file__).name}:" in output

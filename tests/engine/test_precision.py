@@ -55,6 +55,14 @@ def test_on_cuda(requested: str, capability: tuple[int, int], chosen: str, monke
     assert choose_precision(requested, CUDA) == chosen
 
 
+def test_fp32_on_a_card_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: AMPERE)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    choose_precision("fp32", CUDA)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_emulated_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: TURING)
     with pytest.raises(InputError, match=r"compute capability 8\.0 or more\. Use fp16\."):

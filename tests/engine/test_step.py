@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.engine.losses import find_loss
-from lowmem_brats.engine.step import TrainingStep, place, split_batch
+from lowmem_brats.engine.step import NO_MEMORY, TrainingStep, place, predict_batch, split_batch
 from lowmem_brats.networks import build_network
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -96,6 +96,29 @@ def test_a_step_that_ran_out_of_memory_can_be_tried_again(
     assert step.scaler.state_dict() == expected.scaler.state_dict()
     assert equal(step.network.parameters(), expected.network.parameters())
     assert equal(step.moments(), expected.moments())
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        *[(f"cuDNN error: {words}", torch.OutOfMemoryError) for words in NO_MEMORY],
+        ("CUDNN_STATUS_BAD_PARAM", RuntimeError),
+        ("expected scalar type Half but found Float", RuntimeError),
+    ],
+)
+def test_what_the_libraries_of_a_card_say_for_want_of_memory_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, message: str, kind: type[RuntimeError]
+) -> None:
+    step = fresh()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(step.network, "forward", fail)
+    for use in (lambda: step.take(batch(), RATE, FP32), lambda: predict_batch(step.network, batch()[0][0])):
+        with pytest.raises(RuntimeError, match=message) as error:
+            use()
+        assert type(error.value) is kind
 
 
 def test_without_weight_decay_it_is_adam_at_the_given_learning_rates() -> None:

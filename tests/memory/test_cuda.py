@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import BudgetError
@@ -32,6 +35,15 @@ def pretend(monkeypatch: pytest.MonkeyPatch, answer: str | Exception, uuid: str 
     return commands
 
 
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """What is asked of a card once in a process is asked again by the next test."""
+    other_programs = cuda.other_programs  # a test may put something else in its place
+    other_programs.cache_clear()
+    yield
+    other_programs.cache_clear()
+
+
 def test_used_memory_is_asked_of_the_card_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = pretend(monkeypatch, "512\n")
     assert cuda._driver_used(CARD) == 512 * MIB
@@ -55,6 +67,7 @@ def test_a_budget_on_a_card_keeps_the_context_and_caps_the_allocator(monkeypatch
     caps: list[int] = []
     monkeypatch.setattr(cuda, "measure_context", lambda card: 300 * MIB)
     monkeypatch.setattr(cuda, "available_bytes", lambda card: 3700 * MIB)
+    monkeypatch.setattr(cuda, "other_programs", lambda card: 0)
     monkeypatch.setattr(cuda, "cap_allocator", lambda card, count: caps.append(count))
     budget = device.open_budget("2G", CARD)
     assert budget.tensor_bytes == (2048 - 300 - 64) * MIB
@@ -64,23 +77,25 @@ def test_a_budget_on_a_card_keeps_the_context_and_caps_the_allocator(monkeypatch
 
 
 def test_all_of_a_card_is_what_others_leave_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 8 GiB, 3000 MiB are free and 100 MiB are this process's own already, besides its context."""
+    """Of 8 GiB, 3000 MiB are free and 100 MiB are reserved by this process, 40 MiB of them for living tensors."""
     fractions: list[tuple[float, torch.device]] = []
     monkeypatch.setattr(cuda, "measure_context", lambda card: 300 * MIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (3000 * MIB, 8192 * MIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda card: 100 * MIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda card: 40 * MIB)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *call: fractions.append(call))
     budget = device.open_budget("max", CARD)
-    assert (budget.total_bytes, budget.reserve_bytes) == (3400 * MIB, 364 * MIB)
-    assert budget.tensor_bytes == (3400 - 364) * MIB
+    assert (budget.total_bytes, budget.reserve_bytes) == (3360 * MIB, 364 * MIB)
+    assert budget.tensor_bytes == (3360 - 364) * MIB
     assert device.open_budget("8G", CARD).tensor_bytes == (8192 - 364) * MIB
-    assert fractions == [(3100 / 8192, CARD), ((8192 - 300) / 8192, CARD)]
+    assert fractions == [(3100 / 8192, CARD), ((8192 - 300 + 40) / 8192, CARD)]
 
 
 @pytest.mark.parametrize("vram", ["0M", "256M", "300M", "364M"])
 def test_a_budget_that_cuda_itself_would_fill_is_refused(monkeypatch: pytest.MonkeyPatch, vram: str) -> None:
     monkeypatch.setattr(cuda, "measure_context", lambda card: 300 * MIB)
     monkeypatch.setattr(cuda, "available_bytes", lambda card: 3700 * MIB)
+    monkeypatch.setattr(cuda, "other_programs", lambda card: 0)
     monkeypatch.setattr(cuda, "cap_allocator", lambda card, count: pytest.fail("capped"))
     with pytest.raises(BudgetError, match=r"more than 364M.*300 MiB for its context and 64 MiB for work space"):
         device.open_budget(vram, CARD)
@@ -103,6 +118,43 @@ def test_a_context_that_cannot_be_is_assumed(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * MIB)
     assert cuda.measure_context.__wrapped__(torch.device("cpu")) == expected
+
+
+def test_the_context_is_measured_with_all_that_training_runs() -> None:
+    names = set[str]()
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.add(func.__name__.partition(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    with Names():
+        cuda._load_code(torch.device("cpu"))
+    assert names >= {
+        "convolution",
+        "convolution_backward",
+        "native_group_norm",
+        "native_group_norm_backward",
+        "grid_sampler_2d",
+        "mm",
+        "_fused_adamw_",
+    }
+
+
+def test_the_card_s_peaks_and_whether_they_are_more_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others hold 500 MiB; the context has grown from 300 to 450 MiB since it was measured."""
+    free = iter([7392, 8192 - 500 - 450 - 700, 8192 - 500 - 450 - 600])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (next(free) * MIB, 8192 * MIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda card: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda card: 700 * MIB)
+    monkeypatch.setattr(cuda, "measure_context", lambda card: 300 * MIB)
+    assert cuda.other_programs(CARD) == 500 * MIB
+    peak = cuda.highest(cuda.highest(None, "cuda:0"), "cuda:0")
+    assert peak == {"reserved": 700 * MIB, "process": 1150 * MIB}
+    assert cuda.beyond(peak, 1150 * MIB) == cuda.beyond(peak, None) == cuda.beyond(None, MIB) == []
+    (note,) = cuda.beyond(peak, 1024 * MIB)
+    assert note.startswith("the card held 1.12 GiB for this program")
+    assert note.endswith("--vram allowed 1 GiB")
 
 
 def test_the_drivers_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,12 +75,19 @@ def test_a_named_device_is_never_replaced(
 
 
 @pytest.mark.parametrize(
+    ("requested", "named"), [("mps", "an Apple GPU"), ("mps:0", "an Apple"), ("xpu", "an Intel GPU")]
+)
+def test_the_cards_of_other_makers_are_refused_by_name(requested: str, named: str) -> None:
+    with pytest.raises(InputError, match=rf"^--device {requested}: {named}.*cannot use.*Use --device cpu\."):
+        choose_device(requested)
+
+
+@pytest.mark.parametrize(
     "requested",
     [
         "gpu",
         "",
         "CUDA",
-        "mps",
         "cudaX",
         "cuda:x",
         "cuda:-1",

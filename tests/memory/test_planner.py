@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from lowmem_brats.memory.planner import (
     TrainPlan,
     ladder,
     largest_width,
+    leaner_plan,
     plan_inference,
     plan_train,
     stages_to_recompute,
@@ -133,6 +135,19 @@ def test_a_loss_that_keeps_more_needs_more() -> None:
     assert 0 < planes <= 4 * 10 * 240 * 240 * 4
 
 
+@pytest.mark.parametrize(("width", "size_HW"), [(8, (32, 32)), (64, (16, 16))])
+def test_a_plan_is_the_first_row_that_fits(width: int, size_HW: tuple[int, int]) -> None:
+    network, batch = NetworkConfig(width=width, depth=2), 5
+    rows = {}
+    for recompute, micro_batch, _ in training_rows(batch, micro_batches=True):
+        stages = stages_to_recompute(network, size_HW, recompute, torch.float32, CPU)
+        need = training_footprint(network, size_HW, batch, micro_batch, torch.float32, CPU, stages).total
+        rows[recompute, micro_batch] = need
+    for budget in sorted(rows.values()):
+        plan = plan_train(network, size_HW, batch, MemoryBudget(budget), "cpu", "fp32")
+        assert (plan.recompute, plan.micro_batch) == next(row for row, need in rows.items() if need <= budget)
+
+
 def test_no_limit_gives_the_fastest_plan() -> None:
     plan = train_small(MemoryBudget(None))
     assert (plan.recompute, plan.micro_batch, plan.relative_time) == ("none", 6, 1.0)
@@ -217,6 +232,21 @@ def test_the_smallest_plan_needs_least_and_a_refusal_names_it(width: int, size_H
     refusal = re.escape(f"--vram: {format_bytes(min(needs) - 1)}, too little for ")
     with pytest.raises(BudgetError, match=f"^{refusal}.*; expected at least {-(-min(needs) // MIB)}M"):
         plan_train(*arguments, MemoryBudget(min(needs) - 1), "cpu", "fp32")
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_leaner_plans_need_less_and_less_up_to_the_smallest(norm: str) -> None:
+    network = NetworkConfig(width=8, depth=2, norm=norm)
+    smallest = plan_train(network, SIZE_HW, 6, MemoryBudget(None), "cpu", "fp32", smallest=True)
+    plans = [train_small(MemoryBudget(None), norm=norm)]
+    with suppress(BudgetError):
+        while True:
+            plans.append(leaner_plan(plans[-1], network, SIZE_HW, "dice"))
+    needs = [plan.predicted_bytes for plan in plans]
+    assert needs == sorted(set(needs), reverse=True)
+    assert [plan.relative_time for plan in plans] == sorted(plan.relative_time for plan in plans)
+    assert len(plans) > 2
+    assert needs[-1] == smallest.predicted_bytes
 
 
 def test_two_passes_can_need_more_than_one() -> None:

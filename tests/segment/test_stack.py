@@ -48,6 +48,9 @@ def stack(z: int = Z) -> npt.NDArray[np.float16]:
     return slices_ZCHW
 
 
+ONE = torch.from_numpy(stack(1))
+
+
 def unet() -> SliceNetwork:
     """Return a tiny U-Net, the same each time."""
     torch.manual_seed(0)
@@ -347,15 +350,15 @@ def test_place_sets_format_layout_and_mode(precision: str, dtype: torch.dtype) -
     ],
 )
 def test_half_check_sees_what_the_format_breaks(nan_in: tuple[torch.dtype, ...], precision: str, sound: bool) -> None:
-    assert half_is_sound(Toy(nan_in=nan_in), stack()[0], plan(precision=precision)) is sound
+    assert half_is_sound(Toy(nan_in=nan_in), ONE, plan(precision=precision)) is sound
 
 
 def test_half_check_sees_overflow_and_leaves_the_network_placed() -> None:
     network = Toy(bias=1e6)  # infinite in fp16
-    assert half_is_sound(network, stack()[0], plan(precision="fp16")) is False
+    assert half_is_sound(network, ONE, plan(precision="fp16")) is False
     assert network.bias.dtype == torch.float16
     assert [batch.dtype for batch in network.batches] == [torch.float32, torch.float16]
-    assert half_is_sound(unet(), stack()[0], plan(precision="bf16")) is True
+    assert half_is_sound(unet(), ONE, plan(precision="bf16")) is True
 
 
 @pytest.mark.parametrize(
@@ -367,7 +370,7 @@ def test_a_card_whose_half_format_is_broken_runs_in_fp32(
 ) -> None:
     notes = [] if chosen == asked else [f"{asked} gives NaN on this card: running in fp32"]
     # `cpu:0` stands for a card: any device but `cpu` is checked.
-    assert sound_precision(lambda: Toy(nan_in=nan_in), stack()[0], "cpu:0", asked) == (chosen, notes)
+    assert sound_precision(lambda: Toy(nan_in=nan_in), ONE, "cpu:0", asked) == (chosen, notes)
 
 
 @pytest.mark.parametrize(("device", "precision"), [("cpu", "fp16"), ("cuda", "fp32")])
@@ -375,7 +378,7 @@ def test_where_no_format_can_be_broken_no_network_is_loaded(device: str, precisi
     def load() -> SliceNetwork:
         raise AssertionError("nothing to check")
 
-    assert sound_precision(load, stack()[0], device, precision) == (precision, [])
+    assert sound_precision(load, ONE, device, precision) == (precision, [])
 
 
 class Cramped(Toy):
@@ -401,7 +404,7 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing() -> None:
 
 
 def test_running_out_of_memory_with_one_slice_is_an_error() -> None:
-    with pytest.raises(BudgetError, match="out of memory with one slice at a time"):
+    with pytest.raises(BudgetError, match="out of memory with the smallest plan"):
         predict_stack(Cramped(room=0), stack(), [ALL], plan(batch=4))
 
 
@@ -412,5 +415,5 @@ def test_running_out_of_memory_in_the_half_check_is_an_error() -> None:
         network.room = int(inputs[0].dtype == torch.float32)  # the check's reference is computed on the host
 
     network.register_forward_pre_hook(fill)
-    with pytest.raises(BudgetError, match="out of memory with one slice at a time"):
-        half_is_sound(network, stack()[0], plan(precision="bf16"))
+    with pytest.raises(BudgetError, match="out of memory with the smallest plan"):
+        half_is_sound(network, ONE, plan(precision="bf16"))

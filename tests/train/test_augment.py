@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from lowmem_brats.train import augment
 from lowmem_brats.train.augment import Augmentation, apply_augmentation, sample_augmentation
@@ -571,3 +574,28 @@ def test_elastic_displacement_is_as_smooth_as_sigma_30(elastic_displacement: tup
     here_N2, there_N2 = elastic_displacement
     assert np.corrcoef(here_N2.ravel(), there_N2.ravel())[0, 1] == pytest.approx(np.exp(-(32**2) / 60**2), abs=0.06)
     assert abs(np.corrcoef(here_N2[:, 0], here_N2[:, 1])[0, 1]) < 0.2
+
+
+def sizes_allocated(draw: Augmentation) -> set[int]:
+    """Bytes of the storages that `apply_augmentation` allocates for a draw, each size once."""
+    sizes = set[int]()
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            sizes.update(leaf.untyped_storage().nbytes() for leaf in tree_flatten(result)[0] if torch.is_tensor(leaf))
+            return result
+
+    with Sizes():
+        apply_augmentation(draw, *batch(3))
+    return sizes
+
+
+def test_no_draw_allocates_sizes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise blocks of ever new sizes would pile up in a card's allocator, which counts them against the budget."""
+    draws = [sample_augmentation(np.random.default_rng(seed), (3, 4, SIDE, SIDE), 0.5) for seed in range(40)]
+    always(monkeypatch)
+    monkeypatch.setattr(augment, "BLUR_PROBABILITY", 1.0)
+    known = sizes_allocated(sample_augmentation(np.random.default_rng(0), (3, 4, SIDE, SIDE), 0.0))
+    large = {size for draw in draws for size in sizes_allocated(draw) - known if size > 4096}
+    assert not large

@@ -18,7 +18,7 @@ from easy_cases import EASY, easy_cached
 from lowmem_brats.config import TrainConfig
 from lowmem_brats.data.labels import Region
 from lowmem_brats.engine.step import place
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory.planner import TrainPlan
 from lowmem_brats.networks import build_network
 from lowmem_brats.train import loop as fit
@@ -231,10 +231,10 @@ def test_a_validation_that_half_precision_cannot_hold_is_noted(make: Make, monke
     assert training.history.notes == ["validated in fp32: bf16 gives NaN or infinity"]
 
 
-def test_running_out_of_memory_halves_the_micro_batch_and_changes_nothing(
+def test_running_out_of_memory_takes_the_next_leaner_plans_and_changes_nothing(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a card would do: the step that fails is taken again in smaller parts, with the same gradient."""
+    """What a card would do: the step that fails is taken again with more recomputing, then in smaller parts."""
     config = replace(EASY, batch=4, epochs=1)
     roomy, cramped = make(config), make(config)
     forward = cramped.network.forward
@@ -250,10 +250,24 @@ def test_running_out_of_memory_halves_the_micro_batch_and_changes_nothing(
         assert ours.grad is not None
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
     assert cramped.plans["fp32"].micro_batch == 1
-    assert [note.split(": ")[1] for note in cramped.history.notes] == [
-        "2 slices at once instead of 4",
-        "1 slices at once instead of 2",
+    assert [note.removeprefix("the card ran out of memory: from now on ") for note in cramped.history.notes] == [
+        "4 of 4 slices at once, recomputing widest stages",
+        "4 of 4 slices at once, recomputing all stages",
+        "2 of 4 slices at once",
+        "1 of 4 slices at once",
     ]
+
+
+def test_running_out_of_memory_with_the_smallest_plan_is_an_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = make(replace(EASY, batch=2, epochs=1))
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.network, "forward", full)
+    with pytest.raises(BudgetError, match="out of memory with the smallest plan"):
+        training.run(Listener())
+    assert training.plans["fp32"].recompute == "all"
 
 
 def test_validation_is_in_the_measured_peak(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""From a raw study, DICOM or NIfTI, to a case that `segment` takes."""
