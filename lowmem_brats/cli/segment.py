@@ -112,7 +112,8 @@ def segment(
     sources = sources[part - 1 :: parts]
     tables = Tables(records) if records else None
     cohort = Cohort(len(sources), several, showing, tables)
-    made_of = partial(origin, config=config, weights=weights)
+    # The workers of a scheduler may have the weights at another place.
+    made_of = partial(origin, config=config, weights=None if sharing.scheduler else weights)
     preparation = Preparation(search, output, beside, showing.overwrite, made_of, several, records)
     work = Work(preparation, config, secrets.token_hex(8))
     taken = {path.resolve() for path in (showing.report, *(tables.paths if tables else ())) if path}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -72,6 +73,8 @@ class Work:
     threads: int | None = None
     """Of a worker; None: as many as it has."""
     version: str = __version__
+    folder: str = field(default_factory=os.getcwd)
+    """The command's, to which its paths are relative."""
 
     def outcome(self, job: Job, make: Make) -> Outcome:
         """Segment a case, unless it is done or in other hands, and write its record.
@@ -149,6 +152,8 @@ def work_apart(work_and_job: tuple[Work, Job]) -> Outcome:
         error = InputError("--scheduler", found, f"{work.version}, as here", "Install one version everywhere.")
         return Outcome("failed", {"error": dict(vars(error))}, error)
     with _ONE_AT_A_TIME:
+        with suppress(OSError):  # where that machine has no such folder, paths must be absolute
+            os.chdir(work.folder)
         if work.threads:
             torch.set_num_threads(work.threads)
         study = work.preparation.beside.dicom_seg

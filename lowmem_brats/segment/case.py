@@ -103,11 +103,13 @@ def segment_images(
     return _segment(case, _set_up(config), {}, on_progress, on_plan)
 
 
-def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet) -> str:
+def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet | None = None) -> str:
     """Checksum of all that a label map is made from: the bytes of images and weights, the settings, this version.
 
-    The device and the budget do not count. Raises InputError for a file that cannot be read.
+    `weights`: those of `config`, if they are open already. The device and the budget do not count. Raises InputError
+    for a file that cannot be read.
     """
+    weights = weights or open_set(config.weights, alone=config.fast)
     settings = replace(config, weights=(), device="", vram="", min_confidence=least_confidence(config, weights))
     digest = hashlib.blake2b(repr((__version__, settings, list(files.images))).encode(), digest_size=8)
     images = [files.stacked] if files.stacked else files.images.values()

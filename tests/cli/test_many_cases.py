@@ -258,8 +258,10 @@ def cluster() -> Iterator[Any]:
 
 @pytest.mark.filterwarnings("default")
 def test_workers_give_what_one_process_gives_and_a_killed_one_costs_nothing(
-    cluster: Any, cases: Path, expected: Any, segment: Run, tmp_path: Path
+    cluster: Any, cases: Path, expected: Any, segment: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Paths are relative to the folder of the command, which is not that of the workers."""
+    monkeypatch.chdir(tmp_path)
     out, folder = tmp_path / "out", with_broken(cases, tmp_path / "cases")
     path, victims = Records(out).path(folder / NAMES[1], ".claim"), list[int]()
 
@@ -274,14 +276,14 @@ def test_workers_give_what_one_process_gives_and_a_killed_one_costs_nothing(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    result = segment(folder, out, "--scheduler", cluster.scheduler.address)
+    result = segment("cases", "out", "--scheduler", cluster.scheduler.address)
     killer.join()
     assert victims
     assert victims[0] != os.getpid()
     assert result.exit_code == 3, result.stderr
     assert "2 workers, each with its own threads" in result.stderr
-    assert f"4 done, 0 skipped, 1 failed: {folder / 'broken'}" in result.stderr
-    assert f"Error: {folder / 'broken'}/broken_t2.nii.gz" in result.stderr
+    assert "4 done, 0 skipped, 1 failed: cases/broken" in result.stderr
+    assert "Error: cases/broken/broken_t2.nii.gz" in result.stderr
     assert "per hour, 0 min left): " in result.stderr
     assert_same(label_maps(out), expected)
     assert statuses(out) == {"broken": "failed"} | dict.fromkeys(NAMES, "done")
