@@ -46,6 +46,9 @@ def _take(path: Path, run: str) -> tuple[int | None, str]:
             continue
         try:
             trouble = lock_byte(file)
+            while new and trouble and trouble.errno in TAKEN:  # for a moment, by a process that looks at the claim
+                time.sleep(0.01)
+                trouble = lock_byte(file)
             if is_at(file, path):
                 if not new and (holder := _holder(file, run, bool(trouble and trouble.errno in TAKEN))):
                     os.close(file)

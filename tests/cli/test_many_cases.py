@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,15 +171,16 @@ def test_after_kill_9_a_second_run_does_only_what_is_missing(
     out = tmp_path / "out"
     words = [sys.executable, "-m", "lowmem_brats", "segment", cases, "-o", out, "--weights", tiny, "--device", "cpu"]
     with subprocess.Popen([*words, "-q"], stderr=subprocess.PIPE) as process:
-        wait_for(lambda: any((out / "records").glob("*.claim")), process)
-        process.send_signal(signal.SIGSTOP)  # in the middle of its first case
-        (claimed,) = (out / "records").glob("*.claim")
-        second = segment(cases, out)
-        assert second.exit_code == 0
-        assert "3 done, 0 skipped, 0 failed, 1 left to another command" in second.stderr
-        assert f"{cases / NAMES[0]}: left to another command: process {process.pid} on " in second.stderr
-        process.kill()
-        process.wait()
+        try:
+            wait_for(lambda: any(path.stat().st_size for path in (out / "records").glob("*.claim")), process)
+            process.send_signal(signal.SIGSTOP)  # in the middle of its first case
+            (claimed,) = (out / "records").glob("*.claim")
+            second = segment(cases, out)
+        finally:
+            process.kill()
+    assert second.exit_code == 0, second.stderr
+    assert "3 done, 0 skipped, 0 failed, 1 left to another command" in second.stderr
+    assert f"{cases / NAMES[0]}: left to another command: process {process.pid} on " in second.stderr
     assert claimed.exists()
     assert statuses(out) == dict.fromkeys(NAMES[1:], "done")
     third = segment(cases, out)
@@ -265,18 +267,18 @@ def test_workers_give_what_one_process_gives_and_a_killed_one_costs_nothing(
     out, folder = tmp_path / "out", with_broken(cases, tmp_path / "cases")
     path, victims = Records(out).path(folder / NAMES[1], ".claim"), list[int]()
 
+    over = threading.Event()
+
     def kill() -> None:
-        while not victims:
-            time.sleep(0.002)
-            try:
+        while not victims and not over.wait(0.002):
+            with suppress(OSError, ValueError):
                 victims.append(json.loads(path.read_text())["process"])
-            except (OSError, ValueError):
-                continue
-            os.kill(victims[0], signal.SIGKILL)
+                os.kill(victims[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     result = segment("cases", "out", "--scheduler", cluster.scheduler.address)
+    over.set()
     killer.join()
     assert victims
     assert victims[0] != os.getpid()
