@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from lowmem_brats.cli import main, options
-from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.config import CohortConfig, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.config.setting import TIME, Setting, settings_of, words
 
-CONFIGURATIONS = {"segment": [SegmentConfig], "train": [NetworkConfig, TrainConfig]}
+CONFIGURATIONS = {"segment": [SegmentConfig, CohortConfig], "train": [NetworkConfig, TrainConfig]}
 OWN = {
     "segment": "--allow-missing --dicom-seg --flair --help --no-page --no-preview --output --overwrite --page "
     "--preview --quiet --report --t1 --t1ce --t2",
