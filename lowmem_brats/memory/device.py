@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from torch.utils.weak import WeakIdKeyDictionary
 
 from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory import cuda
@@ -152,7 +151,11 @@ def process_peak_bytes() -> int | None:
 
 def storage_bytes(tensor: Tensor) -> int:
     """Bytes of a tensor's storage, rounded up to 512 as the CUDA allocator does."""
-    return -(-tensor.untyped_storage().nbytes() // 512) * 512
+    return _in_blocks(tensor.untyped_storage())
+
+
+def _in_blocks(storage: torch.UntypedStorage) -> int:
+    return -(-storage.nbytes() // 512) * 512
 
 
 @dataclass
@@ -176,25 +179,32 @@ class LiveBytes(TorchDispatchMode):
         self.at_peak: dict[str, int] = {}
         """Live bytes by kind when `peak` was reached; their sum is `peak`."""
         self._by_kind = {"activations": 0}
-        self._seen = WeakIdKeyDictionary()
+        self._seen = dict[int, _Counted]()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in WithoutData
 
     def track(self, *tensors: Tensor) -> None:
         """Count the storages of tensors that already exist."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage not in self._seen:
-                self._seen[storage] = counted = _Counted(storage_bytes(tensor))
-                weakref.finalize(storage, self._change, counted, -1)
+            if storage._cdata not in self._seen:
+                self._seen[storage._cdata] = counted = _Counted(_in_blocks(storage))
+                weakref.finalize(storage, self._forget, storage._cdata)
                 self._change(counted, +1)
 
     def name(self, kind: str, *tensors: Tensor) -> None:
         """Count tensors as a kind, such as `parameters`; all others are `activations`."""
         self.track(*tensors)
         for tensor in tensors:
-            counted = self._seen[tensor.untyped_storage()]
+            counted = self._seen[tensor.untyped_storage()._cdata]
             self._by_kind[counted.kind] -= counted.size
             counted.kind = kind
             self._by_kind[kind] = self._by_kind.get(kind, 0) + counted.size
+
+    def _forget(self, storage: int) -> None:
+        self._change(self._seen.pop(storage), -1)
 
     def _change(self, counted: _Counted, sign: int) -> None:
         self.live += sign * counted.size
@@ -204,7 +214,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.track(*(leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)))
+        leaves = (result,) if isinstance(result, Tensor) else tree_flatten(result)[0]
+        self.track(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
         return result
 
 

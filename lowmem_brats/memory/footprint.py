@@ -1,18 +1,19 @@
 """Count the bytes that a step needs: run the step itself on tensors without data and count every storage.
 
-No device is needed, and nothing here depends on the kind of network. Every network is counted on torch's fake CPU,
-because torch cannot differentiate fake CUDA tensors without a card; docs/memory.md says what differs on a card.
+No device is needed, and nothing here depends on the kind of network. Every network is counted as on the CPU, because
+what torch does on a card cannot be asked without one; docs/memory.md says what differs there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowmem_brats.config import NetworkConfig
@@ -45,18 +46,13 @@ class Footprint:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
-def warm_up() -> None:
-    """Make torch import its tools for tensors without data, so that this second can pass while a case is read."""
-    FakeTensorMode()
-
-
 @cache
 def inference_footprint(
     network: NetworkConfig, size_HW: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
 ) -> Footprint:
     """Bytes of `step.predict_batch` for `batch` slices of `size_HW` pixels and a network in `dtype`."""
-    model = _without_data(network, dtype, device)
-    with FakeTensorMode():
+    model = _outline(network, dtype, device)
+    with _without_data()():
         _fill(model)
         slices_NCHW = torch.empty(batch, network.channels, *size_HW, dtype=torch.float16)
         counter = LiveBytes()
@@ -82,11 +78,11 @@ def training_footprint(
     `batch`, `micro_batch`: slices; `dtype`: what the network computes in; `recompute`: names of stages; `loss`: as
     `engine.losses.find_loss` knows it. At most two micro-batches are counted: all later ones are like the second.
     """
-    model = _without_data(network, torch.float32, device)
-    with FakeTensorMode():
+    model = _outline(network, torch.float32, device)
+    with _without_data()():
         _fill(model)
         micro_batches = [
-            _fake_batch(network, size, size_HW, device)
+            _batch(network, size, size_HW, device)
             for size in (micro_batch, min(micro_batch, batch - micro_batch))
             if size
         ]
@@ -108,9 +104,9 @@ def stage_bytes(
     network: NetworkConfig, size_HW: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> dict[str, int]:
     """Stage → bytes per slice that recomputing it spares: what it keeps for the backward pass, less its output."""
-    model = _without_data(network, torch.float32, device)
+    model = _outline(network, torch.float32, device)
     kept: dict[str, int] = {}
-    with FakeTensorMode(), LiveBytes() as counter:
+    with _without_data()(), LiveBytes() as counter:
         _fill(model)
         for name, stage in model.stages().items():
 
@@ -133,33 +129,49 @@ def stage_bytes(
 @cache
 def treats_slices_apart(network: NetworkConfig) -> bool:
     """Whether a slice gives the same result in any batch, which makes micro-batches exact; False with batch norm."""
-    model = _without_data(network, torch.float32, torch.device("cpu"))
+    model = _outline(network, torch.float32, torch.device("cpu"))
     return not any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def _without_data(network: NetworkConfig, dtype: torch.dtype, device: torch.device) -> SliceNetwork:
+def _outline(network: NetworkConfig, dtype: torch.dtype, device: torch.device) -> SliceNetwork:
     """The network as `step.place` would leave it, on torch's meta device: it takes no bytes and no random numbers."""
     with torch.device("meta"):
         model = build_network(network)
     return model.to(dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
 
 
-def _fill(model: SliceNetwork) -> None:
-    """Replace meta tensors by fake tensors on the CPU, which `Module.to` cannot do."""
+@cache
+def _without_data() -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the context of tensors without data: `dataless.WithoutData`, or torch's own and slower FakeTensorMode.
 
-    def fake(tensor: Tensor) -> Tensor:
+    The latter serves where a version of torch lacks one of the private functions that the former is made of.
+    """
+    try:
+        from lowmem_brats.memory.dataless import WithoutData
+
+        with WithoutData():  # a view, and a convolution, which is taken apart, use all of these functions
+            torch.nn.functional.conv2d(torch.empty(1, 1, 2, 2)[..., 1:], torch.empty(1, 1, 1, 1))
+    except (AttributeError, TypeError, RuntimeError):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        return FakeTensorMode
+    return WithoutData
+
+
+def _fill(model: SliceNetwork) -> None:
+    """Replace meta tensors by tensors without data on the CPU; `Module.to_empty` cannot do this for fake ones."""
+
+    def outline(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(fake(parameter), parameter.requires_grad))
+            setattr(module, name, nn.Parameter(outline(parameter), parameter.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, fake(buffer))
+            setattr(module, name, outline(buffer))
 
 
-def _fake_batch(
-    network: NetworkConfig, size: int, size_HW: tuple[int, int], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _batch(network: NetworkConfig, size: int, size_HW: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Slices and target on the host; for a card the target has another format, so that copying it is counted."""
     target_dtype = torch.float32 if device.type == "cpu" else torch.bool
     return (

@@ -263,7 +263,9 @@ def _choose(
         return count(network, plan, precision).total
 
     candidates = [min(ends, key=need)] if smallest else plans
-    for plan in candidates if any(budget.allows(need(end)) for end in ends) else ():
+    for i, plan in enumerate(candidates):
+        if i == 1 and not any(budget.allows(need(end)) for end in ends):
+            break  # before the rest is counted for nothing
         if budget.allows(need(plan)):
             footprint = count(network, plan, precision)
             return replace(

@@ -194,7 +194,7 @@ class EMCAD(SliceNetwork):
 
 
 def _initialise(layer: nn.Module) -> None:
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
         nn.init.normal_(layer.weight, std=0.02)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)

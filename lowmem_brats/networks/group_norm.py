@@ -116,11 +116,16 @@ def _half_backward(
 
 
 @_half_backward.register_fake
-def _(
+def half_backward_results(
     grad_NCHW: Tensor, maps_NCHW: Tensor, weight_C: Tensor, mean_NG: Tensor, rstd_NG: Tensor, workspace: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors of the shape, format and layout of `_half_backward`'s results, for tensors without data."""
     return (
         torch.empty_like(maps_NCHW, memory_format=torch.channels_last),
         torch.empty_like(weight_C),
         torch.empty_like(weight_C),
     )
+
+
+HALF_BACKWARD = torch.ops.lowmem_brats.group_norm_backward.default
+"""The operation `_half_backward`, as torch dispatches it."""

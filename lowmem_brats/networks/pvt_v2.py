@@ -165,6 +165,8 @@ class PVTv2(nn.Module):
 
 
 def _initialise(layer: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
+        return  # torch is slow to draw what it will not keep
     if isinstance(layer, nn.Linear):
         nn.init.trunc_normal_(layer.weight, std=0.02)
     elif isinstance(layer, nn.Conv2d):

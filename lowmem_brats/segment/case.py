@@ -29,7 +29,6 @@ from lowmem_brats.files import add_to_checksum
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
-from lowmem_brats.memory.footprint import warm_up
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
 from lowmem_brats.networks import stride_of
 from lowmem_brats.segment.cleanup import drop_doubtful
@@ -140,7 +139,6 @@ def _segment(
     """Segment a case; `seconds`: the time that reading it took, to which each stage adds its own."""
     config, weights, convention = setup.config, setup.weights, setup.convention
     with timed(seconds, "load"):
-        warm_up()
         stack = prepare(case.images_CXYZ, stride_of(weights.network), case.spacing_mm)
     with timed(seconds, "plan"):
         views = usable(1 if config.fast else weights.network.views, stack.flat)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from each_network import EACH_NETWORK
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.engine.losses import LOSSES, find_loss
 from lowmem_brats.engine.step import TrainingStep, place, predict_batch, split_batch
+from lowmem_brats.memory import dataless, footprint
 from lowmem_brats.memory.device import LiveBytes
 from lowmem_brats.memory.footprint import (
     Footprint,
@@ -140,6 +142,39 @@ def test_training_with_batch_norm_equals_the_real_one(recomputing: bool) -> None
     stages = tuple(build_network(config).stages()) if recomputing else ()
     found = training_footprint(config, SIZE_HW, 3, 3, torch.float32, CPU, stages)
     assert found.total == real_training(config, 3, 3, torch.float32, stages).peak
+
+
+@pytest.mark.parametrize(("width", "total"), [(24, 72_761_344), (32, 127_974_400)])
+def test_statistics_of_batch_norm_under_autocast_are_counted_in_fp32(width: int, total: int) -> None:
+    """Deep levels tell: the statistics of few channels take 512 bytes in any format."""
+    config = NetworkConfig(width=width, depth=4, norm="batch")
+    found = training_footprint(config, SIZE_HW, 2, 2, torch.bfloat16, CPU)
+    assert found.total == total == real_training(config, 2, 2, torch.bfloat16).peak
+
+
+def test_torchs_fake_tensors_give_the_same_counts_where_torch_lacks_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = NetworkConfig(width=8, depth=2)
+
+    def counts() -> list[object]:
+        for each in (inference_footprint, training_footprint, stage_bytes, footprint._without_data):
+            each.cache_clear()
+        return [
+            inference_footprint(config, SIZE_HW, 2, torch.bfloat16, CPU),
+            training_footprint(config, SIZE_HW, 3, 2, torch.bfloat16, CPU, tuple(build_network(config).stages())[:1]),
+            stage_bytes(config, SIZE_HW, torch.bfloat16, CPU),
+        ]
+
+    expected = counts()
+    assert footprint._without_data() is dataless.WithoutData
+
+    def missing(*_: object) -> None:
+        raise AttributeError("module 'torch._C' has no attribute '_select_conv_backend'")
+
+    monkeypatch.setattr(dataless, "_convolution_format", missing)
+    found = counts()
+    assert footprint._without_data() is FakeTensorMode
+    footprint._without_data.cache_clear()
+    assert found == expected
 
 
 def test_components_are_what_they_say() -> None:

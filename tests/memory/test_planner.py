@@ -135,6 +135,19 @@ def test_a_loss_that_keeps_more_needs_more() -> None:
     assert 0 < planes <= 4 * 10 * 240 * 240 * 4
 
 
+@pytest.mark.parametrize(("width", "size_HW"), [(8, (32, 32)), (64, (16, 16))])
+def test_a_plan_is_the_first_row_that_fits(width: int, size_HW: tuple[int, int]) -> None:
+    network, batch = NetworkConfig(width=width, depth=2), 5
+    rows = {}
+    for recompute, micro_batch, _ in training_rows(batch, micro_batches=True):
+        stages = stages_to_recompute(network, size_HW, recompute, torch.float32, CPU)
+        need = training_footprint(network, size_HW, batch, micro_batch, torch.float32, CPU, stages).total
+        rows[recompute, micro_batch] = need
+    for budget in sorted(rows.values()):
+        plan = plan_train(network, size_HW, batch, MemoryBudget(budget), "cpu", "fp32")
+        assert (plan.recompute, plan.micro_batch) == next(row for row, need in rows.items() if need <= budget)
+
+
 def test_no_limit_gives_the_fastest_plan() -> None:
     plan = train_small(MemoryBudget(None))
     assert (plan.recompute, plan.micro_batch, plan.relative_time) == ("none", 6, 1.0)
