@@ -18,6 +18,7 @@ NETWORKS = {
     "resunet2d": "the residual U-Net of Med-DANet, Wang 2022",
     "transbts2d-light": "the same with a transformer layer on its deepest map",
     "transbts2d": "with four of them",
+    "transunet": "TransUNet, Chen 2021, with R50-ViT-B/16",
 }
 """Name → what it is and whose; README and NOTICE name the same papers, and `networks.NETWORKS` builds them."""
 

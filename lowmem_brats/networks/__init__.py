@@ -15,6 +15,7 @@ from lowmem_brats.networks.calibrate import calibrate
 from lowmem_brats.networks.emcad import EMCAD
 from lowmem_brats.networks.resunet2d import ResUNet2d
 from lowmem_brats.networks.transbts2d import TransBTS2d
+from lowmem_brats.networks.transunet import TransUNet
 from lowmem_brats.networks.unet2d import UNet2d
 
 NETWORKS: dict[str, Callable[[NetworkConfig], SliceNetwork]] = {
@@ -24,6 +25,7 @@ NETWORKS: dict[str, Callable[[NetworkConfig], SliceNetwork]] = {
     "resunet2d": ResUNet2d,
     "transbts2d-light": TransBTS2d,
     "transbts2d": TransBTS2d,
+    "transunet": TransUNet,
 }
 
 

@@ -48,7 +48,7 @@ def norm_of(kind: str, channels: int, groups: int = 32) -> nn.Module:
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions, each with its norm, and the input added: [N, c_in, H, W] → [N, c_out, H/s, W/s]."""
+    """1×1, 3×3 and 1×1 convolutions with norms, and the input added: [N, c_in, H, W] → [N, c_out, H/s, W/s]."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -110,7 +110,8 @@ class Embedding(nn.Module):
 
     def forward(self, features_NCHW: Tensor) -> Tensor:
         """See the class."""
-        table_1EHW, size_HW = self.table_1EHW, features_NCHW.shape[2:]
+        size_HW = features_NCHW.shape[2:]
+        table_1EHW: Tensor = self.table_1EHW
         if size_HW != (TABLE, TABLE):
             table_1EHW = functional.interpolate(table_1EHW, size_HW, mode="bilinear", align_corners=False)
         embedded_NEHW = self.patch_embeddings(features_NCHW)
@@ -129,7 +130,9 @@ class Layer(nn.Module):
     def forward(self, positions_NLE: Tensor) -> Tensor:
         """[N, L, E] → [N, L, E]."""
         normed_NLE = self.attention_norm(positions_NLE)
-        parts = (part(normed_NLE).unflatten(2, (HEADS, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        parts = (
+            part(normed_NLE).unflatten(2, (HEADS, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
         found = functional.scaled_dot_product_attention(*parts)
         positions_NLE = positions_NLE + self.out(found.transpose(1, 2).flatten(2))
         return positions_NLE + self.fc2(functional.gelu(self.fc1(self.ffn_norm(positions_NLE))))  # type: ignore[no-any-return]

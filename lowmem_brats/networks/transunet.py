@@ -9,10 +9,8 @@ region. Shape suffixes: N slices, C channels, K regions, H W in-plane.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,6 +30,7 @@ from lowmem_brats.networks.hybrid_vit import (
     norm_of,
 )
 from lowmem_brats.networks.pvt_v2 import LayerNorm
+from lowmem_brats.networks.vit_checkpoint import encoder_weights, read_arrays
 
 WIDTHS = (512, 256, 128, 64, 16)
 """Channels of the decoder from deep to fine."""
@@ -120,3 +119,9 @@ class TransUNet(SliceNetwork):
         for stage in self.up:
             features = stage(features, skips.pop()) if skips else stage(features)
         return self.head(features)  # type: ignore[no-any-return]
+
+    def load_encoder(self, path: Path) -> None:
+        """Load the encoder's public weights; arguments and errors as `vit_checkpoint.encoder_weights`."""
+        encoder = ("root.", "blocks.", "embedding.", "layers.", "widen.norm.")
+        wanted = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(encoder)}
+        self.load_state_dict(encoder_weights(read_arrays(path), wanted), strict=False)

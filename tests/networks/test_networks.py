@@ -12,7 +12,6 @@ from torch import nn
 from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.networks import (
-    NETWORKS,
     SliceNetwork,
     adapted,
     build_network,
@@ -36,7 +35,7 @@ def slices(n: int, height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.randn(n, len(MODALITIES), height, width, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@every_network
 @pytest.mark.parametrize(("norm", "shape_HW"), [("group", (32, 96)), ("batch", (64, 64))])
 def test_one_logit_per_pixel(name: str, norm: str, shape_HW: tuple[int, int]) -> None:
     network = build(name, norm).eval()
