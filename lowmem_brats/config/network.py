@@ -22,7 +22,7 @@ class NetworkConfig:
     ).default("unet2d")
     width: int = Setting(
         "--width",
-        "Channels of a U-Net's first level; each level below doubles them. unet2d takes multiples of 8, resunet2d of 4.",
+        "Channels of a U-Net's first level; each level below doubles them. Multiples of 8; of 4 for resunet2d.",
         MAIN,
         Check("a positive multiple of 4", lambda width: width >= 4 and width % 4 == 0),
     ).default(32)

@@ -13,7 +13,6 @@ from lowmem_brats.cli.suggest import SuggestingGroup
 from lowmem_brats.config import NETWORKS
 from lowmem_brats.errors import did_you_mean
 
-
 ALL_NETWORKS = ", ".join(NETWORKS)
 
 
@@ -37,11 +36,11 @@ def refused(*arguments: str) -> str:
         (("plan", "--device", "cdua"), "Did you mean 'cuda'?"),
         (("bench", "memroy"), "Did you mean 'memory'?"),
         (
-            ("plan", "--network", "unet2"),
-            f"one of {ALL_NETWORKS}. Did you mean 'unet2d'?",
+            ("plan", "--network", "unet2e"),
+            f"one of {ALL_NETWORKS}. Did you mean 'unet2d'",
         ),
         (
-            ("plan", "--network", "resnet"),
+            ("plan", "--network", "squeeze"),
             f"one of {ALL_NETWORKS}. Check the spelling.",
         ),
         (("segment", ".", "--weights", "unet2d-24"), "Did you mean 'unet2d-w24'"),
