@@ -42,24 +42,23 @@ class StandardisedConv(nn.Conv2d):
         return functional.conv2d(input, weight, None, self.stride, self.padding)
 
 
-def norm_of(kind: str, channels: int, groups: int = 32) -> nn.Module:
-    """Batch norm, or group norm with the encoder's number of groups."""
-    return nn.BatchNorm2d(channels) if kind == "batch" else GroupNorm(groups, channels, eps=1e-6)
+def _norm(channels: int, groups: int = 32) -> GroupNorm:
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 class Bottleneck(nn.Module):
     """1×1, 3×3 and 1×1 convolutions with norms, and the input added: [N, c_in, H, W] → [N, c_out, H/s, W/s]."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int, norm: str) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
         inner = c_out // 4
-        self.conv1, self.gn1 = StandardisedConv(c_in, inner, 1), norm_of(norm, inner)
-        self.conv2, self.gn2 = StandardisedConv(inner, inner, 3, stride), norm_of(norm, inner)
-        self.conv3, self.gn3 = StandardisedConv(inner, c_out, 1), norm_of(norm, c_out)
+        self.conv1, self.gn1 = StandardisedConv(c_in, inner, 1), _norm(inner)
+        self.conv2, self.gn2 = StandardisedConv(inner, inner, 3, stride), _norm(inner)
+        self.conv3, self.gn3 = StandardisedConv(inner, c_out, 1), _norm(c_out)
         self.downsample = self.gn_proj = None
         if c_in != c_out or stride > 1:
             self.downsample = StandardisedConv(c_in, c_out, 1, stride)
-            self.gn_proj = norm_of(norm, c_out, c_out)
+            self.gn_proj = _norm(c_out, c_out)
 
     def forward(self, features_NCHW: Tensor) -> Tensor:
         """See the class."""
@@ -73,9 +72,9 @@ class Bottleneck(nn.Module):
 class Root(nn.Module):
     """The first convolution, of 7×7: [N, C, H, W] → [N, 64, H/2, W/2]."""
 
-    def __init__(self, channels: int, norm: str) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv, self.gn = StandardisedConv(channels, ROOT, 7, 2), norm_of(norm, ROOT)
+        self.conv, self.gn = StandardisedConv(channels, ROOT, 7, 2), _norm(ROOT)
 
     def forward(self, slices_NCHW: Tensor) -> Tensor:
         """See the class."""
@@ -85,11 +84,11 @@ class Root(nn.Module):
 class ResidualStage(nn.Sequential):
     """One block of the residual network; the first takes the maximum of 3×3 pixels first and halves the size by it."""
 
-    def __init__(self, number: int, norm: str) -> None:
+    def __init__(self, number: int) -> None:
         c_out = 256 * 2**number
         c_in, stride = (c_out // 2, 2) if number else (ROOT, 1)
         super().__init__(
-            *(Bottleneck(c_out if unit else c_in, c_out, 1 if unit else stride, norm) for unit in range(UNITS[number]))
+            *(Bottleneck(c_out if unit else c_in, c_out, 1 if unit else stride) for unit in range(UNITS[number]))
         )
         self.pooled = number == 0
 

@@ -2,8 +2,8 @@
 
 Source: Chen et al. 2021, "TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation", section 3; on
 BraTS beside the U-Net: "Comparative Analysis of U-Net and TransUNet". Written from the papers. Differences: as in
-`hybrid_vit`; four modalities enter directly; group norm in the decoder too, or batch norm throughout; a logit per
-region. Shape suffixes: N slices, C channels, K regions, H W in-plane.
+`hybrid_vit`; four modalities enter directly; the decoder has group norm too, unless the paper's batch norm is asked
+for; a logit per region. Shape suffixes: N slices, C channels, K regions, H W in-plane.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.networks.base import PRIOR, SliceNetwork
+from lowmem_brats.networks.group_norm import GroupNorm
 from lowmem_brats.networks.hybrid_vit import (
     EMBEDDING,
     LAYERS,
@@ -27,7 +28,6 @@ from lowmem_brats.networks.hybrid_vit import (
     Layer,
     ResidualStage,
     Root,
-    norm_of,
 )
 from lowmem_brats.networks.pvt_v2 import LayerNorm
 from lowmem_brats.networks.vit_checkpoint import encoder_weights, read_arrays
@@ -40,7 +40,7 @@ GROUPS = 8
 def _convolution(c_in: int, c_out: int, norm: str) -> list[nn.Module]:
     return [
         nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
-        norm_of(norm, c_out, GROUPS),
+        nn.BatchNorm2d(c_out) if norm == "batch" else GroupNorm(GROUPS, c_out),
         nn.ReLU(inplace=True),
     ]
 
@@ -82,8 +82,8 @@ class TransUNet(SliceNetwork):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.outputs, self.context = config.outputs, config.context
-        self.root = Root(config.channels, config.norm)
-        self.blocks = nn.ModuleList(ResidualStage(number, config.norm) for number in range(len(UNITS)))
+        self.root = Root(config.channels)
+        self.blocks = nn.ModuleList(ResidualStage(number) for number in range(len(UNITS)))
         self.embedding = Embedding()
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.widen = Widen(config.norm)
