@@ -1,4 +1,4 @@
-"""The rows of NETWORKS for tests that take seconds each; EMCAD-B2, B0 with more and wider blocks, is a slow one."""
+"""The rows of NETWORKS for tests that take seconds each; those with tens of millions of parameters are slow ones."""
 
 from __future__ import annotations
 
@@ -6,4 +6,5 @@ import pytest
 
 from lowmem_brats.networks import NETWORKS
 
-EACH_NETWORK = [pytest.param(name, marks=pytest.mark.slow) if name == "emcad-b2" else name for name in NETWORKS]
+LARGE = ("emcad-b2", "transbts2d", "transunet")
+EACH_NETWORK = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in NETWORKS]

@@ -53,13 +53,22 @@ def prepare(study: Path, search: Search, output: Path, config: PrepareConfig, ov
 
     Needs: pip install 'lowmem-brats[prepare]'
     """
+    make_case(study, output.absolute(), search, config, overwrite, quiet)
+    if not quiet:
+        console.out.print(f"next         lowmem-brats segment {output}")
+
+
+def make_case(study: Path, output: Path, search: Search, config: PrepareConfig, overwrite: bool, quiet: bool) -> None:
+    """Prepare a study, write its case to the folder `output` and show what was done.
+
+    Raises InputError where the extra is not installed, the study cannot be used, or a check fails.
+    """
     from lowmem_brats.pictures.check import draw_check
     from lowmem_brats.prepare.case_folder import check_case_folder, write_case
     from lowmem_brats.prepare.extra import check_installed
     from lowmem_brats.prepare.run import prepare_study
 
     check_installed()
-    output = output.absolute()
     check_case_folder(output, overwrite)
     with console.progress(quiet) as on_progress:
         stages: list[str] = []
@@ -83,7 +92,6 @@ def prepare(study: Path, search: Search, output: Path, config: PrepareConfig, ov
     if not quiet:
         show_prepared(prepared)
         console.out.print("wrote        " + "\n             ".join(map(str, written)))
-        console.out.print(f"next         lowmem-brats segment {output}")
 
 
 def show_study(study: Study) -> None:

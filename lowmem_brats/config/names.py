@@ -15,6 +15,10 @@ NETWORKS = {
     "unet2d": "U-Net, Ronneberger 2015",
     "emcad-b0": "EMCAD decoder, Rahman 2024, over a PVT v2 encoder, Wang 2022",
     "emcad-b2": "the same with a larger encoder",
+    "resunet2d": "residual U-Net of Med-DANet, Wang 2022",
+    "transbts2d-light": "the same with a transformer layer, as TransBTS, Wang 2021",
+    "transbts2d": "with four",
+    "transunet": "TransUNet, Chen 2021, with R50-ViT-B/16",
 }
 """Name → what it is and whose; README and NOTICE name the same papers, and `networks.NETWORKS` builds them."""
 

@@ -22,9 +22,9 @@ class NetworkConfig:
     ).default("unet2d")
     width: int = Setting(
         "--width",
-        "Channels of the U-Net's first level; each level below doubles them.",
+        "Channels of a U-Net's first level; each level below doubles them. Multiples of 8; of 4 for resunet2d.",
         MAIN,
-        Check("a positive multiple of 8", lambda width: width >= 8 and width % 8 == 0),
+        Check("a positive multiple of 4", lambda width: width >= 4 and width % 4 == 0),
     ).default(32)
     depth: int = Setting(check=Check("1 to 5 poolings", lambda depth: 1 <= depth <= 5)).default(4)
     """Number of 2×2 poolings; H and W must be multiples of 2^depth."""
@@ -56,6 +56,11 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "network")
+        if self.name == "unet2d" and self.width % 8:
+            raise InputError("--width", str(self.width), "a positive multiple of 8", "Group norm has 8 groups.")
+        if self.name == "transunet" and self.context:
+            # Its first kernels are standardised over all input channels: new ones would change what it has learnt.
+            raise InputError("--context", f"{self.context} for transunet", "0", "Leave the option out.")
         if self.norm == "none" and self.name != "unet2d":
             raise InputError("--norm", f"none for {self.name}", "group, or a U-Net", "Leave the option out.")
 

@@ -111,7 +111,7 @@ class TrainConfig:
     ).default(None)
     encoder_weights: str | None = Setting(
         "--encoder-weights",
-        "Start EMCAD's encoder from a public PVT v2 checkpoint (.pth). Default: fresh weights.",
+        "Start the encoder from a public checkpoint: EMCAD's PVT v2 (.pth), or TransUNet's R50-ViT-B/16 (.npz).",
         NETWORKS,
         metavar="FILE",
     ).default(None)

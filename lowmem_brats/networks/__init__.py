@@ -13,12 +13,19 @@ from lowmem_brats.errors import InputError, did_you_mean
 from lowmem_brats.networks.base import SliceNetwork, mismatches
 from lowmem_brats.networks.calibrate import calibrate
 from lowmem_brats.networks.emcad import EMCAD
+from lowmem_brats.networks.resunet2d import ResUNet2d
+from lowmem_brats.networks.transbts2d import TransBTS2d
+from lowmem_brats.networks.transunet import TransUNet
 from lowmem_brats.networks.unet2d import UNet2d
 
 NETWORKS: dict[str, Callable[[NetworkConfig], SliceNetwork]] = {
     "unet2d": UNet2d,
     "emcad-b0": EMCAD,
     "emcad-b2": EMCAD,
+    "resunet2d": ResUNet2d,
+    "transbts2d-light": TransBTS2d,
+    "transbts2d": TransBTS2d,
+    "transunet": TransUNet,
 }
 
 

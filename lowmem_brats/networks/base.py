@@ -62,8 +62,8 @@ class SliceNetwork(nn.Module, ABC):
 
     def load_encoder(self, path: Path) -> None:
         """Load the encoder's public checkpoint. Raises InputError for a network that has no such encoder."""
-        name = type(self).__name__
-        raise InputError("--encoder-weights", f"{name}, which has no such encoder", "EMCAD", "Leave the option out.")
+        found = f"{type(self).__name__}, which has no such encoder"
+        raise InputError("--encoder-weights", found, "EMCAD or TransUNet", "Leave the option out.")
 
 
 def mismatches(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

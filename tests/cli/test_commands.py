@@ -522,7 +522,7 @@ def test_a_network_of_fixed_size_takes_no_width(command: tuple[str, ...]) -> Non
 def test_an_unknown_network_lists_the_known(command: tuple[str, ...], tmp_path: Path) -> None:
     run("phantom", tmp_path / "data", "-n", 2, "--shape", *SMALL_SHAPE)
     command = tuple(part.replace("data", str(tmp_path / "data")) for part in command)
-    assert "one of unet2d, emcad-b0, emcad-b2" in fails(*command, "--network", "emcad-b9")
+    assert "one of unet2d, emcad-b0, emcad-b2, resunet2d, " in fails(*command, "--network", "emcad-b9")
 
 
 @pytest.mark.slow

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from lowmem_brats.cli import main
 from lowmem_brats.cli.suggest import SuggestingGroup
+from lowmem_brats.config import NETWORKS
 from lowmem_brats.errors import did_you_mean
+
+ALL_NETWORKS = ", ".join(NETWORKS)
 
 
 def refused(*arguments: str) -> str:
@@ -32,8 +35,14 @@ def refused(*arguments: str) -> str:
         (("train", ".", "--schedule", "cosin"), "Did you mean 'cosine'?"),
         (("plan", "--device", "cdua"), "Did you mean 'cuda'?"),
         (("bench", "memroy"), "Did you mean 'memory'?"),
-        (("plan", "--network", "unet2"), "one of unet2d, emcad-b0, emcad-b2. Did you mean 'unet2d'?"),
-        (("plan", "--network", "resnet"), "one of unet2d, emcad-b0, emcad-b2. Check the spelling."),
+        (
+            ("plan", "--network", "unet2e"),
+            f"one of {ALL_NETWORKS}. Did you mean 'unet2d'",
+        ),
+        (
+            ("plan", "--network", "squeeze"),
+            f"one of {ALL_NETWORKS}. Check the spelling.",
+        ),
         (("segment", ".", "--weights", "unet2d-24"), "Did you mean 'unet2d-w24'"),
     ],
 )

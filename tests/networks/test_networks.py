@@ -12,7 +12,6 @@ from torch import nn
 from lowmem_brats.config import MODALITIES, NetworkConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.networks import (
-    NETWORKS,
     SliceNetwork,
     adapted,
     build_network,
@@ -36,7 +35,7 @@ def slices(n: int, height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.randn(n, len(MODALITIES), height, width, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@every_network
 @pytest.mark.parametrize(("norm", "shape_HW"), [("group", (32, 96)), ("batch", (64, 64))])
 def test_one_logit_per_pixel(name: str, norm: str, shape_HW: tuple[int, int]) -> None:
     network = build(name, norm).eval()
@@ -62,9 +61,11 @@ def test_three_outputs_share_all_but_the_head(name: str) -> None:
 @every_network
 def test_norm_is_the_one_asked_for(name: str) -> None:
     for norm, there, absent in (("group", nn.GroupNorm, nn.BatchNorm2d), ("batch", nn.BatchNorm2d, nn.GroupNorm)):
-        modules = list(build(name, norm).modules())
-        assert any(isinstance(module, there) for module in modules)
-        assert not any(isinstance(module, absent) for module in modules)
+        network = build(name, norm)
+        assert any(isinstance(module, there) for module in network.modules())
+        # TransUNet's encoder has group norm in every case.
+        parts = [part for key, part in network.named_children() if key not in ("root", "blocks")]
+        assert not any(isinstance(module, absent) for part in parts for module in part.modules())
 
 
 @every_network
@@ -183,7 +184,7 @@ def test_unet_levels_double_and_skip() -> None:
     }
 
 
-@every_network
+@pytest.mark.parametrize("name", [each for each in EACH_NETWORK if "transunet" not in str(each)])
 def test_neighbours_count_from_where_training_goes_on(name: str) -> None:
     """A network that is widened gives what it gave, and its gradient reaches the neighbours' weights."""
     narrow, config = build(name), NetworkConfig(name=name, width=8, depth=2, context=2)
@@ -199,6 +200,11 @@ def test_neighbours_count_from_where_training_goes_on(name: str) -> None:
     assert all(first.grad[:, channel].any() for channel in range(20))
 
 
+def test_transunet_sees_no_neighbours() -> None:
+    with pytest.raises(InputError, match="--context: 1 for transunet"):
+        NetworkConfig(name="transunet", context=1)
+
+
 @pytest.mark.parametrize(("name", "advice"), [("unet9", r"Did you mean 'unet2d'\?"), ("xyz", "Check the spelling")])
 def test_unknown_name(name: str, advice: str) -> None:
     with pytest.raises(InputError, match=rf"network: '{name}'; expected one of unet2d.*{advice}"):
@@ -207,7 +213,8 @@ def test_unknown_name(name: str, advice: str) -> None:
 
 @every_network
 def test_stride_of_allocates_nothing(name: str) -> None:
-    assert stride_of(NetworkConfig(name=name, width=2**17, depth=5)) == 32, "terabytes of it, where width has a say"
+    deep = 8 if name in ("resunet2d", "transbts2d-light", "transbts2d") else 16 if name == "transunet" else 32
+    assert stride_of(NetworkConfig(name=name, width=2**17, depth=5)) == deep, "terabytes of it, where width has a say"
     assert not next(build(name).parameters()).is_meta, "and leaves torch's default device alone"
 
 
