@@ -17,8 +17,8 @@ from lowmem_brats.cli.search import Search, gathered, image_options
 from lowmem_brats.cli.sections import SectionedCommand
 from lowmem_brats.cli.segment_cases import found_jobs, segment_all
 from lowmem_brats.cli.work import Work
-from lowmem_brats.config import CohortConfig, SegmentConfig
-from lowmem_brats.config.shared import MAIN, RESULT
+from lowmem_brats.config import CohortConfig, PrepareConfig, SegmentConfig
+from lowmem_brats.config.shared import INPUT, MAIN, RESULT
 from lowmem_brats.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ if TYPE_CHECKING:
     help="Of a prepared case write a DICOM segmentation too; STUDY: the folder with the DICOM files of its T1ce.",
     section=RESULT,
 )
+@options.option(
+    "--prepare",
+    "case_folder",
+    type=options.FILE,
+    metavar="FOLDER",
+    help="CASE is a raw study: make a case of it in this folder first, as `prepare` does, and segment that.",
+    section=INPUT,
+)
 @options.option("--report", type=options.FILE, help="Write everything that happened to this JSON file.", section=RESULT)
 @options.of(SegmentConfig)
 @options.of(CohortConfig)
@@ -69,6 +77,7 @@ if TYPE_CHECKING:
 def segment(
     cases: tuple[Path, ...],
     search: Search,
+    case_folder: Path | None,
     output: str | None,
     config: SegmentConfig,
     sharing: CohortConfig,
@@ -98,6 +107,8 @@ def segment(
     from lowmem_brats.segment.case import origin
     from lowmem_brats.segment.result_path import names_label_map
 
+    if case_folder:
+        cases, search = (prepared(cases, case_folder, search, showing),), Search({}, search.allow_missing)
     explicit = bool(search.explicit)
     folder = Path(output) if output is not None and not names_label_map(output) else None
     sources = [Source(path) for path in cases] if explicit else sources_of(cases, folder)
@@ -119,6 +130,17 @@ def segment(
     taken = {path.resolve() for path in (showing.report, *(tables.paths if tables else ())) if path}
     with cohort.counted():
         segment_all(work, found_jobs(work, sources, taken, cohort), sharing, cohort)
+
+
+def prepared(studies: tuple[Path, ...], case: Path, search: Search, showing: Showing) -> Path:
+    """Make a case of a raw study in the folder `case`, as `prepare` does; returns the folder. Raises InputError."""
+    from lowmem_brats.cli.prepare import make_case
+
+    if len(studies) > 1:
+        advice = "Prepare each with `lowmem-brats prepare`, then segment all."
+        raise InputError("--prepare", f"{len(studies)} studies", "one", advice)
+    make_case(studies[0], case.absolute(), search, PrepareConfig(), showing.overwrite, showing.quiet)
+    return case
 
 
 def check_machine(config: SegmentConfig, sharing: CohortConfig) -> tuple[SegmentConfig, WeightsSet]:

@@ -57,7 +57,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         check_settings(self, "network")
         if self.name == "unet2d" and self.width % 8:
-            raise InputError("--width", str(self.width), "a positive multiple of 8", "Group norm has 8 groups.")
+            raise InputError("network width", str(self.width), "a positive multiple of 8", "Group norm has 8 groups.")
         if self.name == "transunet" and self.context:
             # Its first kernels are standardised over all input channels: new ones would change what it has learnt.
             raise InputError("--context", f"{self.context} for transunet", "0", "Leave the option out.")

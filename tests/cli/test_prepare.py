@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from lowmem_brats.cli import main
+from lowmem_brats.cli.search import Search
 from lowmem_brats.data.nifti import read_label
 from lowmem_brats.prepare import extra
 
@@ -78,3 +80,25 @@ def test_a_forced_preparation_is_told_again(prepared_case: Path, tiny: Path) -> 
     assert shown.exit_code == 0, shown.output
     assert "prepared with --force although checks failed" in shown.stderr
     assert "t2 does not lie on T1ce" in shown.stderr
+
+
+def test_both_in_one_go(prepared_case: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was named is for the preparation; the prepared case is then segmented as any other."""
+    asked: list[Any] = []
+
+    def make(study: Path, output: Path, search: Search, *_: Any) -> None:
+        asked.append((study, output, search.explicit))
+        shutil.copytree(prepared_case, output)
+
+    monkeypatch.setattr(importlib.import_module("lowmem_brats.cli.prepare"), "make_case", make)
+    study, case = tmp_path / "study", tmp_path / "made"
+    shown = segment(study, tiny, "--prepare", case, "--t1ce", "7")
+    assert shown.exit_code == 0, shown.output
+    assert asked == [(study, case, {"t1ce": Path("7")})]
+    assert len(list(case.glob("*_seg.nii.gz"))) == len(list((case / "native").glob("*_seg_native.nii.gz"))) == 1
+
+
+def test_several_studies_are_not_prepared_by_segment(tiny: Path, tmp_path: Path) -> None:
+    shown = segment(tmp_path / "one", tiny, tmp_path / "two", "--prepare", tmp_path / "case")
+    assert shown.exit_code == 2
+    assert "--prepare: 2 studies; expected one. Prepare each with `lowmem-brats prepare`" in shown.stderr
