@@ -100,7 +100,7 @@ def write_result_page(result: Segmentation, files: CaseFiles, path: Path, overwr
     found = LabelledVolume(result.volume, convention, output)
     reference = _reference_in(files, output, convention, result.case, report.warnings)
     tables = [
-        *report_tables(report),
+        *report_tables(report, result.label_XYZ.shape),
         files_table(output, report.labels, reference.path if reference else None),
     ]
     subtitle = f"segmented by lowmem-brats {__version__} with {report.weights}"

@@ -196,6 +196,21 @@ def occupied(mask_ZHW: npt.NDArray[np.bool_], views: int) -> list[npt.NDArray[np
     return [np.logical_or.reduce(seen, axis=(1, 2)) for seen in views_of(mask_ZHW, views)]
 
 
+def in_volume(chosen_N: npt.NDArray[np.bool_], view: View, stack: SliceStack) -> list[list[int]]:
+    """Which slices of the volume the chosen ones of a view are: [first, one after the last] of each run of them.
+
+    Slices are counted in LPS order. Those that lie in the padding are none of the volume's.
+    """
+    full, origin, stretch = (
+        each[view.axis] for each in (stack.shape_XYZ[::-1], stack.origin_ZHW, (1, *stack.stretch_HW))
+    )
+    number = origin + np.flatnonzero(chosen_N) // stretch
+    held_N = np.zeros(full + 2, np.int8)  # with an edge on both sides
+    held_N[1 + number[(number >= 0) & (number < full)]] = 1
+    edges = np.flatnonzero(np.diff(held_N))
+    return edges.reshape(-1, 2).tolist()
+
+
 def active_slices(
     brain_VN: Sequence[npt.NDArray[np.bool_]], parent_VN: Sequence[npt.NDArray[np.bool_]]
 ) -> list[npt.NDArray[np.bool_]]:

@@ -32,12 +32,22 @@ COHORT = Frame("cohort.html", ("page.css", "cohort.css"), ("cohort.js",))
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Which of many slices something is true of, as a strip with a mark for each run of them."""
+
+    count: int
+    """Of all slices."""
+    runs: Sequence[Sequence[int]]
+    """First, and one after the last, of each run."""
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of facts at the foot of a page."""
 
     heading: str
-    rows: Sequence[tuple[str, str]]
-    """What, and its value; any text."""
+    rows: Sequence[tuple[str, str | Strip]]
+    """What, and its value; any text, or a strip."""
 
 
 def fill_frame(parts: Mapping[str, str], frame: Frame = CASE) -> str:
@@ -116,8 +126,16 @@ def numbers(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]])
 
 def facts_table(table: Table) -> str:
     """A table of facts."""
-    rows = "".join(f'<tr><th scope="row">{text(what)}</th><td>{text(value)}</td></tr>' for what, value in table.rows)
+    shown = ((what, _strip(value) if isinstance(value, Strip) else text(value)) for what, value in table.rows)
+    rows = "".join(f'<tr><th scope="row">{text(what)}</th><td>{value}</td></tr>' for what, value in shown)
     return f"<div><h2>{text(table.heading)}</h2><table><tbody>{rows}</tbody></table></div>\n"
+
+
+def _strip(strip: Strip) -> str:
+    marks = "".join(f'<rect x="{first}" width="{end - first}" height="1"/>' for first, end in strip.runs)
+    held = sum(end - first for first, end in strip.runs)
+    frame = f'viewBox="0 0 {strip.count} 1" preserveAspectRatio="none" role="img"'
+    return f'<svg class="strip" {frame} aria-label="{held} of {strip.count}">{marks}</svg> {held} of {strip.count}'
 
 
 def volume(name: str, packed: str) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowmem_brats.data.labels import format_millilitres
+from lowmem_brats.data.slices import VIEWS
 from lowmem_brats.memory.budget import format_bytes
-from lowmem_brats.pictures.page_html import Table
+from lowmem_brats.pictures.page_html import Strip, Table
 from lowmem_brats.segment.result import SegmentReport
 
 
-def report_tables(report: SegmentReport) -> list[Table]:
-    """How a label map was made: the plan and what it took, the slices that were looked at, weights and versions."""
+def report_tables(report: SegmentReport, shape_XYZ: tuple[int, int, int]) -> list[Table]:
+    """How a label map was made: the plan and what it took, the slices that were looked at, weights and versions.
+
+    `shape_XYZ`: of the volume, in LPS order.
+    """
     plan = report.plan
     reserve = f", and {format_bytes(plan.reserve_bytes)} kept for CUDA" if plan.reserve_bytes else ""
     share = f", {report.peak_bytes / plan.predicted_bytes:.1%} of the prediction" if plan.predicted_bytes else ""
@@ -32,7 +36,17 @@ def report_tables(report: SegmentReport) -> list[Table]:
         ("left out as doubtful", f"{left_out} (share {report.min_confidence:g} of {report.min_confidence_of})"),
         *report.versions.items(),
     ]
-    return [Table("How it was run", run), Table("What it was made with", made)]
+    counts = {view.name: shape_XYZ[2 - view.axis] for view in VIEWS}
+    looked = [
+        (f"{of.upper()}, {name}", Strip(counts[name], runs))
+        for of, views in report.looked_at.items()
+        for name, runs in views.items()
+    ]
+    return [
+        Table("How it was run", run),
+        Table("Slices that were looked at, in whole or in part", looked),
+        Table("What it was made with", made),
+    ]
 
 
 def files_table(path: Path, labels: str, reference: Path | None) -> Table:

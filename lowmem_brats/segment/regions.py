@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.data.labels import Mask, Region
-from lowmem_brats.data.slices import SliceStack, occupied, to_voxels
+from lowmem_brats.data.slices import VIEWS, SliceStack, in_volume, occupied, to_voxels
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.planner import InferencePlan
@@ -79,6 +79,10 @@ class RegionSearch:
                 found = [look(turn, parent_ZHW) for turn in turns]
             run = sum(count_passes(each.ran_VN, self._config.tta) for each in found)
             report.slices[name] = {"run": run, "skipped": len(turns) * count_passes(brain_VN, self._config.tta) - run}
+            ran_VN = [np.logical_or.reduce(ran) for ran in zip(*(each.ran_VN for each in found), strict=True)]
+            report.looked_at[name] = {
+                view.name: in_volume(ran_N, view, stack) for view, ran_N in zip(VIEWS, ran_VN, strict=False)
+            }
             report.pixels[name] = sum(each.pixels for each in found)
             sum_KZHW = sum((each.sum_KZHW for each in found[1:]), found[0].sum_KZHW)
             logit_ZHW |= zip(regions, sum_KZHW, strict=True)

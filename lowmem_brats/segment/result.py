@@ -43,6 +43,9 @@ class SegmentReport:
     """Path of the label map; empty until it is saved."""
     slices: dict[str, dict[str, int]] = field(default_factory=dict)
     """Per network, named by its regions: `run`, in whole or in part, and `skipped`, of the slices that hold brain."""
+    looked_at: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
+    """Per network and view: the slices of the volume, in LPS order, that were looked at, in whole or in part, as
+    [first, one after the last] of each run of them."""
     pixels: dict[str, int] = field(default_factory=dict)
     """Per network: those of all slices, or parts of slices, that it was run on."""
     boxes: dict[str, list[list[list[int]]]] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from lowmem_brats.data.slices import (
     SliceStack,
     active_slices,
     cut_label,
+    in_volume,
     is_flat,
     prepare,
     slice_sizes,
@@ -207,6 +208,18 @@ def test_views_swap_the_slices_with_rows_or_columns() -> None:
     views_of(masks_KZHW, 3, axis=1)[2][1, 4, 3, 2] = True
     assert np.argwhere(masks_KZHW).tolist() == [[1, 2, 3, 4]], "not a copy"
     assert [len(views_of(slices_ZCHW, views)) for views in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_slices_of_a_view_are_slices_of_the_volume() -> None:
+    """The stack begins at z 2 and, by padding, at y -1; each sagittal slice of the volume is seen twice."""
+    stack = SliceStack(
+        np.zeros((4, 4, 8, 8), np.float16), np.zeros((4, 8, 8), np.bool_), False, (2, -1, 3), (6, 7, 9), (1, 2)
+    )
+    axial, coronal, sagittal = VIEWS
+    assert in_volume(np.array([1, 1, 0, 1], np.bool_), axial, stack) == [[2, 4], [5, 6]]
+    assert in_volume(np.ones(8, np.bool_), coronal, stack) == [[0, 7]], "not the padding on either side"
+    assert in_volume(np.array([0, 1, 0, 0, 1, 0, 0, 1], np.bool_), sagittal, stack) == [[3, 4], [5, 6]]
+    assert in_volume(np.zeros(4, np.bool_), axial, stack) == []
 
 
 def test_neighbours_are_further_channels() -> None:

@@ -19,7 +19,7 @@ from lowmem_brats.data.labels import CONVENTIONS, Region
 from lowmem_brats.errors import InputError
 from lowmem_brats.evaluate.pairs import score_patient
 from lowmem_brats.pictures.page import draw_page
-from lowmem_brats.pictures.page_html import Table, data, text
+from lowmem_brats.pictures.page_html import Strip, Table, data, facts_table, text
 from lowmem_brats.pictures.page_volumes import Scale, pack, scale_of, to_bytes
 from lowmem_brats.pictures.preview import TISSUE_COLOURS
 
@@ -151,6 +151,13 @@ def test_without_a_reference_nothing_is_compared() -> None:
     assert "volume-reference" not in page.scripts
     assert page.facts["reference"] is False
     assert "Scores" not in page.within("caption")
+
+
+def test_a_strip_has_a_mark_for_each_run_of_slices() -> None:
+    shown = facts_table(Table("Slices", [("WT, axial", Strip(10, [[2, 4], [7, 10]]))]))
+    assert '<rect x="2" width="2" height="1"/><rect x="7" width="3" height="1"/>' in shown
+    assert 'viewBox="0 0 10 1"' in shown
+    assert shown.count("5 of 10") == 2, "in words, and for readers who do not see it"
 
 
 def test_tables_and_warnings_of_the_caller() -> None:

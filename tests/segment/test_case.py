@@ -134,9 +134,13 @@ def test_narrowing_leaves_out_slices_but_not_where_they_lie_far_apart(
     assert narrow.report.slices["wt"]["run"] < full.report.slices["wt"]["run"]
     for region in ("wt", "tc", "et"):
         assert sum(narrow.report.slices[region].values()) == full.report.slices["wt"]["run"]
+        assert list(narrow.report.looked_at[region]) == ["axial", "coronal", "sagittal"]
+        runs = [run for view in narrow.report.looked_at[region].values() for run in view]
+        assert sum(end - first for first, end in runs) == narrow.report.slices[region]["run"]
     thick = every_third_slice(phantom, tmp_path / "thick")
     full, narrow = (run(thick, tmp_path / "b.nii.gz", narrow, **settings) for narrow in (False, True))
     assert narrow.report.slices == full.report.slices
+    assert list(full.report.looked_at["wt"]) == ["axial"]
 
 
 def every_third_slice(case: Path, folder: Path) -> Path:
