@@ -15,8 +15,8 @@ from lowmem_brats.config.setting import TIME, Setting, settings_of, words
 
 CONFIGURATIONS = {"segment": [SegmentConfig, CohortConfig], "train": [NetworkConfig, TrainConfig]}
 OWN = {
-    "segment": "--allow-missing --dicom-seg --prepare --flair --help --no-page --no-preview --output --overwrite --page "
-    "--preview --quiet --report --t1 --t1ce --t2",
+    "segment": "--allow-missing --dicom-seg --flair --help --no-page --no-preview --output --overwrite --page "
+    "--prepare --preview --quiet --report --t1 --t1ce --t2",
     "train": "--cache --help --output --overwrite --preset --quiet --resume",
 }
 """What a command takes beside the options of its configurations."""
