@@ -151,6 +151,19 @@ def test_a_case_is_not_overwritten_unasked(case: Path, prepared: Prepared, tmp_p
     assert sorted(case.rglob("*")) == before
 
 
+def test_a_case_written_anew_keeps_no_image_of_before(prepared: Prepared, tmp_path: Path) -> None:
+    case = tmp_path / "case"
+    write_case(prepared, case, Image.new("RGB", (4, 4)))
+    (case / "case_seg.nii.gz").write_bytes(b"a label map")
+    rest = {modality: source for modality, source in prepared.study.sources.items() if modality != "t2"}
+    laid = {modality: found for modality, found in prepared.registrations.items() if modality != "t2"}
+    without_t2 = replace(prepared, study=replace(prepared.study, sources=rest), registrations=laid)
+    write_case(without_t2, case, Image.new("RGB", (4, 4)))
+    assert find_case(case, allow_missing=["t2"]).images.keys() == rest.keys()
+    assert not (case / "transforms" / "t1ce_to_t2.tfm").exists()
+    assert (case / "case_seg.nii.gz").exists()
+
+
 def test_a_full_disk_leaves_nothing(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
