@@ -98,6 +98,18 @@ def test_both_in_one_go(prepared_case: Path, tiny: Path, tmp_path: Path, monkeyp
     assert len(list(case.glob("*_seg.nii.gz"))) == len(list((case / "native").glob("*_seg_native.nii.gz"))) == 1
 
 
+def test_weights_that_cannot_be_read_are_told_before_a_study_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("prepared first")
+
+    monkeypatch.setattr(importlib.import_module("lowmem_brats.cli.prepare"), "make_case", never)
+    shown = segment(tmp_path / "study", tmp_path / "no_weights", "--prepare", tmp_path / "case")
+    assert shown.exit_code == 2, shown.output
+    assert "no_weights" in shown.stderr
+
+
 def test_several_studies_are_not_prepared_by_segment(tiny: Path, tmp_path: Path) -> None:
     shown = segment(tmp_path / "one", tiny, tmp_path / "two", "--prepare", tmp_path / "case")
     assert shown.exit_code == 2
