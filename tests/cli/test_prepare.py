@@ -37,6 +37,7 @@ def test_segment_of_dicom_files_says_to_prepare_them(tmp_path: Path) -> None:
     assert shown.exit_code == 2
     assert "but DICOM files such as" in shown.stderr
     assert f"lowmem-brats prepare {tmp_path / 'study'} -o CASE; then segment CASE" in shown.stderr
+    assert f"lowmem-brats segment {tmp_path / 'study'} --prepare CASE" in shown.stderr
 
 
 @pytest.fixture
