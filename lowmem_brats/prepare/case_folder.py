@@ -64,8 +64,8 @@ def write_case(prepared: Prepared, out: Path, picture: Any) -> list[Path]:
             _move(partial, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        found = f"cannot be written ({error.strerror or error})"
+    except (OSError, RuntimeError) as error:  # the latter is SimpleITK's, of a transform
+        found = f"cannot be written ({getattr(error, 'strerror', None) or error})"
         raise InputError(out, found, "a complete write", "Free disk space or choose another place.") from error
     return [out / path for path in written]
 
