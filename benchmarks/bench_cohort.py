@@ -71,8 +71,13 @@ def measured(cases: Path, out: Path, commands: list[list[str]]) -> dict[str, Any
 def same_label_maps(first: Path, second: Path) -> bool:
     """Whether two folders hold the same label maps, voxel by voxel."""
     names = [sorted(path.name for path in out.glob("*_seg.nii.gz")) for out in (first, second)]
-    return names[0] == names[1] and all(
-        np.array_equal(*(np.asarray(nibabel.load(out / name).dataobj) for out in (first, second))) for name in names[0]
+    return (
+        bool(names[0])
+        and names[0] == names[1]
+        and all(
+            np.array_equal(*(np.asarray(nibabel.load(out / name).dataobj) for out in (first, second)))
+            for name in names[0]
+        )
     )
 
 

@@ -63,7 +63,8 @@ class _Commands(SuggestingGroup):
 def main() -> None:
     """Segment brain tumours in BraTS MRI on a budget GPU or none.
 
-    Research software, not a medical device. Inputs must be co-registered, skull-stripped and near 1 mm.
+    Research software, not a medical device. Inputs must be co-registered, skull-stripped and near 1 mm:
+    `prepare` makes them so.
 
     Try it without any data: lowmem-brats demo
     """

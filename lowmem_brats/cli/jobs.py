@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lowmem_brats.segment.result_path import Outputs
 
 ELSEWHERE = "Pass --overwrite, or -o elsewhere."
-PREPARE = "lowmem-brats prepare {} -o CASE; then segment CASE."
+PREPARE = "lowmem-brats prepare {0} -o CASE; then segment CASE. Or both: lowmem-brats segment {0} --prepare CASE."
 RECORDS = "records"
 """The folder of the records in that of the results (`cohort.records`)."""
 DEEPEST, MOST_FOLDERS = 4, 1000

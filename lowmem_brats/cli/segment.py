@@ -107,6 +107,7 @@ def segment(
     from lowmem_brats.segment.case import origin
     from lowmem_brats.segment.result_path import names_label_map
 
+    config, weights = check_machine(config, sharing)
     if case_folder:
         cases, search = (prepared(cases, case_folder, search, showing),), Search({}, search.allow_missing)
     explicit = bool(search.explicit)
@@ -115,7 +116,6 @@ def segment(
     several = len(sources) > 1 or [source.path for source in sources] != list(cases)
     if several and (explicit or (output and not folder)):
         raise InputError("segment", f"{len(sources)} cases", "one case for --t1 … or -o FILE", "Give -o a folder.")
-    config, weights = check_machine(config, sharing)
     records = Records(folder) if folder and several else None
     if folder:
         make_folder(folder / RECORDS if records else folder)

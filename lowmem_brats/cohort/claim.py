@@ -77,6 +77,7 @@ def _open(path: Path) -> tuple[int | None, bool]:
 def _holder(file: int, run: str, locked: bool) -> str:
     """Who holds a claim that was there before; empty if it is left behind."""
     named: dict[str, Any] = {}
+    os.lseek(file, 0, os.SEEK_SET)  # on Windows locking has moved it
     with suppress(ValueError, TypeError):
         named = dict(json.loads(os.read(file, 4096)))
     who = f"process {named.get('process', '?')} on {named.get('host', '?')} (since {named.get('since', '?')})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
@@ -79,7 +80,8 @@ def workers_of(address: str) -> Iterator[Any]:
 def results(client: Any, work: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
     """Yield each item with what `work` made of it on some worker, or the error that came instead, as they come.
 
-    There are as many items under way as there are workers; those that join later get work too.
+    There are as many items under way as there are workers; those that join later get work too. Raises InputError where
+    the scheduler is lost.
     """
     _, distributed = dask_for("")
     waiting, under_way = iter(items), dict[Any, Item]()
@@ -97,6 +99,9 @@ def results(client: Any, work: Callable[[Item], Any], items: Iterable[Item]) -> 
             item = under_way.pop(future)
             error = future.exception()
             yield item, future.result() if error is None else _explained(error)
+    except CancelledError as error:
+        found, advice = "the scheduler was lost", "Start it again; the same command goes on with the rest."
+        raise InputError("--scheduler", found, "a scheduler that goes on", advice) from error
     finally:
         client.cancel(list(under_way))
 

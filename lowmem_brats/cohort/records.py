@@ -87,7 +87,7 @@ class Records:
         Raises InputError.
         """
         before = self.read(case)
-        if before.get("status") == "done" and (self.out / before["output"]).exists():
+        if before.get("status") == "done" and (name := before.get("output")) and (self.out / name).exists():
             return
         self._write(case, case_id, "failed", {"error": error} | ({"traceback": traceback} if traceback else {}))
 

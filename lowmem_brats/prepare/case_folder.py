@@ -27,6 +27,7 @@ from lowmem_brats.prepare.run import Prepared
 from lowmem_brats.segment.native import NATIVE, RECORD
 
 TRANSFORMS = "transforms"
+ELSEWHERE = "Choose another folder."
 
 
 def check_case_folder(out: Path, overwrite: bool) -> None:
@@ -35,19 +36,20 @@ def check_case_folder(out: Path, overwrite: bool) -> None:
     Raises InputError for a folder that holds something, unless it is a prepared case and may be overwritten.
     """
     if not out.name:
-        raise InputError(out, "no name for a case", "a folder named as the case", "Name one with -o.")
+        raise InputError(out, "no name for a case", "a folder named as the case", ELSEWHERE)
     if os.path.lexists(out) and not out.is_dir():
-        raise InputError(out, "is a file", "a folder for the case", "Choose another -o.")
+        raise InputError(out, "is a file", "a folder for the case", ELSEWHERE)
     if out.is_dir() and any(out.iterdir()):
         if not (out / RECORD).is_file():
-            raise InputError(out, "holds files already", "a new or empty folder", "Choose another -o.")
+            raise InputError(out, "holds files already", "a new or empty folder", ELSEWHERE)
         if not overwrite:
-            raise InputError(out, "holds a prepared case", "a new folder", "Pass --overwrite, or choose another -o.")
+            advice = "Segment it, pass --overwrite to prepare it anew, or choose another folder."
+            raise InputError(out, "holds a prepared case", "a new folder", advice)
     parent = out.parent
     if not parent.is_dir():
         raise InputError(out, f"{parent} is not a folder", "an existing folder", "Create it or choose another.")
     if not os.access(parent, os.W_OK):
-        raise InputError(out, f"{parent} is not writable", "a folder you may write to", "Choose another -o.")
+        raise InputError(out, f"{parent} is not writable", "a folder you may write to", ELSEWHERE)
 
 
 def write_case(prepared: Prepared, out: Path, picture: Any) -> list[Path]:
@@ -62,8 +64,8 @@ def write_case(prepared: Prepared, out: Path, picture: Any) -> list[Path]:
             _move(partial, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        found = f"cannot be written ({error.strerror or error})"
+    except (OSError, RuntimeError) as error:  # the latter is SimpleITK's, of a transform
+        found = f"cannot be written ({getattr(error, 'strerror', None) or error})"
         raise InputError(out, found, "a complete write", "Free disk space or choose another place.") from error
     return [out / path for path in written]
 
@@ -111,7 +113,7 @@ def _write(prepared: Prepared, folder: Path, case_id: str, picture: Any) -> list
     about = f"lowmem-brats {__version__}, prepared{', FORCED' if prepared.problems else ''}"
     written = []
     for modality in prepared.study.sources:
-        written.append(Path(f"{case_id}_{modality}.nii.gz"))
+        written.append(_image(case_id, modality))
         image_XYZ = prepared.images_CXYZ[MODALITIES.index(modality)]
         write_volume(image_XYZ, prepared.grid.affine, folder / written[-1], about=about)
     (folder / NATIVE).mkdir()
@@ -121,7 +123,7 @@ def _write(prepared: Prepared, folder: Path, case_id: str, picture: Any) -> list
         write_volume(data_XYZ, prepared.t1ce, folder / written[-1], about=about)
     (folder / TRANSFORMS).mkdir()
     for modality, found in prepared.registrations.items():
-        written.append(Path(TRANSFORMS, f"t1ce_to_{modality}.tfm"))
+        written.append(_transform(modality))
         library("SimpleITK").WriteTransform(found.transform, str(folder / written[-1]))
     written.append(Path(f"{case_id}_check.png"))
     picture.save(folder / written[-1], format="PNG")
@@ -131,13 +133,28 @@ def _write(prepared: Prepared, folder: Path, case_id: str, picture: Any) -> list
     return written
 
 
+def _image(case_id: str, modality: str) -> Path:
+    return Path(f"{case_id}_{modality}.nii.gz")
+
+
+def _transform(modality: str) -> Path:
+    return Path(TRANSFORMS, f"t1ce_to_{modality}.tfm")
+
+
 def _move(partial: Path, out: Path) -> None:
-    """Give a complete folder its name; in a case of before, file by file, the record last."""
+    """Give a complete folder its name; in a case of before, file by file, the record last.
+
+    What that case had of modalities that are missing now is removed: it would be segmented with the new images.
+    """
     if not out.is_dir():
         partial.chmod(0o777 & ~_umask())
         partial.rename(out)
         return
     files = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
+    for modality in MODALITIES:
+        for path in (_image(out.name, modality), _transform(modality)):
+            if path not in files:
+                (out / path).unlink(missing_ok=True)
     for path in sorted(files, key=lambda path: (path.name == RECORD, path)):
         (out / path).parent.mkdir(exist_ok=True)
         os.replace(partial / path, out / path)

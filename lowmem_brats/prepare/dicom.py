@@ -6,9 +6,11 @@ A series whose slices do not lie evenly is refused, because every converter make
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,18 @@ def find_in_dicom(
         else:
             chosen[modality] = _numbered(modality, given, series), "named by the user"
     guesses = {each: guess(each) for each in series}
+    own = {file.resolve() for source in sources.values() for file in source.files}
+    named = [each for each, _ in chosen.values()] + [each for each, its in series.items() if its[0].resolve() in own]
+    if twice := next((each for each in named if named.count(each) > 1), None):
+        raise InputError(path, f"{twice.named} named for two modalities", "a series for each", "Check the options.")
     for modality in (each for each in MODALITIES if each not in explicit):
-        if found := _guessed(path, modality, guesses, {each for each, _ in chosen.values()}, allow_missing):
+        taken = {*named, *(each for each, _ in chosen.values())}
+        if found := _guessed(path, modality, guesses, taken, allow_missing):
             chosen[modality] = found
     for modality, (each, reason) in chosen.items():
         sources[modality] = _convert(modality, each, series[each], reason, work)
     check_anchor(path, sources)
-    used = {each for each, _ in chosen.values()}
+    used = {*named, *(each for each, _ in chosen.values())}
     notes = tuple(f"not used: {each.named}: {_why_not(each, guesses[each])}" for each in series if each not in used)
     return Study({m: sources[m] for m in MODALITIES if m in sources}, "DICOM", notes)
 
@@ -123,7 +130,7 @@ def _convert(modality: str, series: Series, files: Sequence[Path], reason: str, 
     folder.mkdir()
     out.mkdir()
     for number, path in enumerate(files):
-        os.symlink(path.resolve(), folder / f"{number:06d}.dcm")
+        _link(path, folder / f"{number:06d}.dcm")
     command = [library("dcm2niix").bin, "-b", "y", "-ba", "y", "-z", "n", "-f", modality, "-o", str(out), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     images = sorted(out.glob("*.nii"))
@@ -133,19 +140,41 @@ def _convert(modality: str, series: Series, files: Sequence[Path], reason: str, 
     return Source(images[0], tuple(files), series.named, reason)
 
 
+def _link(path: Path, place: Path) -> None:
+    """Make a file appear at `place`: as a link, or as a copy where links are not allowed, as on Windows."""
+    try:
+        os.symlink(path.resolve(), place)
+    except (OSError, NotImplementedError):
+        shutil.copyfile(path, place)
+
+
 def series_in(files: Sequence[Path]) -> dict[Series, list[Path]]:
-    """The MR series among DICOM files, by number, with their files."""
+    """The MR series among DICOM files, by number, with their files. Raises InputError for a damaged header."""
     pydicom = library("pydicom")
     headers: dict[str, list[tuple[Path, Any]]] = defaultdict(list)
     for path in files:
-        try:
+        with _damage_told(path):
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS.split())
-        except (pydicom.errors.InvalidDicomError, OSError, ValueError, EOFError, KeyError):
-            continue  # no image: it is of no series
+            for name in _TAGS.split():
+                header.get(name)  # pydicom decodes a value when it is first asked for
         if str(header.get("Modality", "MR")) == "MR" and header.get("SeriesInstanceUID"):
             headers[str(header.SeriesInstanceUID)].append((path, header))
-    series = {_series([header for _, header in each]): [path for path, _ in each] for each in headers.values()}
+    series = dict[Series, list[Path]]()
+    for each in headers.values():
+        with _damage_told(each[0][0]):
+            series[_series([header for _, header in each])] = [path for path, _ in each]
     return dict(sorted(series.items(), key=lambda item: item[0].number))
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Turn whatever pydicom raises of a damaged header, which may be nearly anything, into an InputError."""
+    try:
+        yield
+    except Exception as error:
+        found = f"a DICOM header that cannot be read ({type(error).__name__})"
+        advice = "Export the series again, or move the file away."
+        raise InputError(path, found, "DICOM files as the scanner wrote them", advice) from error
 
 
 def _series(headers: Sequence[Any]) -> Series:

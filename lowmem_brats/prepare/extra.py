@@ -18,9 +18,13 @@ IN_DICOM = ("highdicom",)
 
 
 def library(module: str) -> Any:
-    """Import one of the extra's modules. Raises InputError where it is not installed."""
+    """Import one of the extra's modules. Raises InputError where it is not installed, or is and cannot be loaded."""
     _check(module)
-    return import_module(module)
+    try:
+        return import_module(module)
+    except ImportError as error:  # as for a library of the system that is missing
+        found, expected = f"{module} cannot be loaded ({error})", "a library that works"
+        raise InputError("prepare", found, expected, "Install it again: pip install --force-reinstall.") from error
 
 
 def data_file(module: str, name: str) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowmem_brats.data.labels import Mask
+from lowmem_brats.errors import InputError
 from lowmem_brats.prepare import itk
 from lowmem_brats.prepare.gate import Measures, judge_modality
 from lowmem_brats.prepare.probes import over_probes
@@ -47,13 +48,20 @@ class Laid:
 def lay_on(modality: str, moving: Any, anchor: Anchor) -> Laid:
     """Register a modality from each start until the result passes the checks; else keep the one that fits best.
 
-    `moving`: SimpleITK's image, as it came from the scanner.
+    `moving`: SimpleITK's image, as it came from the scanner. Raises InputError where no start leads anywhere.
     """
-    tries = []
+    tries, problem = [], ""
     for start in STARTS:
-        tries.append(laid_by(register(anchor.fixed, moving, start), moving, anchor))
+        try:
+            tries.append(laid_by(register(anchor.fixed, moving, start), moving, anchor))
+        except InputError as error:
+            problem = error.found
+            continue
         if not judge_modality(modality, tries[-1].measures):
             return tries[-1]
+    if not tries:
+        found = f"cannot be laid on T1ce: {problem}"
+        raise InputError(modality, found, "an image of the same head", "Look at both images.")
     return max(tries, key=lambda laid: laid.measures.over_probes)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_brats.errors import InputError
 from lowmem_brats.prepare.extra import library
 
 STARTS = ("moments", "headers", "centres")
@@ -35,7 +36,10 @@ class Registration:
 
 
 def register(fixed: Any, moving: Any, start: str = STARTS[0]) -> Registration:
-    """Lay `moving` on `fixed`, both SimpleITK images (float32) of one head, of any grids."""
+    """Lay `moving` on `fixed`, both SimpleITK images (float32) of one head, of any grids.
+
+    Raises InputError where SimpleITK cannot: nothing overlaps at the start, an image is empty or has too few slices.
+    """
     sitk = library("SimpleITK")
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=BINS)
@@ -55,9 +59,13 @@ def register(fixed: Any, moving: Any, start: str = STARTS[0]) -> Registration:
         gradientMagnitudeTolerance=1e-6,
     )
     method.SetOptimizerScalesFromPhysicalShift()
-    transform = _initial(sitk, fixed, moving, start)
-    method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(fixed, moving)
+    try:
+        transform = _initial(sitk, fixed, moving, start)
+        method.SetInitialTransform(transform, inPlace=True)
+        method.Execute(fixed, moving)
+    except RuntimeError as error:  # SimpleITK's for everything
+        found = f"SimpleITK cannot begin ({str(error).strip().splitlines()[-1][:160]})"
+        raise InputError("registration", found, "two images of one head", "Look at the image.") from error
     return described(transform, fixed, start)
 
 

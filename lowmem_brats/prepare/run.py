@@ -29,8 +29,8 @@ from lowmem_brats.prepare.study import find_study
 
 OnStage = Callable[[str], None]
 ADVICE = (
-    "Look at the images and at what was taken for each (--t1, --t1ce, --t2, --flair); pass --brain-mask FILE where the "
-    "mask is wrong; --force goes on and marks every output."
+    "Look at the images and at what was taken for each (--t1, --t1ce, --t2, --flair). `lowmem-brats prepare` takes "
+    "--brain-mask FILE where the mask is wrong, and --force to go on all the same and mark every output."
 )
 
 

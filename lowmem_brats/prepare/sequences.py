@@ -86,6 +86,8 @@ def guess(series: Series) -> Guess:
         return Guess("flair", f"TI {inversion:g} ms, TE {echo:g} ms")
     if echo > T2_ECHO_MS and repetition and repetition > LONG_REPETITION_MS:
         return Guess("t2", f"TE {echo:g} ms, TR {repetition:g} ms")
+    if echo < SHORT_ECHO_MS and not inversion and (repetition or 0) > LONG_REPETITION_MS:
+        return Guess(None, f"TE {echo:g} ms, TR {repetition:g} ms, no TI: proton density")
     if echo < SHORT_ECHO_MS:
         return _with_agent(series, words, f"TE {echo:g} ms")
     shown = f"TE {echo:g} ms, TR {repetition or 0:g} ms"

@@ -37,6 +37,7 @@ def test_segment_of_dicom_files_says_to_prepare_them(tmp_path: Path) -> None:
     assert shown.exit_code == 2
     assert "but DICOM files such as" in shown.stderr
     assert f"lowmem-brats prepare {tmp_path / 'study'} -o CASE; then segment CASE" in shown.stderr
+    assert f"lowmem-brats segment {tmp_path / 'study'} --prepare CASE" in shown.stderr
 
 
 @pytest.fixture
@@ -96,6 +97,18 @@ def test_both_in_one_go(prepared_case: Path, tiny: Path, tmp_path: Path, monkeyp
     assert shown.exit_code == 0, shown.output
     assert asked == [(study, case, {"t1ce": Path("7")})]
     assert len(list(case.glob("*_seg.nii.gz"))) == len(list((case / "native").glob("*_seg_native.nii.gz"))) == 1
+
+
+def test_weights_that_cannot_be_read_are_told_before_a_study_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("prepared first")
+
+    monkeypatch.setattr(importlib.import_module("lowmem_brats.cli.prepare"), "make_case", never)
+    shown = segment(tmp_path / "study", tmp_path / "no_weights", "--prepare", tmp_path / "case")
+    assert shown.exit_code == 2, shown.output
+    assert "no_weights" in shown.stderr
 
 
 def test_several_studies_are_not_prepared_by_segment(tiny: Path, tmp_path: Path) -> None:

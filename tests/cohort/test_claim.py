@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lowmem_brats.cohort import claim as claims
 from lowmem_brats.cohort.claim import OLD_S, claim
 
 KILLED = """
@@ -84,3 +85,14 @@ def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="No space left"), claim(tmp_path / "a.claim", "mine"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_is_read_from_its_beginning_wherever_locking_has_left_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_on_windows(file: int) -> None:
+        os.lseek(file, 2**30, os.SEEK_SET)
+
+    monkeypatch.setattr(claims, "lock_byte", as_on_windows)
+    with claim(left_behind(tmp_path / "a.claim", platform.node()), "mine") as holder:
+        assert holder == ""

@@ -160,3 +160,11 @@ def test_names_of_any_bytes(records: Records) -> None:
     Tables(records).refresh(last=True)
     assert "caf%E9.html" in (records.out / "index.html").read_text()
     assert list(rows(records)) == [r"caf\udce9"]
+
+
+def test_a_failure_replaces_a_record_that_names_no_result(records: Records) -> None:
+    case = add_done(records, "d")
+    path = records.path(case)
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "output"}))
+    records.write_failed(case, "d", "odd", "")
+    assert records.read(case)["status"] == "failed"

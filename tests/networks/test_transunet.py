@@ -146,6 +146,16 @@ def test_what_is_no_archive_of_numbers_is_refused(tmp_path: Path, content: bytes
         read_arrays(path)
 
 
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vit.npz"
+    np.savez_compressed(path, cls=np.random.default_rng(0).integers(0, 9, 5000).astype(np.float32))
+    content = bytearray(path.read_bytes())
+    content[57:60] = b"\xff" * 3  # where the packed bytes begin: no kind of block that there is
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_arrays(path)
+
+
 def test_a_pickle_inside_the_archive_is_not_opened(tmp_path: Path) -> None:
     np.savez(tmp_path / "vit.npz", cls=np.array([{}], dtype=object))
     with pytest.raises(WeightsError, match="cannot be read"):

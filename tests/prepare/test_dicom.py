@@ -95,3 +95,44 @@ def test_a_folder_with_nothing_of_use(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("no image")
     with pytest.raises(InputError, match="neither DICOM nor NIfTI files in it"):
         find_study(tmp_path, {}, (), tmp_path)
+
+
+def test_a_damaged_header_is_told_with_its_file(head: Head, tmp_path: Path) -> None:
+    study = write_series(tmp_path / "study", 2, "AX T1", head.images["t1"][:, :, :3], TIMES["t1"])
+    first, *_ = sorted(study.iterdir())
+    content = first.read_bytes()
+    damaged = {
+        "a number that is none": content.replace(b"\x20\x00\x11\x00IS\x02\x002 ", b"\x20\x00\x11\x00IS\x02\x002!"),
+        "an unknown kind of value": content.replace(b"\x20\x00\x32\x00DS", b"\x20\x00\x32\x00ZZ"),
+    }
+    for what, spoilt in damaged.items():
+        assert spoilt != content, what
+        first.write_bytes(spoilt)
+        with pytest.raises(InputError, match=r"IM_02_000: a DICOM header that cannot be read"):
+            find_study(study, {}, (), tmp_path)
+
+
+def test_a_series_given_as_a_folder_is_not_taken_for_another_modality_too(head: Head, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    write_series(study / "a", 1, "AX T1", head.images["t1ce"], TIMES["t1"])
+    for number, modality in enumerate(("t2", "flair"), 2):
+        write_series(study / modality, number, modality, head.images[modality], TIMES[modality])
+    with pytest.raises(InputError, match="no t1 among"):
+        find_study(study, {"t1ce": study / "a"}, (), tmp_path)
+
+
+def test_one_series_for_two_modalities_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"series 2 \(AX T1 FLAIR\) named for two modalities"):
+        find_study(folder, {"t1": Path("2"), "t1ce": Path("2")}, (), tmp_path)
+
+
+def test_where_links_are_not_allowed_files_are_copied(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    study = write_dicom_study(tmp_path / "study", head, {})
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr("os.symlink", refuse)
+    assert len(find_study(study, {}, (), tmp_path / "work").sources) == 4

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from raw_heads import AFFINE, Head, moved, rigid
 
+from lowmem_brats.errors import InputError
 from lowmem_brats.prepare import itk
-from lowmem_brats.prepare.lay import Anchor, kept, laid_by
+from lowmem_brats.prepare.lay import Anchor, kept, laid_by, lay_on
 from lowmem_brats.prepare.register import STARTS, Registration, described, register
 
 pytestmark = pytest.mark.usefixtures("extra")
@@ -45,3 +46,23 @@ def test_what_was_not_registered_is_given_away(head: Head) -> None:
     )
     assert good.over_probes > 1.2
     assert bad.over_probes < 1
+
+
+def test_an_image_that_cannot_be_registered_is_named(head: Head) -> None:
+    t1ce = head.images["t1ce"]
+    grid = itk.Grid(t1ce.shape, AFFINE)
+    anchor = Anchor(itk.to_itk(t1ce, AFFINE), grid, head.brain_XYZ, kept(t1ce, head.brain_XYZ))
+    for image_XYZ in (np.zeros_like(t1ce), head.images["t2"][:, :, :3]):
+        with pytest.raises(InputError, match="t2: cannot be laid on T1ce: SimpleITK cannot begin"):
+            lay_on("t2", itk.to_itk(image_XYZ, AFFINE), anchor)
+
+
+def test_where_one_start_cannot_be_used_the_others_are_tried(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    t1ce = head.images["t1ce"]
+    grid = itk.Grid(t1ce.shape, AFFINE)
+    anchor = Anchor(itk.to_itk(t1ce, AFFINE), grid, head.brain_XYZ, kept(t1ce, head.brain_XYZ))
+    far = AFFINE.copy()
+    far[:3, 3] += 900.0
+    monkeypatch.setattr("lowmem_brats.prepare.lay.STARTS", ("headers", "centres"))
+    monkeypatch.setattr("lowmem_brats.prepare.lay.judge_modality", lambda modality, measures: [])
+    assert lay_on("t1", itk.to_itk(head.images["t1"], far), anchor).registration.start == "centres"

@@ -23,6 +23,7 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.prepare import run
 from lowmem_brats.prepare.brain_mask import Brain
 from lowmem_brats.prepare.case_folder import check_case_folder, write_case
+from lowmem_brats.prepare.extra import library
 from lowmem_brats.prepare.run import Prepared, prepare_study
 
 pytestmark = pytest.mark.usefixtures("extra")
@@ -149,6 +150,42 @@ def test_a_case_is_not_overwritten_unasked(case: Path, prepared: Prepared, tmp_p
     before = sorted(case.rglob("*"))
     write_case(prepared, case, Image.new("RGB", (4, 4)))
     assert sorted(case.rglob("*")) == before
+
+
+def test_a_transform_that_cannot_be_written_leaves_nothing(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        @staticmethod
+        def WriteTransform(*_: object) -> None:
+            raise RuntimeError("Failed to write transform")
+
+    monkeypatch.setattr("lowmem_brats.prepare.case_folder.library", lambda module: Full)
+    with pytest.raises(InputError, match="Failed to write transform"):
+        write_case(prepared, tmp_path / "case", Image.new("RGB", (4, 4)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_library_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(module: str) -> None:
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr("lowmem_brats.prepare.extra.import_module", broken)
+    with pytest.raises(InputError, match=r"SimpleITK cannot be loaded \(libGL"):
+        library("SimpleITK")
+
+
+def test_a_case_written_anew_keeps_no_image_of_before(prepared: Prepared, tmp_path: Path) -> None:
+    case = tmp_path / "case"
+    write_case(prepared, case, Image.new("RGB", (4, 4)))
+    (case / "case_seg.nii.gz").write_bytes(b"a label map")
+    rest = {modality: source for modality, source in prepared.study.sources.items() if modality != "t2"}
+    laid = {modality: found for modality, found in prepared.registrations.items() if modality != "t2"}
+    without_t2 = replace(prepared, study=replace(prepared.study, sources=rest), registrations=laid)
+    write_case(without_t2, case, Image.new("RGB", (4, 4)))
+    assert find_case(case, allow_missing=["t2"]).images.keys() == rest.keys()
+    assert not (case / "transforms" / "t1ce_to_t2.tfm").exists()
+    assert (case / "case_seg.nii.gz").exists()
 
 
 def test_a_full_disk_leaves_nothing(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ def test_what_a_series_shows(given: Series, kind: str) -> None:
         (series("3D TOF", echo=5), "vessels (tof in its description)"),
         (series("AX T2*", echo=20), "susceptibility (t2star in its description)"),
         (series("T1", echo=None), "no echo time in its header"),
+        (series("AX PD", echo=12, repetition=2800), "TE 12 ms, TR 2800 ms, no TI: proton density"),
         (series("PD", echo=40, repetition=3000), "TE 40 ms, TR 3000 ms, TI 0 ms: neither T1, T2 nor FLAIR"),
     ],
 )
