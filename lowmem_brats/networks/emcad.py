@@ -21,22 +21,17 @@ from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.networks.base import PRIOR, SliceNetwork
-from lowmem_brats.networks.group_norm import GroupNorm
+from lowmem_brats.networks.group_norm import norm_of
 from lowmem_brats.networks.pvt_v2 import B0, B2, PVTv2, load_encoder, read_checkpoint
 
 ENCODERS = {"emcad-b0": B0, "emcad-b2": B2}
 """Config name → layout of the encoder; the decoder has the same widths. `config.width` and `depth` are not used."""
 KERNELS = (1, 3, 5)
 EXPANSION = 2
-GROUPS = 8
 
 
 def _conv(c_in: int, c_out: int, kernel: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, groups=groups, bias=bias)
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if kind == "batch" else GroupNorm(math.gcd(GROUPS, channels), channels)
 
 
 class CAB(nn.Module):
@@ -73,12 +68,12 @@ class MSCB(nn.Module):
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         wide = EXPANSION * channels
-        self.expand = nn.Sequential(_conv(channels, wide), _norm(norm, wide), nn.ReLU6(inplace=True))
+        self.expand = nn.Sequential(_conv(channels, wide), norm_of(norm, wide), nn.ReLU6(inplace=True))
         self.scales = nn.ModuleList(
-            nn.Sequential(_conv(wide, wide, kernel, groups=wide), _norm(norm, wide), nn.ReLU6(inplace=True))
+            nn.Sequential(_conv(wide, wide, kernel, groups=wide), norm_of(norm, wide), nn.ReLU6(inplace=True))
             for kernel in KERNELS
         )
-        self.project = nn.Sequential(_conv(wide, channels), _norm(norm, channels))
+        self.project = nn.Sequential(_conv(wide, channels), norm_of(norm, channels))
 
     def forward(self, features_NCHW: Tensor) -> Tensor:
         """[N, C, H, W] → [N, C, H, W]."""
@@ -106,9 +101,9 @@ class LGAG(nn.Module):
         super().__init__()
         inner = channels // 2
         self.deep, self.skip = (
-            nn.Sequential(_conv(channels, inner, 3, groups=inner, bias=True), _norm(norm, inner)) for _ in range(2)
+            nn.Sequential(_conv(channels, inner, 3, groups=inner, bias=True), norm_of(norm, inner)) for _ in range(2)
         )
-        self.weight = nn.Sequential(_conv(inner, 1, bias=True), _norm(norm, 1), nn.Sigmoid())
+        self.weight = nn.Sequential(_conv(inner, 1, bias=True), norm_of(norm, 1), nn.Sigmoid())
 
     def forward(self, deep_NCHW: Tensor, skip_NCHW: Tensor) -> Tensor:
         """[N, C, H, W] and [N, C, H, W] → [N, C, H, W]."""
@@ -123,7 +118,7 @@ class EUCB(nn.Sequential):
         super().__init__(
             nn.Upsample(scale_factor=2),
             _conv(c_in, c_in, 3, groups=c_in),
-            _norm(norm, c_in),
+            norm_of(norm, c_in),
             nn.ReLU(inplace=True),
             _conv(c_in, c_out, bias=True),
         )

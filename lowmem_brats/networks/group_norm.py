@@ -6,6 +6,7 @@ P pixels of a slice.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,8 +14,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+GROUPS = 8
+"""Of the networks' own norms."""
 BLOCK = 1 << 19
 """Values that the backward pass holds in fp32 at a time, in two buffers; few enough to stay in a core's cache."""
+
+
+def norm_of(kind: str, channels: int) -> nn.Module:
+    """Batch norm, or group norm with 8 groups, or fewer where 8 do not divide the channels."""
+    return nn.BatchNorm2d(channels) if kind == "batch" else GroupNorm(math.gcd(GROUPS, channels), channels)
 
 
 class GroupNorm(nn.GroupNorm):

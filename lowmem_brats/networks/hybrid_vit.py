@@ -99,6 +99,13 @@ class ResidualStage(nn.Sequential):
         return super().forward(features_NCHW)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def stretched(table_1EHW: Tensor, size_HW: torch.Size) -> Tensor:
+    """A table of positions for a map of another size than it was learnt for."""
+    if size_HW == table_1EHW.shape[2:]:
+        return table_1EHW
+    return functional.interpolate(table_1EHW, size_HW, mode="bilinear", align_corners=False)
+
+
 class Embedding(nn.Module):
     """The deepest map as a sequence of positions, each with its place: [N, 1024, H, W] → [N, H·W, E]."""
 
@@ -109,10 +116,7 @@ class Embedding(nn.Module):
 
     def forward(self, features_NCHW: Tensor) -> Tensor:
         """See the class."""
-        size_HW = features_NCHW.shape[2:]
-        table_1EHW: Tensor = self.table_1EHW
-        if size_HW != (TABLE, TABLE):
-            table_1EHW = functional.interpolate(table_1EHW, size_HW, mode="bilinear", align_corners=False)
+        table_1EHW = stretched(self.table_1EHW, features_NCHW.shape[2:])
         embedded_NEHW = self.patch_embeddings(features_NCHW)
         return (embedded_NEHW + table_1EHW.to(embedded_NEHW.dtype)).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 

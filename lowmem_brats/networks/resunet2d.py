@@ -17,16 +17,10 @@ from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.networks.base import PRIOR, SliceNetwork
-from lowmem_brats.networks.group_norm import GroupNorm
+from lowmem_brats.networks.group_norm import norm_of
 
-GROUPS = 8
 BLOCKS = (1, 2, 2, 4)
 """Residual blocks at each level of the encoder; the decoder has one at each."""
-
-
-def norm_of(kind: str, channels: int) -> nn.Module:
-    """Batch norm, or group norm with 8 groups, or 4 where 8 do not divide the channels."""
-    return nn.BatchNorm2d(channels) if kind == "batch" else GroupNorm(math.gcd(GROUPS, channels), channels)
 
 
 class ResidualBlock(nn.Module):

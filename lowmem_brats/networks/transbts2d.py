@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
+from lowmem_brats.networks.group_norm import norm_of
+from lowmem_brats.networks.hybrid_vit import stretched
 from lowmem_brats.networks.pvt_v2 import LayerNorm
-from lowmem_brats.networks.resunet2d import BLOCKS, ResUNet2d, norm_of
+from lowmem_brats.networks.resunet2d import BLOCKS, ResUNet2d
 
 LAYERS = {"transbts2d-light": 1, "transbts2d": 4}
 """Config name → number of transformer layers; `config.width` is not used."""
@@ -57,16 +59,10 @@ class Transformer(nn.Module):
     def forward(self, features_NCHW: Tensor) -> Tensor:
         """See the class."""
         wide_NEHW = self.widen(features_NCHW)
-        wide_NEHW = wide_NEHW + self._table(wide_NEHW.shape[2:]).to(wide_NEHW.dtype)
+        wide_NEHW = wide_NEHW + stretched(self.table_1EHW, wide_NEHW.shape[2:]).to(wide_NEHW.dtype)
         positions_NLE = self.norm(self.layers(wide_NEHW.flatten(2).transpose(1, 2)))
         narrow_NCHW = self.narrow(positions_NLE.transpose(1, 2).unflatten(2, features_NCHW.shape[2:]))
         return narrow_NCHW + self.refine(narrow_NCHW)  # type: ignore[no-any-return]
-
-    def _table(self, size_HW: torch.Size) -> Tensor:
-        """The position table for a map of another size."""
-        if size_HW == (TABLE, TABLE):
-            return self.table_1EHW
-        return functional.interpolate(self.table_1EHW, size_HW, mode="bilinear", align_corners=False)
 
 
 def _convolutions(c_in: int, c_out: int, norm: str) -> nn.Sequential:
@@ -92,8 +88,9 @@ class TransBTS2d(ResUNet2d):
 
     def stages(self) -> dict[str, nn.Module]:
         """Encoder, transformer, decoder."""
-        down = {name: stage for name, stage in super().stages().items() if name.startswith("down")}
-        return down | {"transformer": self.transformer} | super().stages()
+        stages = super().stages()
+        down = {name: stage for name, stage in stages.items() if name.startswith("down")}
+        return down | {"transformer": self.transformer} | stages
 
     def deepest(self, features_NCHW: Tensor) -> Tensor:
         """Through the transformer."""

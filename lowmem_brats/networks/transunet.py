@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.networks.base import PRIOR, SliceNetwork
-from lowmem_brats.networks.group_norm import GroupNorm
+from lowmem_brats.networks.group_norm import norm_of
 from lowmem_brats.networks.hybrid_vit import (
     EMBEDDING,
     LAYERS,
@@ -34,13 +34,12 @@ from lowmem_brats.networks.vit_checkpoint import encoder_weights, read_arrays
 
 WIDTHS = (512, 256, 128, 64, 16)
 """Channels of the decoder from deep to fine."""
-GROUPS = 8
 
 
 def _convolution(c_in: int, c_out: int, norm: str) -> list[nn.Module]:
     return [
         nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
-        nn.BatchNorm2d(c_out) if norm == "batch" else GroupNorm(GROUPS, c_out),
+        norm_of(norm, c_out),
         nn.ReLU(inplace=True),
     ]
 

@@ -18,19 +18,13 @@ from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.networks.base import PRIOR, SliceNetwork
-from lowmem_brats.networks.group_norm import GroupNorm
-
-GROUPS = 8
+from lowmem_brats.networks.group_norm import norm_of
 
 
 def _conv(c_in: int, c_out: int, norm: str) -> list[nn.Module]:
     """A 3×3 convolution, its norm if it has one, and a ReLU."""
-    norms: dict[str, list[nn.Module]] = {
-        "none": [],
-        "group": [GroupNorm(GROUPS, c_out)],
-        "batch": [nn.BatchNorm2d(c_out)],
-    }
-    return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=norm == "none"), *norms[norm], nn.ReLU(inplace=True)]
+    norms = [] if norm == "none" else [norm_of(norm, c_out)]
+    return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=norm == "none"), *norms, nn.ReLU(inplace=True)]
 
 
 class DoubleConv(nn.Sequential):

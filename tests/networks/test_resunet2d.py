@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.networks import build_network
+from lowmem_brats.networks.hybrid_vit import stretched
 from lowmem_brats.networks.transbts2d import TABLE, Transformer
 
 CLASSES = 4
@@ -53,7 +54,7 @@ def test_the_position_table_is_stretched_over_other_sizes() -> None:
     ramp_HW = torch.arange(TABLE, dtype=torch.float32).expand(TABLE, TABLE)
     with torch.no_grad():
         transformer.table_1EHW.copy_(ramp_HW.expand_as(transformer.table_1EHW))
-    assert transformer._table(torch.Size((TABLE, TABLE))) is transformer.table_1EHW
-    wide_HW = transformer._table(torch.Size((4, 2 * TABLE)))[0, 0]
+    assert stretched(transformer.table_1EHW, torch.Size((TABLE, TABLE))) is transformer.table_1EHW
+    wide_HW = stretched(transformer.table_1EHW, torch.Size((4, 2 * TABLE)))[0, 0]
     assert wide_HW.shape == (4, 2 * TABLE)
     torch.testing.assert_close(wide_HW[0, 1:-1], torch.arange(1, 2 * TABLE - 1) / 2 - 0.25)
