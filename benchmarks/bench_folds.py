@@ -28,7 +28,9 @@ from lowmem_brats.data.labels import Region
 from lowmem_brats.evaluate.pairs import PatientScores
 from lowmem_brats.train.dataset import Split, split_cases
 from lowmem_brats.train.run import train_set
-from lowmem_brats.weights.store import load_network, open_set, save_network, write_index
+from lowmem_brats.weights.file import load_network, save_network
+from lowmem_brats.weights.index import write_index
+from lowmem_brats.weights.store import open_set
 
 # Three binary networks of axial slices, batch Dice: the paper's, of the shipped width.
 PLAIN = TrainConfig(network=NetworkConfig(width=24), validation=0.0, test=0.0, device="cpu")

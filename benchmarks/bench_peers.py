@@ -41,7 +41,9 @@ from lowmem_brats.memory.planner import plan_inference
 from lowmem_brats.networks import build_network
 from lowmem_brats.segment.case import segment_case
 from lowmem_brats.segment.result import SegmentReport
-from lowmem_brats.weights.store import WeightsFile, open_set, save_network, write_index
+from lowmem_brats.weights.file import WeightsFile, save_network
+from lowmem_brats.weights.index import write_index
+from lowmem_brats.weights.store import open_set
 
 Row = dict[str, Any]
 TIMES = "seconds", "network_seconds", "cpu_seconds"

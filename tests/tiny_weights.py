@@ -17,7 +17,9 @@ from lowmem_brats.data.labels import Region
 from lowmem_brats.data.phantom import make_phantom
 from lowmem_brats.data.slices import prepare
 from lowmem_brats.networks import adapted, build_network
-from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network, write_index
+from lowmem_brats.weights.file import WeightsFile, load_network, save_network
+from lowmem_brats.weights.index import write_index
+from lowmem_brats.weights.store import open_set
 
 TINY = NetworkConfig(width=8, depth=2)
 SMALL_SHAPE = (48, 56, 40)

@@ -152,9 +152,9 @@ def check_machine(config: SegmentConfig, sharing: CohortConfig) -> tuple[Segment
     from lowmem_brats.cohort.share import vram_of_worker
     from lowmem_brats.engine.precision import choose_precision
     from lowmem_brats.memory.device import choose_device, open_budget
-    from lowmem_brats.weights.store import open_set
+    from lowmem_brats.segment.case import open_weights
 
-    weights = open_set(config.weights, alone=config.fast)
+    weights = open_weights(config)
     if sharing.scheduler:  # its workers' machines are others
         dask_for(f"--scheduler {sharing.scheduler}")
         return config, weights
@@ -162,7 +162,7 @@ def check_machine(config: SegmentConfig, sharing: CohortConfig) -> tuple[Segment
     if sharing.workers > 1:
         dask_for(f"--workers {sharing.workers}")
         precision = choose_precision(config.precision, device)
-        vram = vram_of_worker(config.vram, sharing.workers, device, weights.network, precision)
+        vram = vram_of_worker(config.vram, sharing.workers, device, weights, precision)
         config = replace(config, vram=vram)
     open_budget(config.vram, device)
     return config, weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,7 @@ def train(
     else:
         config = _config(settings)
     from lowmem_brats.pictures.training import draw_curves, draw_examples
+    from lowmem_brats.train.bank import train_bank
     from lowmem_brats.train.networks import TrainListener
     from lowmem_brats.train.run import train_set
 
@@ -111,13 +113,14 @@ def train(
 
     end_at_once_under_torchrun()
     with console.progress(quiet) as on_progress:
-        tell = TrainListener(on_progress, on_folder, on_note=console.warn)
+        tell = TrainListener(on_progress, on_folder, on_note=console.warn, on_fact=_show_fact(quiet))
         tell = replace(tell, draw_curves=draw_curves, draw_examples=draw_examples)
         if not quiet:
             tell = replace(
                 tell, on_data=_show_data, on_plan=console.show_plan, on_epoch=_show_epoch, on_test=_show_test
             )
-        report = train_set(data or Path(), output, config, tell, resume, cache)
+        train_any = train_bank if config.bank else train_set
+        report = train_any(data or Path(), output, config, tell, resume, cache)
     if report is None or quiet:
         return
     for plan in report.plans:
@@ -128,12 +131,17 @@ def train(
         console.out.print(f"{region.upper()} masks   where the logit was above {threshold}: validation Dice {dice:.3f}")
     (folder,) = folders
     use = f"segment with --weights {folder}" if (folder / "index.json").exists() else "no set to segment with yet"
-    console.out.print(f"wrote        {folder}: metrics.csv, curves.png; {use}")
+    written = f"members in {folder / 'members'}" if config.bank else "metrics.csv, curves.png"
+    console.out.print(f"wrote        {folder}: {written}; {use}")
 
 
 def _config(settings: dict[str, Any]) -> TrainConfig:
     """The recipe that the options say."""
     network = NetworkConfig(**{key: settings[key] for key in OF_NETWORK})
+    if settings["bank"]:
+        named, described = options.named(), settings_of(NetworkConfig)
+        if given := [described[key].option for key in ("name", "width", "outputs") if key in named]:
+            raise InputError("--bank", f"{' and '.join(given)} beside it", "the members' own", "Leave it out.")
     if settings["finetune"]:
         from lowmem_brats.weights.store import open_set
 
@@ -162,6 +170,10 @@ def _resumed(output: Path | None, data: Path | None, settings: dict[str, Any]) -
     network = replace(stored.config.network, **{key: settings[key] for key in OF_NETWORK if key in named})
     changed = {key: settings[key] for key in OF_TRAINING if key in named}
     return output, data or Path(stored.data), replace(stored.config, network=network, **changed)
+
+
+def _show_fact(quiet: bool) -> Callable[[str], None]:
+    return lambda text: None if quiet else console.err.print(text)
 
 
 def _show_data(report: TrainReport) -> None:

@@ -20,6 +20,12 @@ class SegmentConfig:
         MAIN,
         metavar="SET",
     ).default(())
+    member: str | None = Setting(
+        "--member",
+        "Of a bank let this member segment every slice, instead of the one that the decision network chooses.",
+        MAIN,
+        metavar="NAME",
+    ).default(None)
     device: str = DEVICE.default("auto")
     precision: str = PRECISION.default("auto")
     vram: str = VRAM.default("max")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lowmem_brats.config.bank import BANK_HELP, BANKS
 from lowmem_brats.config.names import MODALITIES, REGIONS
 from lowmem_brats.config.network import NetworkConfig
 from lowmem_brats.config.setting import FOLD, TIME, Check, Setting, check_settings, words
@@ -42,6 +43,13 @@ class TrainConfig:
 
     network: NetworkConfig = field(default=NetworkConfig())
     """The architecture of each region's network; with three `outputs` there is one network for all regions."""
+    bank: str | None = Setting(
+        "--bank",
+        "Train several networks of all three regions, and one that chooses among them for each slice. "
+        f"{BANK_HELP}. Default: no bank.",
+        MAIN,
+        choices=words(*BANKS),
+    ).default(None)
     regions: tuple[str, ...] = Setting(
         "--region",
         "Train the network of this region only; repeatable.",
@@ -161,6 +169,14 @@ class TrainConfig:
         check_settings(self)
         if self.finetune and self.encoder_weights:
             raise InputError("--encoder-weights", "--finetune beside it", "one of them", "Leave one of them out.")
+        started = [
+            option
+            for option, value in (("--finetune", self.finetune), ("--encoder-weights", self.encoder_weights))
+            if value
+        ]
+        if self.bank and (started or len(self.regions) < len(REGIONS)):
+            found = f"{' and '.join(started) or '--region'} beside it"
+            raise InputError("--bank", found, "fresh networks of all three regions", "Leave it out.")
         watched = self.patience is not None or self.schedule == "plateau"
         if watched and self.validation == 0 and self.fold is None:
             found = "--patience or --schedule plateau with --validation 0"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowmem_brats.config import NetworkConfig
@@ -124,6 +125,22 @@ def stage_bytes(
             logits_N1HW = model.train()(slices_NCHW)
         del logits_N1HW
     return kept
+
+
+@cache
+def multiply_adds(network: NetworkConfig, size_HW: tuple[int, int]) -> int:
+    """Multiplications with addition that one slice of `size_HW` pixels takes, attention included."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and few commands count
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = _outline(network, torch.float32, torch.device("cpu"))
+    # In its plain form attention is two matrix products, which the counter knows.
+    with FakeTensorMode(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        _fill(model)
+        slices_NCHW = torch.empty(1, network.channels, *size_HW)
+        with FlopCounterMode(display=False) as counter:
+            model.eval()(slices_NCHW)
+    return int(counter.get_total_flops()) // 2  # it counts a multiplication and an addition as two
 
 
 @cache

@@ -25,12 +25,13 @@ from lowmem_brats.data.slices import (
     usable,
 )
 from lowmem_brats.engine.precision import choose_precision
+from lowmem_brats.errors import InputError
 from lowmem_brats.files import add_to_checksum
 from lowmem_brats.memory import cuda
+from lowmem_brats.memory.bank import plan_members
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
-from lowmem_brats.memory.planner import InferencePlan, plan_inference
-from lowmem_brats.networks import stride_of
+from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.segment.cleanup import drop_doubtful
 from lowmem_brats.segment.regions import OnProgress, RegionSearch, timed
 from lowmem_brats.segment.result import Segmentation, SegmentReport
@@ -109,11 +110,11 @@ def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet | None =
     `weights`: those of `config`, if they are open already. The device and the budget do not count. Raises InputError
     for a file that cannot be read.
     """
-    weights = weights or open_set(config.weights, alone=config.fast)
+    weights = weights or open_weights(config)
     settings = replace(config, weights=(), device="", vram="", min_confidence=least_confidence(config, weights))
     digest = hashlib.blake2b(repr((__version__, settings, list(files.images))).encode(), digest_size=8)
     images = [files.stacked] if files.stacked else files.images.values()
-    for path in (*images, *(file.path for file in weights.files)):
+    for path in (*images, *weights.paths):
         add_to_checksum(digest, path)
     return digest.hexdigest()
 
@@ -123,9 +124,18 @@ def least_confidence(config: SegmentConfig, weights: WeightsSet) -> float:
     return weights.min_confidence if config.min_confidence is None else config.min_confidence
 
 
+def open_weights(config: SegmentConfig) -> WeightsSet:
+    """Open the weights that the settings name. Raises WeightsError as `open_set`, and InputError for settings."""
+    weights = open_set(config.weights, alone=config.fast, member=config.member)
+    if weights.bank and not config.narrow:
+        found = f"{weights.name}, whose decision network chooses the slices"
+        raise InputError("--every-slice", found, "a network to see them all", "Name a member of it with --member.")
+    return weights
+
+
 def _set_up(config: SegmentConfig) -> _Setup:
     """Find everything that may be wrong with the settings, before an image is read."""
-    convention, weights = convention_of(config.labels), open_set(config.weights, alone=config.fast)
+    convention, weights = convention_of(config.labels), open_weights(config)
     device, notes = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     return _Setup(config, weights, convention, device, precision, open_budget(config.vram, device), notes)
@@ -141,20 +151,19 @@ def _segment(
     """Segment a case; `seconds`: the time that reading it took, to which each stage adds its own."""
     config, weights, convention = setup.config, setup.weights, setup.convention
     with timed(seconds, "load"):
-        stack = prepare(case.images_CXYZ, stride_of(weights.network), case.spacing_mm)
+        stack = prepare(case.images_CXYZ, weights.stride, case.spacing_mm)
     with timed(seconds, "plan"):
         views = usable(1 if config.fast else weights.network.views, stack.flat)
         size_HW = max(slice_sizes(stack.brain_ZHW.shape, views), key=math.prod)
 
         def plan_in(precision: str) -> InferencePlan:
-            plan = plan_inference(weights.network, size_HW, setup.budget, str(setup.device), precision)
+            plan = plan_members(weights.networks, size_HW, setup.budget, str(setup.device), precision)
             on_plan(plan)
             return plan
 
         plan = plan_in(setup.precision)
-    checksums = [(file.name, file.sha256) for file in weights.files]
     report = SegmentReport(
-        case.case_id, weights.name, convention.name, checksums, config.vram, versions(), plan, seconds
+        case.case_id, weights.name, convention.name, weights.checksums, config.vram, versions(), plan, seconds
     )
     report.min_confidence = least_confidence(config, weights)
     report.min_confidence_of = weights.name if config.min_confidence is None else "--min-confidence"

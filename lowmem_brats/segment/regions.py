@@ -3,6 +3,7 @@
 WT's network looks at the whole brain, TC's where WT was found, and ET's where TC was found; a network of all three
 regions looks at the whole brain. This loses nothing, because fusion is nested: where there is no WT, there can be no TC
 or ET, and islands of WT that will be dropped as doubtful are no WT.
+The members of a bank run where its decision network sends them, and so do slices that it skips: nowhere.
 Networks without norms run in boxes, since a part of a slice looks to them as it does in the whole: WT's looks at every
 fourth axial slice of the brain and then, closely, at boxes around what it found; the others look at boxes around their
 parents. Networks with norms see whole slices, which `routing` chooses.
@@ -22,16 +23,20 @@ import numpy.typing as npt
 
 from lowmem_brats.config import SegmentConfig
 from lowmem_brats.data.labels import Mask, Region
-from lowmem_brats.data.slices import VIEWS, SliceStack, in_volume, occupied, to_voxels
+from lowmem_brats.data.slices import VIEWS, SliceStack, in_volume, occupied, slice_sizes, to_voxels
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import SliceNetwork, stride_of
+from lowmem_brats.networks.shufflenet import GMAC_PER_MEGAPIXEL
+from lowmem_brats.segment.bank import choose_members, put_together
 from lowmem_brats.segment.boxes import boxes_around, predict_boxes
 from lowmem_brats.segment.cleanup import sure_islands
 from lowmem_brats.segment.result import SegmentReport
 from lowmem_brats.segment.stack import Prediction, count_passes, place, predict_finite, predict_stack
-from lowmem_brats.weights.store import WeightsFile, WeightsSet, load_network
+from lowmem_brats.weights.decision import load_decision
+from lowmem_brats.weights.file import WeightsFile, load_network
+from lowmem_brats.weights.store import WeightsSet
 
 Logits = npt.NDArray[np.float32]
 NetworkOf = Callable[[int], SliceNetwork]
@@ -70,11 +75,12 @@ class RegionSearch:
         if stack.flat and (network.views > 1 or network.context):
             report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
         look = self._look_at_boxes if self._boxed else self._look_at_slices
+        look = self._look_as_decided if self._weights.bank else look
         brain_VN = occupied(stack.brain_ZHW, self._views)
         logit_ZHW, parent_ZHW = dict[Region, Logits](), stack.brain_ZHW
         for files in self._weights.by_region():
             name, regions = files[0].name, files[0].regions
-            turns = [[file] for file in files] if stack.flat else [files]
+            turns = [[file] for file in files] if stack.flat and not self._weights.bank else [files]
             with timed(report.seconds, name):
                 found = [look(turn, parent_ZHW) for turn in turns]
             run = sum(count_passes(each.ran_VN, self._config.tta) for each in found)
@@ -99,6 +105,36 @@ class RegionSearch:
     def _look_at_slices(self, files: Sequence[WeightsFile], parent_ZHW: Mask) -> Prediction:
         """Look at whole slices that hold some of the parent region."""
         return self._predict(files, occupied(parent_ZHW, self._views), files[0].name)
+
+    def _look_as_decided(self, files: Sequence[WeightsFile], parent_ZHW: Mask) -> Prediction:
+        """Look at each slice with the member of a bank that the decision network chooses for it."""
+        assert self._weights.bank
+        bank, stack, report, found = self._weights.bank, self._stack, self._report, list[Prediction]()
+        active_VN = occupied(parent_ZHW, self._views)
+        began, frame_HW = time.perf_counter(), bank.decision.frame_HW
+        network = load_decision(bank.decision)
+        choice_VN, peak_bytes = choose_members(network, frame_HW, stack.slices_ZCHW, active_VN, report.plan)
+        sizes_HW = [np.maximum(size_HW, frame_HW).prod() for size_HW in slice_sizes(stack.brain_ZHW.shape, self._views)]
+        pixels = sum(int(active_N.sum() * size) for active_N, size in zip(active_VN, sizes_HW, strict=True))
+        self._tell_member("decision", active_VN, pixels * GMAC_PER_MEGAPIXEL / 1e6, time.perf_counter() - began)
+        del network
+        report.peak_bytes = max(report.peak_bytes, peak_bytes)
+        for number, (file, (name, cost)) in enumerate(zip(files, bank.gmac_per_megapixel.items(), strict=True), 1):
+            began, chosen_VN = time.perf_counter(), [choice_N == number for choice_N in choice_VN]
+            part = self._predict([file], chosen_VN, name)
+            found.append(part)
+            self._tell_member(name, chosen_VN, part.pixels * cost / 1e6, time.perf_counter() - began)
+        return put_together(found)
+
+    def _tell_member(self, name: str, chosen_VN: Sequence[Mask], gmac: float, seconds: float) -> None:
+        """Report which slices the decision network or a member of a bank has seen, and what that took."""
+        count = sum(int(chosen_N.sum()) for chosen_N in chosen_VN)
+        self._report.members[name] = {"slices": count, "gmac": gmac, "seconds": seconds}
+        if name != "decision":
+            self._report.looked_at[name] = {
+                view.name: in_volume(chosen_N, view, self._stack)
+                for view, chosen_N in zip(VIEWS, chosen_VN, strict=False)
+            }
 
     def _look_at_boxes(self, files: Sequence[WeightsFile], parent_ZHW: Mask) -> Prediction:
         """Look at boxes around the parent region; for WT, whose parent is the brain, around what was found coarsely."""
@@ -139,7 +175,7 @@ class RegionSearch:
         slices_ZCHW, config, tell = self._stack.slices_ZCHW, self._config, partial(self._on_progress, stage.upper())
 
         def run(network_of: NetworkOf, plan: InferencePlan) -> Prediction:
-            narrow = config.narrow and not self._boxed
+            narrow = config.narrow and not self._boxed and not self._weights.bank
             return predict_stack(network_of, slices_ZCHW, active_VN, plan, config.tta, tell, narrow, self._stack.flat)
 
         return self._run(files, run)

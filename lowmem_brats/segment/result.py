@@ -48,6 +48,9 @@ class SegmentReport:
     [first, one after the last] of each run of them."""
     pixels: dict[str, int] = field(default_factory=dict)
     """Per network: those of all slices, or parts of slices, that it was run on."""
+    members: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of a bank, for its decision network and each member: the `slices` that it was run on, `gmac`, 10⁹ multiply-adds,
+    and `seconds`."""
     boxes: dict[str, list[list[list[int]]]] = field(default_factory=dict)
     """Per network that looks closely inside boxes only: for each box its first voxel and the one after its last, as
     [x, y, z] of the volume in LPS order."""

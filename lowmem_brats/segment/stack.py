@@ -51,6 +51,12 @@ class Prediction:
         """Where the mean logit is positive."""
         return self.sum_KZHW > 0
 
+    def clear_unseen(self) -> None:
+        """Set the logits to 0 where not every view has looked, so that no one or two views decide there alone."""
+        sum_VKNHW = views_of(self.sum_KZHW, len(self.ran_VN), axis=1)
+        for sum_KNHW, ran_N in zip(sum_VKNHW, self.ran_VN, strict=True):
+            sum_KNHW[:, ~ran_N] = 0
+
     def after(self, first: Prediction) -> Prediction:
         """This prediction, with what it took to make the first one, from the same views or fewer, counted in."""
         ran_VN = [ran_N.copy() for ran_N in self.ran_VN]
@@ -160,8 +166,9 @@ def predict_stack(
     stack.run(0, beside(between_N, stack.found_VN[0]), between_N)
     for view, found_N in enumerate(stack.found_VN[1:], 1):
         stack.run(view, active_VN[view] & found_N, active_VN[view])
-    stack.clear_unseen()
-    return stack.prediction()
+    found = stack.prediction()
+    found.clear_unseen()
+    return found
 
 
 class _Stack:
@@ -194,11 +201,6 @@ class _Stack:
     def prediction(self) -> Prediction:
         """What was found."""
         return Prediction(self._sum_KZHW, self._peak_bytes, self._plan.batch, self._ran_VN, self._pixels)
-
-    def clear_unseen(self) -> None:
-        """Set the logits to 0 where not every view has looked, so that no one or two views decide there alone."""
-        for sum_KNHW, ran_N in zip(self._sum_VKNHW, self._ran_VN, strict=True):
-            sum_KNHW[:, ~ran_N] = 0
 
     def run(self, view: int, chosen_N: npt.NDArray[np.bool_], among_N: npt.NDArray[np.bool_] | None = None) -> None:
         """Run the chosen slices of a view; the others in `among_N` are counted as left out, for the progress bar."""

@@ -39,7 +39,8 @@ from lowmem_brats.train.report import NetworkReport, TrainReport
 from lowmem_brats.train.state import Epoch
 from lowmem_brats.train.validate import Example, Validation
 from lowmem_brats.train.windows import window_of
-from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network
+from lowmem_brats.weights.file import WeightsFile, load_network, save_network
+from lowmem_brats.weights.store import open_set
 
 OnProgress = Callable[[str, int, int], None]
 CALIBRATION = 32  # slices that a network without norms is calibrated on
@@ -56,6 +57,9 @@ class TrainListener:
     """The cases are read and split."""
     on_plan: Callable[[TrainPlan], None] = lambda plan: None
     on_note: Callable[[str], None] = lambda note: None
+    """Told of what may be wrong, and of every fallback."""
+    on_fact: Callable[[str], None] = lambda fact: None
+    """Told of what goes on, apart from epochs."""
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
     on_test: Callable[[list[PatientScores]], None] = lambda scores: None
     draw_curves: Callable[[Path, TrainReport], None] = lambda path, report: None

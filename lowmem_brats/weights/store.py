@@ -1,59 +1,33 @@
-"""Weights files: safetensors in fp16, one per network, each with a header that describes it.
+"""Sets of weights: which files they are made of, opened and checked.
 
 A set is three networks of one region each, or one network of all three, and an `index.json` with checksums. Several
-sets of one kind can be opened together: they share the views. Weights are untrusted input: they are checked, never
-unpickled, and never downloaded.
+sets of one kind can be opened together: they share the views. A bank is several sets of one network of all three each,
+of different kinds, and a decision network that says which of them segments a slice. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from lowmem_brats import __version__
-from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig, without_former
-from lowmem_brats.data.labels import Region, groups_of, names_of, regions_of
-from lowmem_brats.errors import InputError, WeightsError, did_you_mean
-from lowmem_brats.files import replace_when_complete
-from lowmem_brats.networks import SliceNetwork, build_network, mismatches, stride_of
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.data.labels import Region
+from lowmem_brats.errors import WeightsError, did_you_mean
+from lowmem_brats.networks import stride_of
+from lowmem_brats.weights.decision import Bank, read_decision
+from lowmem_brats.weights.file import WeightsFile, read_header
+from lowmem_brats.weights.index import INDEX, MIN_CONFIDENCE, read_index, sha256_of
 
-FORMAT = "lowmem-brats/1"
-INDEX = "index.json"
-MIN_CONFIDENCE = "min_confidence"
-"""Beside a set's regions in the index: `WeightsSet.min_confidence`."""
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = next((p for p in (_PACKAGE / "_weights", _PACKAGE.parent / "weights") if p.is_dir()), _PACKAGE / "_weights")
 """Inside the wheel, or beside the package in a checkout."""
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """The weights of one network: their file and what its header says."""
-
-    path: Path
-    regions: tuple[Region, ...]
-    """The regions that the network segments, in the order of its outputs: one region, or WT, TC and ET."""
-    network: NetworkConfig
-    training: Mapping[str, Any]
-    """How it was trained: data, steps, versions."""
-    metrics: Mapping[str, Any]
-    """The scores that it reached on its validation cases."""
-    sha256: str = field(default="", compare=False)
-    """Of the file; empty until it is opened through an index, which names it."""
-
-    @property
-    def name(self) -> str:
-        """The names of its regions: `wt`, or `wt tc et`."""
-        return names_of(self.regions)
 
 
 @dataclass(frozen=True)
@@ -65,28 +39,55 @@ class WeightsSet:
     """The files of the first set (three of one region each, WT first, or one of all three), then of the next."""
     min_confidence: float = 0.0
     """The share for `drop_doubtful` that suits these networks; 0, which keeps all, where a set states none."""
+    bank: Bank | None = None
+    """Where they are a bank: its members, in the order of `files`, and what chooses among them."""
 
     @property
     def network(self) -> NetworkConfig:
-        """The architecture, which all networks share."""
-        return self.files[0].network
+        """The architecture, which all networks share; of a bank that of its largest member."""
+        return self.files[-1].network
+
+    @property
+    def networks(self) -> tuple[NetworkConfig, ...]:
+        """The architectures: one, but in a bank one for each member."""
+        return tuple(dict.fromkeys(file.network for file in self.files))
+
+    @property
+    def stride(self) -> int:
+        """H and W must be multiples of this for every network."""
+        return math.lcm(*map(stride_of, self.networks))
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files that make it up."""
+        return [file.path for file in self.files] + ([self.bank.decision.path] if self.bank else [])
+
+    @property
+    def checksums(self) -> list[tuple[str, str]]:
+        """Of each file, the names of its regions, or its name in a bank, and its sha256."""
+        if not self.bank:
+            return [(file.name, file.sha256) for file in self.files]
+        decision = self.bank.decision
+        return [*decision.members.items(), ("decision", decision.sha256)]
 
     def by_region(self) -> list[list[WeightsFile]]:
         """For each region (WT first), or once for all three: the file of each set, in the order of the sets."""
         return [[f for f in self.files if f.regions == each] for each in dict.fromkeys(f.regions for f in self.files)]
 
 
-def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet:
+def open_set(names: str | Sequence[str] = (), alone: bool = False, member: str | None = None) -> WeightsSet:
     """Open sets of weights: verify checksums and read the headers, but no tensors yet.
 
     `names`: names of shipped sets or folders, one or several to open together; none: the shipped default, which may be
-    several; `alone`: open only the first of several. Raises WeightsError if there is no such set, if files are damaged
-    or have headers that this version cannot use (all listed at once), if the sets are of different networks, or if
-    there are more sets than sides from which they see a case.
+    several; `alone`: open only the first of several; `member`: open only this member of a bank. Raises WeightsError if
+    there is no such set or member, if files are damaged or have headers that this version cannot use (all listed at
+    once), if the sets are of different networks, or if there are more sets than sides from which they see a case.
     """
     places = [_find(name) for name in ([names] if isinstance(names, str) else names)] or [_find_in(SHIPPED)]
     found = [each for place in places for each in place]
-    opened = [_open_one(folder, name) for folder, name in (found[:1] if alone else found)]
+    opened = [_open_one(folder, name, member) for folder, name in (found[:1] if alone else found)]
+    if len(opened) > 1 and any(weights.bank for weights in opened):
+        raise WeightsError("--weights", "a bank and other sets", "a bank alone", "Name one of them.")
     if len({weights.network for weights in opened}) > 1:
         kinds = "; ".join(f"{weights.name}: {weights.network}" for weights in opened)
         raise WeightsError("--weights", kinds, "sets of one kind", "Name one of them.")
@@ -96,7 +97,7 @@ def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet
         raise WeightsError("--weights", f"{len(opened)} sets", expected, "Name fewer sets.")
     files = tuple(file for weights in opened for file in weights.files)
     least = min(weights.min_confidence for weights in opened)
-    return WeightsSet(" + ".join(weights.name for weights in opened), files, least)
+    return WeightsSet(" + ".join(weights.name for weights in opened), files, least, opened[0].bank)
 
 
 def _find(name: str) -> list[tuple[Path, str]]:
@@ -105,15 +106,61 @@ def _find(name: str) -> list[tuple[Path, str]]:
 
 
 def _find_in(folder: Path) -> list[tuple[Path, str]]:
-    return [(folder, name) for name in _read_index(folder / INDEX)["default"]]
+    return [(folder, name) for name in read_index(folder / INDEX)["default"]]
 
 
-def _open_one(folder: Path, chosen: str) -> WeightsSet:
-    index = _read_index(folder / INDEX)
+def _open_one(folder: Path, chosen: str, member: str | None = None) -> WeightsSet:
+    """Open a set, a bank or a member of it."""
+    index = read_index(folder / INDEX)
+    bank = index["banks"].get(chosen)
+    if member is not None:
+        members = bank["gmac_per_megapixel"] if bank else {}
+        if member not in members:
+            found = f"{member!r}, no member of {chosen}"
+            expected = f"one of: {', '.join(members)}" if bank else "none: these weights are no bank"
+            raise WeightsError("--member", found, expected, did_you_mean(member, members, "Check --member."))
+        return replace(_open_set(folder, member, index), name=f"{chosen}, {member}")
+    if bank:
+        return _open_bank(folder, chosen, index)
     if chosen not in index["sets"]:
-        known = ", ".join(index["sets"])
-        advice = did_you_mean(chosen, index["sets"], "Check --weights.")
+        known = ", ".join((*index["banks"], *index["sets"]))
+        advice = did_you_mean(chosen, [*index["banks"], *index["sets"]], "Check --weights.")
         raise WeightsError(f"weights {chosen!r}", "no such set or folder", f"a folder or one of: {known}", advice)
+    return _open_set(folder, chosen, index)
+
+
+def _open_bank(folder: Path, chosen: str, index: Mapping[str, Any]) -> WeightsSet:
+    """Open the members and read the decision network's header. Raises WeightsError listing all that does not fit."""
+    row, problems, members = index["banks"][chosen], list[str](), list[WeightsSet]()
+    for name in row["gmac_per_megapixel"]:
+        try:
+            if name not in index["sets"]:
+                raise WeightsError(folder / INDEX, f"no set {name}", "every member", "Train the bank again.")
+            members.append(_open_set(folder, name, index))
+        except WeightsError as problem:
+            problems.append(str(problem))
+    try:
+        sha256 = row["decision"]["sha256"]
+        decision = replace(read_decision(_checked(folder, row["decision"]["file"], sha256)), sha256=sha256)
+    except WeightsError as problem:
+        problems.append(str(problem))
+    if not problems:
+        problems += [f"{each.name}: a network for each region" for each in members if len(each.files) > 1]
+        seen = {(each.network.views, each.network.context) for each in members}
+        problems += ["members of different views or neighbours"] if len(seen) > 1 else []
+        there = [(each.name, each.files[0].sha256) for each in members]
+        problems += ["the decision network was trained for other members"] * ([*decision.members.items()] != there)
+    if problems:
+        expected = "members of all three regions each, and the decision network that was trained for them"
+        advice = "Do not mix files of different banks: copy or train the whole bank again."
+        raise WeightsError(f"bank {chosen!r}", "; ".join(problems), expected, advice)
+    files = tuple(each.files[0] for each in members)
+    least = min(each.min_confidence for each in members)
+    return WeightsSet(chosen, files, least, Bank(row["gmac_per_megapixel"], decision))
+
+
+def _open_set(folder: Path, chosen: str, index: Mapping[str, Any]) -> WeightsSet:
+    """Open the networks of the three regions. Raises WeightsError listing all that is wrong with them."""
     files, problems = dict[tuple[str, str], WeightsFile](), dict[str, str]()
     for region in Region:
         row = index["sets"][chosen].get(region.value)
@@ -140,33 +187,12 @@ def _open_one(folder: Path, chosen: str) -> WeightsSet:
     return WeightsSet(chosen, opened, float(index["sets"][chosen].get(MIN_CONFIDENCE, 0)))
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    """The sets by name, and the names of the default sets, which share the views."""
-    if not path.exists() and (path.parent / "run.json").exists():
-        found, advice = "a training that has given no set yet", "Go on: lowmem-brats train DATA -o FOLDER --resume."
-        raise WeightsError(path.parent, found, "one with networks for wt, tc and et", advice)
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        sets = index["sets"].values()
-        entries = [entry for rows in sets for key, entry in rows.items() if key != MIN_CONFIDENCE]
-        shares = [rows.get(MIN_CONFIDENCE, 0) for rows in sets]
-        default = index["default"]
-        names = [default] if isinstance(default, str) else [*default]
-        texts = [*names, *(entry[key] for entry in entries for key in ("file", "sha256"))]
-        sound = all(type(share) in (float, int) and 0 <= share <= 1 for share in shares)
-        if names and sound and all(isinstance(text, str) for text in texts):
-            return {"default": names, "sets": index["sets"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise WeightsError(path, "missing or damaged", "an index of weights sets", "Reinstall, or train the set again.")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _open_file(folder: Path, name: str, sha256: str) -> WeightsFile:
-    """Open a file that an index names. Raises WeightsError where it lies outside the index's folder, by a link too."""
+    return replace(read_header(_checked(folder, name, sha256)), sha256=sha256)
+
+
+def _checked(folder: Path, name: str, sha256: str) -> Path:
+    """A file that an index names. Raises WeightsError where it is missing, damaged or, by a link too, elsewhere."""
     path = folder / name
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
@@ -177,97 +203,11 @@ def _open_file(folder: Path, name: str, sha256: str) -> WeightsFile:
         raise WeightsError(folder / INDEX, found, "files beside it or below", advice)
     if not path.is_file():
         raise WeightsError(path, "missing", "a weights file", "Reinstall, or train the set again.")
-    if _sha256(path) != sha256:
+    if sha256_of(path) != sha256:
         raise WeightsError(path, "checksum differs", f"sha256 {sha256[:12]}…", "The file is damaged: copy it again.")
-    return replace(read_header(path), sha256=sha256)
-
-
-def read_header(path: Path) -> WeightsFile:
-    """Read the header of a weights file. Raises WeightsError listing everything that this version cannot use."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(path, f"not a safetensors file ({error})", "sound weights", "Copy it again.") from error
-    expected = {"format": FORMAT, "preprocessing": PREPROCESSING, "modalities": " ".join(MODALITIES)}
-    wrong = {key: (header.get(key), want) for key, want in expected.items() if header.get(key) != want}
-    if wrong:
-        found = ", ".join(f"{key} {found!r}" for key, (found, _) in wrong.items())
-        wanted = ", ".join(f"{key} {want!r}" for key, (_, want) in wrong.items())
-        raise WeightsError(path, found, wanted, "Use weights that were trained by this version.")
-    try:
-        network = _network(json.loads(header["network"]))
-        stride_of(network)  # it can be built
-        training, metrics = json.loads(header["training"]), json.loads(header["metrics"])
-        if not (isinstance(training, dict) and isinstance(metrics, dict)):
-            raise TypeError("training and metrics are no tables")
-        regions = regions_of(header["region"])
-        if len(regions) != network.outputs or [regions] != groups_of(regions, network.outputs):
-            raise ValueError(f"region {header['region']!r} for {network.outputs} outputs")
-        return WeightsFile(path, regions, network, training, metrics)
-    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError, InputError) as error:
-        found = f"header not understood ({str(error)[:200]})"
-        raise WeightsError(path, found, FORMAT, "Train or copy the file again.") from error
-
-
-def _network(stored: Any) -> NetworkConfig:
-    """The settings of a header. Raises TypeError for a value of another kind than the setting has."""
-    if not isinstance(stored, dict):
-        raise TypeError("network is no table")
-    settings = without_former(stored)
-    for key, value in settings.items():
-        if type(value) is not type(getattr(NetworkConfig, key, None)):
-            raise TypeError(f"{key} {value!r}")
-    return NetworkConfig(**settings)
-
-
-def load_network(file: WeightsFile) -> SliceNetwork:
-    """Build the network of a weights file on the CPU, fp32, in evaluation mode.
-
-    Raises WeightsError listing every tensor that is missing, unexpected, of another shape or not finite.
-    """
-    with torch.device("meta"):  # no memory yet: the header is untrusted, and the file must hold as much as it says
-        network = build_network(file.network)
-    wanted = network.state_dict()
-    try:
-        with safe_open(file.path, framework="pt") as stored:
-            found = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is not a dict)
-        problems = mismatches(found, wanted)
-    except (SafetensorError, RuntimeError, TypeError, OSError) as error:  # a format that torch cannot read or check
-        raise WeightsError(file.path, f"tensors not understood ({error})", "sound weights", "Copy it again.") from error
-    if problems:
-        expected = f"the tensors of {file.network}"
-        raise WeightsError(file.path, "; ".join(problems), expected, "Use weights of this network.")
-    network.load_state_dict({key: found[key].to(like.dtype) for key, like in wanted.items()}, assign=True)
-    return network.eval()
-
-
-def save_network(network: SliceNetwork, file: WeightsFile) -> None:
-    """Write a network's weights in fp16 with their header to `file.path`, whole or not at all."""
-    tensors = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in network.state_dict().items()}
-    header = {
-        "format": FORMAT,
-        "preprocessing": PREPROCESSING,
-        "modalities": " ".join(MODALITIES),
-        "region": file.name,
-        "network": json.dumps(asdict(file.network)),
-        "training": json.dumps(dict(file.training)),
-        "metrics": json.dumps(dict(file.metrics)),
-    }
-    with replace_when_complete(file.path) as partial:
-        partial.write_bytes(save(tensors, header))  # save_file() reports a full disk as an error of its own
+    return path
 
 
 def versions() -> dict[str, str]:
     """The versions of this program, torch and Python, for reports and headers."""
     return {"lowmem-brats": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def write_index(folder: Path, name: str, files: Mapping[Region, Path]) -> None:
-    """Write `folder/index.json` for one set of files that lie in or under `folder`."""
-    rows = {
-        region.value: {"file": path.relative_to(folder).as_posix(), "sha256": _sha256(path)}
-        for region, path in files.items()
-    }
-    with replace_when_complete(folder / INDEX) as partial:
-        partial.write_text(json.dumps({"default": name, "sets": {name: rows}}, indent=2) + "\n", encoding="utf-8")

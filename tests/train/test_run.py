@@ -31,7 +31,8 @@ from lowmem_brats.train.report import TrainReport, read_run
 from lowmem_brats.train.run import train_set
 from lowmem_brats.train.state import Epoch
 from lowmem_brats.weights.checkpoint import load_checkpoint, save_checkpoint
-from lowmem_brats.weights.store import load_network, open_set, read_header
+from lowmem_brats.weights.file import load_network, read_header
+from lowmem_brats.weights.store import open_set
 
 SHORT = replace(EASY, epochs=2)
 

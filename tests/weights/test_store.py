@@ -21,15 +21,9 @@ from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.weights import store as weights
-from lowmem_brats.weights.store import (
-    WeightsFile,
-    WeightsSet,
-    load_network,
-    open_set,
-    read_header,
-    save_network,
-    write_index,
-)
+from lowmem_brats.weights.file import WeightsFile, load_network, read_header, save_network
+from lowmem_brats.weights.index import write_index
+from lowmem_brats.weights.store import WeightsSet, open_set
 
 TINY = NetworkConfig(width=8, depth=1)
 ONE = NetworkConfig(width=8, depth=1, outputs=3)
@@ -425,9 +419,9 @@ def one_network_set(
 
 def test_one_network_of_three_regions_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
-    sha256 = weights._sha256
+    sha256 = weights.sha256_of
     folder = one_network_set(tmp_path / "one")
-    monkeypatch.setattr(weights, "_sha256", lambda path: reads.append(path) or sha256(path))
+    monkeypatch.setattr(weights, "sha256_of", lambda path: reads.append(path) or sha256(path))
     opened = open_set(str(folder))
     assert [(file.regions, file.name) for file in opened.files] == [(tuple(Region), "wt tc et")]
     assert header_of(folder / "wt-tc-et.safetensors")["region"] == "wt tc et"
