@@ -114,6 +114,8 @@ def show_segmentation(report: SegmentReport) -> None:
     out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}")
     slices = [f"{name.upper()} {n['run']} run, {n['skipped']} skipped" for name, n in report.slices.items()]
     out.print(f"slices       {' · '.join(slices)}")
+    if members := [f"{name} {row['slices']:.0f} ({row['gmac']:.1f} GMAC)" for name, row in report.members.items()]:
+        out.print(f"by member    {' · '.join(members)}")
     if boxes := [f"{name.upper()} {len(inside)}" for name, inside in report.boxes.items()]:
         out.print(f"boxes        {' · '.join(boxes)}")
     if islands := report.doubtful_millilitres.get("wt"):

@@ -27,6 +27,10 @@ def report_tables(report: SegmentReport, shape_XYZ: tuple[int, int, int]) -> lis
         *[(f"on the card, {name}", format_bytes(count)) for name, count in (report.cuda_peak or {}).items()],
         ("seconds", f"{sum(report.seconds.values()):.2f} = {seconds}"),
         *[(f"slices, {of.upper()}", f"{n['run']} run, {n['skipped']} skipped") for of, n in report.slices.items()],
+        *[
+            (f"slices, {of}", f"{row['slices']:.0f}, {row['gmac']:.1f} GMAC, {row['seconds']:.2f} s")
+            for of, row in report.members.items()
+        ],
     ]
     doubtful = {of.upper(): format_millilitres(volume) for of, volume in report.doubtful_millilitres.items() if volume}
     left_out = " · ".join(f"{of} {volume} mL" for of, volume in doubtful.items()) or "nothing"
