@@ -162,7 +162,7 @@ def check_machine(config: SegmentConfig, sharing: CohortConfig) -> tuple[Segment
     if sharing.workers > 1:
         dask_for(f"--workers {sharing.workers}")
         precision = choose_precision(config.precision, device)
-        vram = vram_of_worker(config.vram, sharing.workers, device, weights, precision)
+        vram = vram_of_worker(config.vram, sharing.workers, device, weights.networks, precision)
         config = replace(config, vram=vram)
     open_budget(config.vram, device)
     return config, weights

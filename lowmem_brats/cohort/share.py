@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 
-from lowmem_brats.config import BRATS_SHAPE
+from lowmem_brats.config import BRATS_SHAPE, NetworkConfig
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.bank import plan_members
 from lowmem_brats.memory.budget import MIB, MemoryBudget, format_budget, format_bytes, parse_budget
 from lowmem_brats.memory.device import host_bytes
-from lowmem_brats.weights.store import WeightsSet
+from lowmem_brats.networks import padded_size
 
 
 def threads_of_worker(workers: int) -> int:
@@ -21,7 +22,9 @@ def threads_of_worker(workers: int) -> int:
     return max(cores // workers, 1)
 
 
-def vram_of_worker(vram: str, workers: int, device: torch.device, weights: WeightsSet, precision: str) -> str:
+def vram_of_worker(
+    vram: str, workers: int, device: torch.device, networks: Sequence[NetworkConfig], precision: str
+) -> str:
     """The budget of each of several workers, as `--vram` takes it; `vram`: as the user gave it, for each worker.
 
     `max` of a card is divided among them; on the CPU it is no limit. Raises BudgetError, with the arithmetic, where the
@@ -40,8 +43,9 @@ def vram_of_worker(vram: str, workers: int, device: torch.device, weights: Weigh
         expected = f"at most {format_bytes(total)}, which {'this machine has' if on_cpu else 'the card has free'}"
         raise BudgetError(where, found, expected, f"Start at most {total // each}, or give each less with --vram.")
     try:
-        height, width = (-(-side // weights.stride) * weights.stride for side in BRATS_SHAPE[:2])
-        plan_members(weights.networks, (height, width), MemoryBudget(each, reserve), str(device), precision)
+        # Strides are powers of two, so the largest size suits all.
+        size_HW = max(padded_size(network, BRATS_SHAPE[:2]) for network in networks)
+        plan_members(networks, size_HW, MemoryBudget(each, reserve), str(device), precision)
     except BudgetError as error:
         found = f"{format_bytes(total)} / {workers} = {format_bytes(each)} for each" if shared else format_bytes(each)
         raise BudgetError(where, f"{found}: {error.found}", error.expected, "Start fewer workers.") from error

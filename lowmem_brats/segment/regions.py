@@ -34,7 +34,7 @@ from lowmem_brats.segment.boxes import boxes_around, predict_boxes
 from lowmem_brats.segment.cleanup import sure_islands
 from lowmem_brats.segment.result import SegmentReport
 from lowmem_brats.segment.stack import Prediction, count_passes, place, predict_finite, predict_stack
-from lowmem_brats.weights.decision import load_decision
+from lowmem_brats.weights.decision import Bank, load_decision
 from lowmem_brats.weights.file import WeightsFile, load_network
 from lowmem_brats.weights.store import WeightsSet
 
@@ -75,7 +75,7 @@ class RegionSearch:
         if stack.flat and (network.views > 1 or network.context):
             report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
         look = self._look_at_boxes if self._boxed else self._look_at_slices
-        look = self._look_as_decided if self._weights.bank else look
+        look = partial(self._look_as_decided, self._weights.bank) if self._weights.bank else look
         brain_VN = occupied(stack.brain_ZHW, self._views)
         logit_ZHW, parent_ZHW = dict[Region, Logits](), stack.brain_ZHW
         for files in self._weights.by_region():
@@ -106,10 +106,9 @@ class RegionSearch:
         """Look at whole slices that hold some of the parent region."""
         return self._predict(files, occupied(parent_ZHW, self._views), files[0].name)
 
-    def _look_as_decided(self, files: Sequence[WeightsFile], parent_ZHW: Mask) -> Prediction:
+    def _look_as_decided(self, bank: Bank, files: Sequence[WeightsFile], parent_ZHW: Mask) -> Prediction:
         """Look at each slice with the member of a bank that the decision network chooses for it."""
-        assert self._weights.bank
-        bank, stack, report, found = self._weights.bank, self._stack, self._report, list[Prediction]()
+        stack, report, found = self._stack, self._report, list[Prediction]()
         active_VN = occupied(parent_ZHW, self._views)
         began, frame_HW = time.perf_counter(), bank.decision.frame_HW
         network = load_decision(bank.decision)

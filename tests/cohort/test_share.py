@@ -30,9 +30,9 @@ def test_threads_are_shared_out() -> None:
 
 
 def test_on_the_cpu_no_limit_is_no_limit_for_each() -> None:
-    assert share.vram_of_worker("max", 4, CPU, NETWORK, "fp32") == "max"
-    assert share.vram_of_worker("2G", 4, CPU, NETWORK, "fp32") == "2G"
-    assert share.vram_of_worker("50%", 2, CPU, NETWORK, "fp32") == "50%"
+    assert share.vram_of_worker("max", 4, CPU, [NETWORK], "fp32") == "max"
+    assert share.vram_of_worker("2G", 4, CPU, [NETWORK], "fp32") == "2G"
+    assert share.vram_of_worker("50%", 2, CPU, [NETWORK], "fp32") == "50%"
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,16 @@ def test_on_the_cpu_no_limit_is_no_limit_for_each() -> None:
 )
 def test_more_than_the_machine_has_is_refused(vram: str, workers: int, told: str) -> None:
     with pytest.raises(BudgetError) as error:
-        share.vram_of_worker(vram, workers, CPU, NETWORK, "fp32")
+        share.vram_of_worker(vram, workers, CPU, [NETWORK], "fp32")
     assert str(error.value).startswith(f"--workers {workers}: {told}")
 
 
 def test_a_card_is_divided_and_the_planner_says_for_how_many() -> None:
-    assert share.vram_of_worker("max", 2, CARD, NETWORK, "fp32") == "1500M"
-    assert share.vram_of_worker("1G", 2, CARD, NETWORK, "fp32") == "1G"
+    assert share.vram_of_worker("max", 2, CARD, [NETWORK], "fp32") == "1500M"
+    assert share.vram_of_worker("1G", 2, CARD, [NETWORK], "fp32") == "1G"
     with pytest.raises(
         BudgetError, match=r"^--workers 3: 3 × 1 GiB = 3 GiB; expected at most 2.93 GiB, which the card"
     ):
-        share.vram_of_worker("1G", 3, CARD, NETWORK, "fp32")
+        share.vram_of_worker("1G", 3, CARD, [NETWORK], "fp32")
     with pytest.raises(BudgetError, match=r"^--workers 7: 2.93 GiB / 7 = 428 MiB for each: .* Start fewer workers.$"):
-        share.vram_of_worker("max", 7, CARD, NETWORK, "fp32")
+        share.vram_of_worker("max", 7, CARD, [NETWORK], "fp32")

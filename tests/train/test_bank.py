@@ -1,0 +1,159 @@
+"""A bank is trained member by member, goes on where it was stopped, and is a set that `segment` can use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from easy_cases import EASY, write_easy_data
+
+from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.config import bank as banks
+from lowmem_brats.data.case_files import find_case
+from lowmem_brats.engine.losses import find_loss
+from lowmem_brats.engine.step import TrainingStep
+from lowmem_brats.errors import BudgetError, InputError
+from lowmem_brats.memory.footprint import multiply_adds
+from lowmem_brats.networks import build_network
+from lowmem_brats.segment.case import segment_files
+from lowmem_brats.train import bank as module
+from lowmem_brats.train.bank import cost_of, train_bank
+from lowmem_brats.train.networks import TrainListener
+from lowmem_brats.train.report import read_run
+from lowmem_brats.weights.store import open_set
+
+MEMBERS = {"plain-8": ("unet2d", 8), "residual-12": ("resunet2d", 12)}
+RECIPE = replace(EASY, bank="widths", epochs=4, max_seconds=None)
+
+
+@pytest.fixture(autouse=True)
+def small_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banks, "BANKS", {"widths": MEMBERS})
+    monkeypatch.setattr(module, "EPOCHS", 3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_easy_data(tmp_path_factory.mktemp("easy") / "data")
+
+
+def test_a_bank_becomes_a_set_and_segments(data: Path, tmp_path: Path) -> None:
+    facts: list[str] = []
+    report = train_bank(data, tmp_path / "run", RECIPE, TrainListener(on_fact=facts.append))
+    weights = open_set(str(tmp_path / "run"))
+    assert weights.bank
+    assert list(weights.bank.gmac_per_megapixel) == list(MEMBERS)
+    assert [file.network.name for file in weights.files] == ["unet2d", "resunet2d"]
+    assert all(file.network.outputs == 3 for file in weights.files)
+    assert weights.bank.decision.training["epochs"] == 3
+    assert facts[:2] == ["member       plain-8, 1 of 2", "member       residual-12, 2 of 2"]
+    assert "best choice for" in facts[2]
+    epochs = {name: len(runs_of(tmp_path / "run", name)["networks"]["wt tc et"]["epochs"]) for name in MEMBERS}
+    assert epochs == {"plain-8": 3, "residual-12": 4}, "the smaller half stops early"
+    assert set(report.test) == {"wt", "tc", "et"}
+    files = find_case(data / "easy_0")
+    result = segment_files(files, SegmentConfig(weights=str(tmp_path / "run"), device="cpu", precision="fp32"))
+    assert set(result.report.members) == {"decision", *MEMBERS}
+
+
+def runs_of(folder: Path, member: str) -> dict[str, dict[str, dict[str, list[object]]]]:
+    return json.loads((folder / "members" / member / "run.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_it_goes_on_with_the_member_that_was_stopped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    train_bank(data, whole, RECIPE)
+    notes, stopped, real = list[str](), tmp_path / "stopped", module.train_set
+
+    def break_off(data: Path, folder: Path, *arguments: object) -> object:
+        if folder.name == "residual-12":
+            raise KeyboardInterrupt
+        return real(data, folder, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "train_set", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        train_bank(data, stopped, RECIPE, TrainListener(on_note=notes.append))
+    assert notes[-1].startswith("the bank goes on with: lowmem-brats train")
+    assert not (stopped / "index.json").exists()
+    trained: list[str] = []
+
+    def watch(data: Path, folder: Path, *arguments: object) -> object:
+        trained.append(folder.name)
+        return real(data, folder, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "train_set", watch)
+    train_bank(data, stopped, read_run(stopped).config, resume=True)
+    assert trained == ["residual-12"], "what is trained is not trained again"
+    first, second = (open_set(str(folder)) for folder in (whole, stopped))
+    assert [file.sha256 for file in first.files] != [], "there is something to compare"
+    for one, other in zip(first.paths, second.paths, strict=True):
+        from safetensors.torch import load_file
+
+        tensors, others = load_file(one), load_file(other)
+        assert all(torch.equal(tensors[key], others[key]) for key in tensors)
+
+
+def test_a_budget_that_one_member_needs_more_than_is_refused_before_any_is_trained(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="resunet2d of width 12"):
+        train_bank(data, tmp_path / "run", replace(RECIPE, vram="8M"))
+    assert not (tmp_path / "run" / "members").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_time_is_shared_out_by_passes_and_operations() -> None:
+    recipes = module._recipes(replace(RECIPE, max_seconds=100.0))
+    small, large = (recipe.max_seconds for recipe in recipes.values())
+    assert small is not None
+    assert large is not None
+    assert small + large == pytest.approx(100)
+    operations = [multiply_adds(recipe.network, module.COUNTED_HW) for recipe in recipes.values()]
+    assert small / large == pytest.approx(3 * operations[0] / (4 * operations[1]))
+
+
+def test_one_step_with_all_members_is_a_step_with_each() -> None:
+    """Equation 6, the mean of the members' losses, gives each the weights that its own loss gives it."""
+    configs = [NetworkConfig(name=name, width=width, outputs=3) for name, width in MEMBERS.values()]
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(2, 4, 16, 16, generator=generator), (torch.rand(2, 3, 16, 16, generator=generator) > 0.5).float())
+        for _ in range(3)
+    ]
+    torch.manual_seed(0)
+    alone = [build_network(config).train() for config in configs]
+    together = torch.nn.ModuleList(build_network(config).train() for config in configs)
+    for one, other in zip(alone, together, strict=True):
+        other.load_state_dict(one.state_dict())
+    loss = find_loss("dice")
+    steps = [TrainingStep(network, loss, clip_norm=1e9) for network in alone]
+    joint = torch.optim.Adam(together.parameters(), lr=1e-3, eps=1e-8 / len(configs))
+    for slices_NCHW, target_NKHW in batches:
+        for step in steps:
+            step.take([(slices_NCHW, target_NKHW)], 1e-3, torch.float32)
+        joint.zero_grad()
+        losses = [loss.value(loss.terms(network(slices_NCHW), target_NKHW)) for network in together]
+        torch.stack(losses).mean().backward()
+        joint.step()
+    for one, other in zip(alone, together, strict=True):
+        for key, value in one.state_dict().items():
+            torch.testing.assert_close(value, other.state_dict()[key], atol=1e-5, rtol=1e-4)
+
+
+def test_a_cost_is_counted_per_megapixel(tmp_path: Path) -> None:
+    from lowmem_brats.data.labels import Region
+    from lowmem_brats.weights.file import WeightsFile
+
+    config = NetworkConfig(name="resunet2d", width=12, outputs=3)
+    assert cost_of(WeightsFile(tmp_path / "x", tuple(Region), config, {}, {})) == pytest.approx(
+        2.0176128 / (240**2 / 1e6), 1e-3
+    )
+
+
+@pytest.mark.parametrize("settings", [{"finetune": "x"}, {"encoder_weights": "x"}, {"regions": ("wt",)}])
+def test_members_start_fresh_with_all_regions(settings: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="fresh networks of all three regions"):
+        TrainConfig(bank="widths", **settings)  # type: ignore[arg-type]
