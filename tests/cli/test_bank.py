@@ -1,0 +1,47 @@
+"""What a user sees of a bank."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_bank import undecided, write_bank
+
+from lowmem_brats.cli import main
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bank(tmp_path_factory.mktemp("bank") / "bank", undecided())
+
+
+def test_slices_and_operations_of_each_member_are_shown(bank: Path, pristine: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    arguments = ["segment", str(pristine), "--weights", str(bank), "-o", str(out), "--report", str(report)]
+    result = CliRunner().invoke(main, [*arguments, "--device", "cpu", "--precision", "fp32"])
+    assert result.exit_code == 0, result.output
+    (case,) = json.loads(report.read_text())["cases"]
+    members = case["members"]
+    parts = [f"{name} {members[name]['slices']} ({members[name]['gmac']:.1f} GMAC)" for name in members]
+    assert list(members) == ["decision", "small", "large"]
+    assert f"by member    {' · '.join(parts)}" in " ".join(result.output.split("\n")).replace("  ·", " ·")
+    page = next(out.glob("*.html")).read_text()
+    assert "slices, small" in page
+    assert "LARGE, sagittal" in page
+
+
+def test_a_member_can_be_named(bank: Path, pristine: Path, tmp_path: Path) -> None:
+    arguments = ["segment", str(pristine), "--weights", str(bank), "-o", str(tmp_path), "--device", "cpu", "--no-page"]
+    assert CliRunner().invoke(main, [*arguments, "--member", "small"]).exit_code == 0
+    result = CliRunner().invoke(main, [*arguments, "--member", "medium"])
+    assert result.exit_code == 2
+    assert "no member of bank; expected one of: small, large" in result.output
+
+
+@pytest.mark.parametrize("option", [["--width", "8"], ["--network", "unet2d"], ["--mode", "one-network"]])
+def test_members_have_their_own_architecture(option: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["train", str(tmp_path), "--bank", "widths", *option])
+    assert result.exit_code == 2
+    assert f"--bank: {option[0]} beside it" in result.output
