@@ -8,6 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import WriteCase
 from PIL import Image
@@ -83,3 +84,22 @@ def test_the_script_for_a_card_is_sound_and_takes_no_longer_than_it_says() -> No
     limits = [int(seconds) for seconds in re.findall(r'^ *part "[^"]+" (\d+)', script.read_text(), re.MULTILINE)]
     assert len(limits) >= 8
     assert sum(limits) < 9 * 60
+
+
+def test_the_fit_finds_a_line_and_its_interval() -> None:
+    """Log-odds of Dice are 0.3 + 0.8 · agreement − 0.4 · volume and noise of a standard deviation of 0.5."""
+    module = importlib.import_module("fit_expected")
+    rng, rows = np.random.default_rng(0), []
+    for number in range(400):
+        features = {name: float(rng.normal()) for name in module.FEATURES}
+        odds = 0.3 + 0.8 * features["agreement"] - 0.4 * features["volume"] + 0.5 * rng.normal()
+        rows.append({"fold": str(number % 5), "dice": 1 / (1 + np.exp(-odds)), **features})
+    model = module.fit(rows)
+    assert model["intercept"] == pytest.approx(0.3, abs=0.06)
+    assert model["slopes"] == pytest.approx({"agreement": 0.8, "volume": -0.4, "share": 0.0}, abs=0.06)
+    assert model["interval"] == pytest.approx([-0.64, 0.64], abs=0.1)  # 1.28 standard deviations
+    judged = module.judge(rows)
+    assert judged["coverage"] == pytest.approx(0.8, abs=0.05)
+    assert judged["mean_error"] < 0.6 * judged["mean_error_of_the_mean"]
+    assert judged["spearman"] > 0.8
+    assert judged["auc_below_0.7"] > 0.85

@@ -102,6 +102,12 @@ def show_peak(measured: int, plan: InferencePlan | TrainPlan | None, cuda_peak: 
     out.print(text)
 
 
+def expected_words(report: SegmentReport) -> str:
+    """The Dice that is expected of each region, with the interval that holds four cases of five."""
+    rows = report.expected_dice.items()
+    return "Dice " + " · ".join(f"{of.upper()} {e['dice']:.2f} ({e['low']:.2f}–{e['high']:.2f})" for of, e in rows)
+
+
 def show_segmentation(report: SegmentReport) -> None:
     """Table of voxels and millilitres per tissue, then peak memory and seconds."""
     shown = table(report.case_id, "voxels", "mL")
@@ -109,6 +115,8 @@ def show_segmentation(report: SegmentReport) -> None:
         shown.add_row(tissue, f"{voxels}", format_millilitres(report.millilitres[tissue]))
     out.print(shown)
     out.print()
+    if report.expected_dice:
+        out.print(f"expected     {expected_words(report)}")
     show_peak(report.peak_bytes, report.plan, report.cuda_peak)
     stages = " · ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
     out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}")

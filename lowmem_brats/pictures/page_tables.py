@@ -34,10 +34,18 @@ def report_tables(report: SegmentReport, shape_XYZ: tuple[int, int, int]) -> lis
     ]
     doubtful = {of.upper(): format_millilitres(volume) for of, volume in report.doubtful_millilitres.items() if volume}
     left_out = " · ".join(f"{of} {volume} mL" for of, volume in doubtful.items()) or "nothing"
+    expected = [
+        (
+            f"expected Dice of {of.upper()}",
+            f"{each['dice']:.2f}; four cases of five {each['low']:.2f} to {each['high']:.2f}",
+        )
+        for of, each in report.expected_dice.items()
+    ]
     made = [
         ("weights", report.weights),
         *[(f"sha256 of {name.upper()}", checksum) for name, checksum in report.checksums],
         ("left out as doubtful", f"{left_out} (share {report.min_confidence:g} of {report.min_confidence_of})"),
+        *expected,
         *report.versions.items(),
     ]
     counts = {view.name: shape_XYZ[2 - view.axis] for view in VIEWS}

@@ -18,6 +18,7 @@ from lowmem_brats.data.case import Case, read_case
 from lowmem_brats.data.case_files import CaseFiles
 from lowmem_brats.data.labels import LabelConvention, Region, convention_of, fuse_regions
 from lowmem_brats.data.slices import (
+    SliceStack,
     prepare,
     slice_sizes,
     to_volume,
@@ -33,6 +34,7 @@ from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.segment.cleanup import drop_doubtful
+from lowmem_brats.segment.expected import expect, warnings_of
 from lowmem_brats.segment.regions import OnProgress, RegionSearch, timed
 from lowmem_brats.segment.result import Segmentation, SegmentReport
 from lowmem_brats.weights.store import WeightsSet, open_set, versions
@@ -173,9 +175,35 @@ def _segment(
     with timed(seconds, "fuse"):
         logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
         masks, gone = drop_doubtful(logit_ZHW, report.min_confidence)
+        _tell_expected(report, setup, logit_ZHW, masks, stack, case)
         label_XYZ = to_volume(fuse_regions(masks, convention), stack)
     _count(report, label_XYZ, gone, convention, float(np.prod(case.spacing_mm)))
     return Segmentation(case, label_XYZ, report)
+
+
+def _tell_expected(
+    report: SegmentReport,
+    setup: _Setup,
+    logit_ZHW: Mapping[Region, npt.NDArray[np.float32]],
+    masks: Mapping[Region, npt.NDArray[np.bool_]],
+    stack: SliceStack,
+    case: Case,
+) -> None:
+    """Report the Dice that is expected of each region, where the weights tell; `logit_ZHW`: added up over the views."""
+    config, models, views = setup.config, setup.weights.expected, setup.weights.network.views
+    if not models:
+        return
+    usual = config.narrow and not config.tta and config.min_confidence is None
+    if not usual or config.fast or usable(views, stack.flat) < views:
+        report.warnings.append("no Dice is expected: the estimate was fitted on all views and the usual options")
+        return
+    mean_ZHW = {region: sum_ZHW / np.float32(views) for region, sum_ZHW in logit_ZHW.items()}
+    brain = int(stack.brain_ZHW.sum()) // math.prod(stack.stretch_HW)
+    expected = expect(models, mean_ZHW, masks, brain, float(np.prod(case.spacing_mm)))
+    report.warnings += warnings_of(expected, models)
+    report.expected_dice = {
+        region.value: {"dice": each.dice, "low": each.low, "high": each.high} for region, each in expected.items()
+    }
 
 
 def _count(

@@ -60,6 +60,8 @@ class SegmentReport:
     """Per tissue."""
     doubtful_millilitres: dict[str, float] = field(default_factory=dict)
     """What `drop_doubtful` took away: `wt`, islands that became background; `et`, which became core."""
+    expected_dice: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per region that was found, where the weights tell: `dice`; four cases of five lie between `low` and `high`."""
     min_confidence: float = 0.0
     """The share that `drop_doubtful` was called with."""
     min_confidence_of: str = ""

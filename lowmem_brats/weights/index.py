@@ -14,6 +14,7 @@ from typing import Any
 from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import WeightsError
 from lowmem_brats.files import replace_when_complete
+from lowmem_brats.weights.expected import EXPECTED_DICE, read_models
 
 INDEX = "index.json"
 MIN_CONFIDENCE = "min_confidence"
@@ -33,6 +34,8 @@ def read_index(path: Path) -> dict[str, Any]:
         default, sets, banks = index["default"], index["sets"], index.get("banks", {})
         names = [default] if isinstance(default, str) else [*default]
         if names and all(isinstance(text, str) for text in (*names, *_texts(sets, banks))) and _numbers(sets, banks):
+            for rows in sets.values():
+                read_models(rows.get(EXPECTED_DICE, {}))
             return {"default": names, "sets": sets, "banks": banks}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
@@ -41,7 +44,8 @@ def read_index(path: Path) -> dict[str, Any]:
 
 def _texts(sets: dict[str, Any], banks: dict[str, Any]) -> Iterator[object]:
     """Everything that must be text."""
-    files = [entry for rows in sets.values() for key, entry in rows.items() if key != MIN_CONFIDENCE]
+    beside = MIN_CONFIDENCE, EXPECTED_DICE
+    files = [entry for rows in sets.values() for key, entry in rows.items() if key not in beside]
     for entry in (*files, *(bank["decision"] for bank in banks.values())):
         yield from (entry["file"], entry["sha256"])
     for bank in banks.values():

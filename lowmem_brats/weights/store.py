@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import WeightsError, did_you_mean
 from lowmem_brats.networks import stride_of
 from lowmem_brats.weights.decision import Bank, read_decision
+from lowmem_brats.weights.expected import EXPECTED_DICE, DiceModel, read_models
 from lowmem_brats.weights.file import WeightsFile, read_header
 from lowmem_brats.weights.index import INDEX, MIN_CONFIDENCE, read_index, sha256_of
 
@@ -39,6 +40,8 @@ class WeightsSet:
     """The files of the first set (three of one region each, WT first, or one of all three), then of the next."""
     min_confidence: float = 0.0
     """The share for `drop_doubtful` that suits these networks; 0, which keeps all, where a set states none."""
+    expected: Mapping[Region, DiceModel] = field(default_factory=dict)
+    """What the set knows of its mistakes; empty where it states nothing, and for several sets and banks."""
     bank: Bank | None = None
     """Where they are a bank: its members, in the order of `files`, and what chooses among them."""
 
@@ -97,7 +100,8 @@ def open_set(names: str | Sequence[str] = (), alone: bool = False, member: str |
         raise WeightsError("--weights", f"{len(opened)} sets", expected, "Name fewer sets.")
     files = tuple(file for weights in opened for file in weights.files)
     least = min(weights.min_confidence for weights in opened)
-    return WeightsSet(" + ".join(weights.name for weights in opened), files, least, opened[0].bank)
+    models = opened[0].expected if len(opened) == 1 else {}
+    return WeightsSet(" + ".join(weights.name for weights in opened), files, least, models, opened[0].bank)
 
 
 def _find(name: str) -> list[tuple[Path, str]]:
@@ -156,7 +160,7 @@ def _open_bank(folder: Path, chosen: str, index: Mapping[str, Any]) -> WeightsSe
         raise WeightsError(f"bank {chosen!r}", "; ".join(problems), expected, advice)
     files = tuple(each.files[0] for each in members)
     least = min(each.min_confidence for each in members)
-    return WeightsSet(chosen, files, least, Bank(row["gmac_per_megapixel"], decision))
+    return WeightsSet(chosen, files, least, bank=Bank(row["gmac_per_megapixel"], decision))
 
 
 def _open_set(folder: Path, chosen: str, index: Mapping[str, Any]) -> WeightsSet:
@@ -184,7 +188,8 @@ def _open_set(folder: Path, chosen: str, index: Mapping[str, Any]) -> WeightsSet
         found = "; ".join(f"{file.path.name}: {file.network}" for file in opened)
         expected = "one network of all three regions, or three of one kind"
         raise WeightsError(f"weights {chosen!r}", found, expected, "Do not mix files of different sets.")
-    return WeightsSet(chosen, opened, float(index["sets"][chosen].get(MIN_CONFIDENCE, 0)))
+    row = index["sets"][chosen]
+    return WeightsSet(chosen, opened, float(row.get(MIN_CONFIDENCE, 0)), read_models(row.get(EXPECTED_DICE, {})))
 
 
 def _open_file(folder: Path, name: str, sha256: str) -> WeightsFile:
