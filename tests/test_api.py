@@ -267,7 +267,7 @@ def test_the_examples_of_the_document_run(
     """On a small case and with tiny weights, so other numbers come out."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(pristine, tmp_path / "cases" / pristine.name)
-    monkeypatch.setattr("lowmem_brats.segment.case.open_set", lambda names, alone: open_set(str(tiny), alone=alone))
+    monkeypatch.setattr("lowmem_brats.segment.case.open_set", lambda names, **how: open_set(str(tiny), **how))
     names: dict[str, Any] = {}
     for example in examples():
         exec(compile(example.source, str(DOCUMENT), "single"), names)
