@@ -29,6 +29,7 @@ from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import out_of_memory_told
 from lowmem_brats.memory.planner import TrainPlan, plan_train
 from lowmem_brats.networks import SliceNetwork, adapted, build_network, calibrate
+from lowmem_brats.networks.drop import set_rates
 from lowmem_brats.segment.stack import empty_cache, sound_precision
 from lowmem_brats.train.batches import Batches
 from lowmem_brats.train.data import holds_slices
@@ -42,6 +43,7 @@ from lowmem_brats.train.windows import window_of
 from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network
 
 OnProgress = Callable[[str, int, int], None]
+UNWATCHED = {"cosine": "cosine", "restarts": "restarts", "plateau": "cosine"}  # schedules that need no validation
 CALIBRATION = 32  # slices that a network without norms is calibrated on
 
 
@@ -115,6 +117,7 @@ def prepare_network(run: Run, resume: bool) -> SliceNetwork:
     config, device = run.report.config, run.report.device
     torch.manual_seed(config.seed)
     network = build_network(config.network)
+    set_rates(network, config.stochastic_depth, config.spatial_dropout)
     begun = [group for group in run.groups if resume and run.folder.holds(names_of(group))]
     for group in begun:
         run.folder.check(names_of(group))
@@ -172,11 +175,11 @@ def _plan(run: Run, precision: str) -> list[TrainPlan]:
     share = -(-config.batch // parallel.size())
     size_HW = window_of(frame_of(run.training, config.network.views), config.window)
     arguments = config.network, size_HW, share, run.budget, device
-    plans = [plan_train(*arguments, precision, config.loss)]
+    plans = [plan_train(*arguments, precision, config.objective)]
     run.tell.on_plan(plans[0])
     if config.precision == "auto" and precision != "fp32":
         try:
-            plans.append(plan_train(*arguments, "fp32", config.loss))
+            plans.append(plan_train(*arguments, "fp32", config.objective))
         except BudgetError:
             run.note(f"fp32 does not fit in {config.vram}: training stays in {precision} also when it is unstable")
     return plans
@@ -194,7 +197,7 @@ def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
             network.load_state_dict(_finetuned(config, group))
         validation = [case for case in run.validation if holds_slices(case, group[0], config.network.views)]
         # Without patients to validate on, no epoch is better than the others.
-        watched = config if validation else replace(config, patience=None, schedule="cosine")
+        watched = config if validation else replace(config, patience=None, schedule=UNWATCHED[config.schedule])
         training = NetworkTraining(group, network, run.training, validation, watched, plans)
         paths |= dict.fromkeys(group, _train_network(run, training))
         plans = list(training.plans.values())  # with smaller micro-batches where the card ran out of memory
