@@ -25,6 +25,7 @@ from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory.device import PeakMeter, out_of_memory, storage_bytes
 from lowmem_brats.memory.planner import TrainPlan, leaner_plan
 from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks.drop import set_rates
 from lowmem_brats.segment.stack import empty_cache
 from lowmem_brats.train.batches import Batch, Batches
 from lowmem_brats.train.schedule import WeightAverage, learning_rate, stops_early
@@ -72,6 +73,7 @@ class NetworkTraining:
             WeightAverage(network, config.average),
             PrecisionController(plans[0].precision, plans[-1].precision),
         )
+        set_rates(network, config.stochastic_depth, config.spatial_dropout)
         # Before a checkpoint is loaded, which the device might have no room for.
         self.state.step.optimizer.keep_state(plans[0].state_on_host)
         self._counted = time.monotonic()

@@ -29,7 +29,6 @@ from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import out_of_memory_told
 from lowmem_brats.memory.planner import TrainPlan, plan_train
 from lowmem_brats.networks import SliceNetwork, adapted, build_network, calibrate
-from lowmem_brats.networks.drop import set_rates
 from lowmem_brats.segment.stack import empty_cache, sound_precision
 from lowmem_brats.train.batches import Batches
 from lowmem_brats.train.data import holds_slices
@@ -117,7 +116,6 @@ def prepare_network(run: Run, resume: bool) -> SliceNetwork:
     config, device = run.report.config, run.report.device
     torch.manual_seed(config.seed)
     network = build_network(config.network)
-    set_rates(network, config.stochastic_depth, config.spatial_dropout)
     begun = [group for group in run.groups if resume and run.folder.holds(names_of(group))]
     for group in begun:
         run.folder.check(names_of(group))

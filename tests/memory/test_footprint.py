@@ -8,11 +8,11 @@ from each_network import EACH_NETWORK
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lowmem_brats.config import NetworkConfig, Objective
+from lowmem_brats.config import DICE, NetworkConfig, Objective
 from lowmem_brats.engine.losses import LOSSES, find_loss
 from lowmem_brats.engine.step import TrainingStep, place, predict_batch, split_batch
 from lowmem_brats.memory import dataless, footprint
-from lowmem_brats.memory.device import LiveBytes
+from lowmem_brats.memory.device import LiveBytes, PeakMeter
 from lowmem_brats.memory.footprint import (
     Concessions,
     Footprint,
@@ -22,6 +22,7 @@ from lowmem_brats.memory.footprint import (
     treats_slices_apart,
 )
 from lowmem_brats.networks import NETWORKS, SliceNetwork, build_network
+from lowmem_brats.networks.drop import set_rates
 
 CPU = torch.device("cpu")
 SIZE_HW = (32, 64)
@@ -80,6 +81,28 @@ def real_training(
     return counter
 
 
+def measured_training(
+    config: NetworkConfig,
+    batch: int,
+    dtype: torch.dtype,
+    concessions: Concessions,
+    objective: Objective,
+    optimizer: str,
+) -> int:
+    """The peak of the second step, as a training measures it."""
+    network = place(build_network(config), CPU).train()
+    set_rates(network, objective.stochastic_depth, objective.spatial_dropout)
+    step = TrainingStep(network, find_loss(objective.loss), optimizer=optimizer)
+    step.optimizer.keep_state(concessions.state_on_host)
+    target_NKHW = (torch.rand(batch, config.outputs, *SIZE_HW) < 0.5).float()
+    micro_batches = split_batch(torch.randn(batch, 4, *SIZE_HW), target_NKHW, concessions.micro_batch)
+    arguments = micro_batches, 1e-3, dtype, concessions.recompute, range(batch)
+    assert step.take(*arguments).stepped
+    with PeakMeter(CPU, *step.resident(), on_host=step.on_host()) as meter:
+        assert step.take(*arguments).stepped
+    return meter.peak_bytes
+
+
 def test_inference_of_a_toy_equals_the_hand_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "toy", OneConvolution)
     found = inference_footprint(NetworkConfig(name="toy"), (40, 40), 3, torch.float16, CPU)
@@ -128,6 +151,44 @@ def test_every_loss_and_number_of_outputs_is_counted_to_the_byte(loss: str, outp
     config = NetworkConfig(width=8, depth=2, outputs=outputs)
     found = training_footprint(config, SIZE_HW, 3, torch.bfloat16, CPU, Concessions(micro_batch), Objective(loss))
     assert found.total == real_training(config, 3, micro_batch, torch.bfloat16, loss=loss).peak
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "radam"])
+@pytest.mark.parametrize("width", [8, 64])
+@pytest.mark.parametrize(("micro_batch", "dtype"), [(3, torch.float32), (2, torch.bfloat16)])
+def test_the_state_in_host_memory_is_not_counted_and_its_way_to_the_device_is(
+    optimizer: str, width: int, micro_batch: int, dtype: torch.dtype
+) -> None:
+    """A wide network has its peak in Adam's step, a narrow one in the backward pass."""
+    config = NetworkConfig(width=width, depth=2)
+    arguments = config, SIZE_HW, 3, dtype, CPU
+    found, plain = (training_footprint(*arguments, Concessions(micro_batch, (), on_host)) for on_host in (True, False))
+    assert found.total == measured_training(
+        config, 3, dtype, Concessions(micro_batch, (), state_on_host=True), DICE, optimizer
+    )
+    assert plain.total == measured_training(config, 3, dtype, Concessions(micro_batch), DICE, optimizer)
+    assert found.optimizer == 0
+    assert found.total < plain.total
+
+
+@pytest.mark.parametrize("recomputing", [False, True])
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        ("unet2d", Objective(spatial_dropout=0.5)),
+        ("resunet2d", Objective("dice+ce", spatial_dropout=0.2)),
+        ("emcad-b0", Objective(stochastic_depth=0.1)),
+        ("transbts2d-light", Objective(stochastic_depth=0.3, spatial_dropout=0.1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_dropped_at_random_is_counted(
+    name: str, objective: Objective, dtype: torch.dtype, recomputing: bool
+) -> None:
+    config = NetworkConfig(name=name, width=8, depth=2)
+    concessions = Concessions(2, tuple(build_network(config).stages())[:-1] if recomputing else ())
+    found = training_footprint(config, SIZE_HW, 3, dtype, CPU, concessions, objective)
+    assert found.total == measured_training(config, 3, dtype, concessions, objective, "adam")
 
 
 @pytest.mark.parametrize("batch", [5, 3])
