@@ -177,9 +177,13 @@ class TrainingStep:
         self.optimizer.param_groups[0]["lr"] = learning_rate
         with self._retryable(scaler):
             if outcome.stepped:
-                scaler.step(self.optimizer)
+                self.follow_gradients(dtype)
             scaler.update()
         return outcome
+
+    def follow_gradients(self, dtype: torch.dtype) -> None:
+        """Change the weights along the gradients that were computed in `dtype`."""
+        self._scaler_of(dtype).step(self.optimizer)
 
     def _scaler_of(self, dtype: torch.dtype) -> torch.amp.GradScaler:
         return self.scaler if dtype == torch.float16 else self._no_scaler

@@ -19,10 +19,10 @@ TWO_PASSES = 0.33
 """Share of a step's time that micro-batches of any size add: one more forward pass, a third of a step."""
 
 STATE_ON_HOST = 1.5
-"""The time that the optimizer's state in host memory adds to a step, in slices' shares of a step's time.
+"""The time that moving the optimizer's state adds to a step, as a multiple of the time that one slice takes of a step.
 
-An estimate, for TransUNet on a small card: 1.6 GiB there and back over PCIe 3 with 8 lanes, at 6 GB/s, take 0.28 s; a
-slice of 240 × 240 has 0.2 TFLOP in a step, at 1 TFLOP/s. A U-Net has fewer parameters per operation and loses less."""
+An estimate for TransUNet on a small card: its moments take 0.28 s to the card and back, over PCIe 3 with 8 lanes at 6
+GB/s, and a slice of 240 × 240 takes 0.2 s, for 0.2 TFLOP at 1 TFLOP/s. A U-Net has fewer parameters per operation."""
 
 
 class Row(NamedTuple):

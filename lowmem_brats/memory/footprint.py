@@ -110,8 +110,9 @@ def training_footprint(
         counter.leave_out(*step.on_host())
         counter.name("optimizer", *([] if concessions.state_on_host else step.moments()))
         with counter:
-            step.compute_gradients(micro_batches, dtype, concessions.recompute, range(batch))
-            step.optimizer.step()
+            loss_and_norm = step.compute_gradients(micro_batches, dtype, concessions.recompute, range(batch))
+            step.follow_gradients(dtype)
+            del loss_and_norm
         return Footprint(**counter.at_peak)
 
 

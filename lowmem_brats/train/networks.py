@@ -42,7 +42,6 @@ from lowmem_brats.train.windows import window_of
 from lowmem_brats.weights.store import WeightsFile, load_network, open_set, save_network
 
 OnProgress = Callable[[str, int, int], None]
-UNWATCHED = {"cosine": "cosine", "restarts": "restarts", "plateau": "cosine"}  # schedules that need no validation
 CALIBRATION = 32  # slices that a network without norms is calibrated on
 
 
@@ -195,7 +194,8 @@ def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
             network.load_state_dict(_finetuned(config, group))
         validation = [case for case in run.validation if holds_slices(case, group[0], config.network.views)]
         # Without patients to validate on, no epoch is better than the others.
-        watched = config if validation else replace(config, patience=None, schedule=UNWATCHED[config.schedule])
+        schedule = "cosine" if config.schedule == "plateau" and not validation else config.schedule
+        watched = config if validation else replace(config, patience=None, schedule=schedule)
         training = NetworkTraining(group, network, run.training, validation, watched, plans)
         paths |= dict.fromkeys(group, _train_network(run, training))
         plans = list(training.plans.values())  # with smaller micro-batches where the card ran out of memory
