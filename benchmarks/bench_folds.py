@@ -18,11 +18,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench_accuracy import per_patient, score, summary_of
 
 from lowmem_brats.cli.bench import conditions
-from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.config import PRESETS, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.data.case_list import LabelledCase, read_cases
 from lowmem_brats.data.labels import Region
 from lowmem_brats.evaluate.pairs import PatientScores
@@ -35,8 +36,21 @@ from lowmem_brats.weights.store import open_set
 # Three binary networks of axial slices, batch Dice: the paper's, of the shipped width.
 PLAIN = TrainConfig(network=NetworkConfig(width=24), validation=0.0, test=0.0, device="cpu")
 SHIPPED = replace(PLAIN, network=replace(PLAIN.network, outputs=3, views=3), loss="dice+ce")
-RECIPES = {"plain": PLAIN, "shipped": SHIPPED}
-MASKS_AT = {"plain": 0.0, "shipped": -1.5}
+# EMCAD's recipe as one network of three regions, and one thing changed at a time.
+EMCAD = replace(PLAIN, network=NetworkConfig(name="emcad-b0", outputs=3), **PRESETS["emcad"].training)
+CHANGES: dict[str, dict[str, Any]] = {
+    "": {},
+    "-depth": {"stochastic_depth": 0.1},
+    "-radam": {"optimizer": "radam"},
+    "-restarts": {"schedule": "restarts"},
+} | {f"-batch{batch}": {"batch": batch} for batch in (16, 25, 100)}
+RECIPES = {
+    "plain": PLAIN,
+    "plain-dropout": replace(PLAIN, spatial_dropout=0.1),
+    "shipped": SHIPPED,
+    **{f"emcad{name}": replace(EMCAD, **change) for name, change in CHANGES.items()},
+}
+MASKS_AT = dict.fromkeys(RECIPES, 0.0) | {"shipped": -1.5}
 """Logit above which a pixel is tumour."""
 
 

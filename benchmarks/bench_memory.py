@@ -21,6 +21,7 @@ from lowmem_brats.networks import padded_size
 
 SIZE = BRATS_SHAPE[:2]
 W32, W64, B0 = NetworkConfig(width=32), NetworkConfig(width=64), NetworkConfig(name="emcad-b0")
+TRANSUNET = NetworkConfig(name="transunet")
 TENSORS_OF_2G = 2048 * MIB - CUDA_RESERVE
 
 
@@ -36,18 +37,32 @@ def promises(device: str) -> dict[str, tuple[NetworkConfig, InferencePlan | Trai
         return plan_train(network, size_HW, batch, MemoryBudget(most), device, "bf16", smallest=smallest)
 
     in_2g = f"in {TENSORS_OF_2G // MIB} MiB, what 2 GiB leave beside CUDA"
-    return {
-        "inference, width 32, smallest plan, bf16": (W32, segment(W32, "bf16"), 32),
-        "inference, width 32, smallest plan, fp32": (W32, segment(W32, "fp32"), 64),
-        f"training, width 64, batch 10, {in_2g}, bf16": (W64, train(W64, 10, TENSORS_OF_2G), TENSORS_OF_2G // MIB),
-        "training, width 32, batch 10, smallest plan, bf16": (W32, train(W32, 10, None, smallest=True), 256),
-        "training, width 32, 155 slices as one batch, bf16": (W32, train(W32, 155, 512 * MIB), 512),
-        "inference, emcad-b0, smallest plan, bf16": (B0, segment(B0, "bf16"), 16),
-        "training, emcad-b0, batch 6, smallest plan, bf16": (B0, train(B0, 6, None, smallest=True), 128),
-    } | {
-        f"training, emcad-b0, batch {batch}, {in_2g}, bf16": (B0, train(B0, batch, TENSORS_OF_2G), TENSORS_OF_2G // MIB)
-        for batch in (6, 16, 25)
-    }
+    return (
+        {
+            "inference, width 32, smallest plan, bf16": (W32, segment(W32, "bf16"), 32),
+            "inference, width 32, smallest plan, fp32": (W32, segment(W32, "fp32"), 64),
+            f"training, width 64, batch 10, {in_2g}, bf16": (W64, train(W64, 10, TENSORS_OF_2G), TENSORS_OF_2G // MIB),
+            "training, width 32, batch 10, smallest plan, bf16": (W32, train(W32, 10, None, smallest=True), 256),
+            "training, width 32, 155 slices as one batch, bf16": (W32, train(W32, 155, 512 * MIB), 512),
+            "inference, emcad-b0, smallest plan, bf16": (B0, segment(B0, "bf16"), 16),
+            "training, emcad-b0, batch 6, smallest plan, bf16": (B0, train(B0, 6, None, smallest=True), 128),
+        }
+        | {
+            f"training, emcad-b0, batch {batch}, {in_2g}, bf16": (
+                B0,
+                train(B0, batch, TENSORS_OF_2G),
+                TENSORS_OF_2G // MIB,
+            )
+            for batch in (6, 16, 25, 100)
+        }
+        | {
+            f"training, transunet, batch 10, {in_2g}, bf16": (
+                TRANSUNET,
+                train(TRANSUNET, 10, TENSORS_OF_2G),
+                TENSORS_OF_2G // MIB,
+            )
+        }
+    )
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.engine.step import TrainingStep, place, predict_batch, split_batch
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory import cuda
+from lowmem_brats.memory.concessions import stages_to_recompute, training_rows
 from lowmem_brats.memory.device import PeakMeter, open_budget
 from lowmem_brats.memory.planner import (
     InferencePlan,
@@ -26,8 +27,6 @@ from lowmem_brats.memory.planner import (
     check_slices,
     plan_inference,
     plan_train,
-    stages_to_recompute,
-    training_rows,
 )
 from lowmem_brats.networks import SliceNetwork, build_network, title_of
 from lowmem_brats.segment.stack import empty_cache
@@ -139,9 +138,9 @@ def bench_concessions(
 def _concessions(
     network: NetworkConfig, size_HW: tuple[int, int], batch: int, device: torch.device, precision: str
 ) -> Iterator[TrainPlan]:
-    for recompute, micro_batch, relative_time in training_rows(batch, True):
+    for recompute, micro_batch, on_host, relative_time in training_rows(batch, True):
         stages = stages_to_recompute(network, size_HW, recompute, DTYPES[precision], device)
-        yield TrainPlan(str(device), precision, batch, micro_batch, recompute, stages, relative_time)
+        yield TrainPlan(str(device), precision, batch, micro_batch, recompute, stages, on_host, relative_time)
 
 
 def _run(network: NetworkConfig, row: Row, plan: InferencePlan | TrainPlan, size_HW: tuple[int, int]) -> Row:
@@ -171,37 +170,37 @@ def run_plan(
     slices_NCHW = torch.randn(plan.batch, config.channels, *size_HW, generator=generator)
     network = build_network(config)
     if isinstance(plan, InferencePlan):
-        step, resident = _inference(network, plan, slices_NCHW)
-        per_call = plan.batch
+        step = _inference(network, plan, slices_NCHW)
+        per_call, training = plan.batch, None
     else:
-        step, resident = _training(network, plan, slices_NCHW)
+        step, training = _training(network, plan, slices_NCHW)
         per_call = 1
     step()  # not measured: the first call allocates and chooses kernels, and in training Adam makes its state
-    with PeakMeter(device, *network.parameters(), *network.buffers(), *resident()) as meter:
+    resident = training.resident() if training else [*network.parameters(), *network.buffers()]
+    with PeakMeter(device, *resident, on_host=training.on_host() if training else ()) as meter:
         step()
     peak = meter.peak_bytes
     seconds = statistics.median(_seconds(step, device) for _ in range(repeats)) / per_call
     return peak, torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0, seconds
 
 
-def _inference(
-    network: SliceNetwork, plan: InferencePlan, slices_NCHW: torch.Tensor
-) -> tuple[Callable[[], object], Callable[[], list[torch.Tensor]]]:
+def _inference(network: SliceNetwork, plan: InferencePlan, slices_NCHW: torch.Tensor) -> Callable[[], object]:
     place(network, torch.device(plan.device), DTYPES[plan.precision]).eval()
     halves_NCHW = slices_NCHW.half()
-    return (lambda: predict_batch(network, halves_NCHW)), list
+    return lambda: predict_batch(network, halves_NCHW)
 
 
 def _training(
     network: SliceNetwork, plan: TrainPlan, slices_NCHW: torch.Tensor
-) -> tuple[Callable[[], object], Callable[[], list[torch.Tensor]]]:
+) -> tuple[Callable[[], object], TrainingStep]:
     training = TrainingStep(place(network, torch.device(plan.device)).train(), find_loss("dice"))
+    training.optimizer.keep_state(plan.state_on_host)
     micro_batches = split_batch(slices_NCHW, (slices_NCHW[:, :1] > 1).float(), plan.micro_batch)
 
     def step() -> object:
         return training.take(micro_batches, 1e-3, DTYPES[plan.precision], plan.stages)
 
-    return step, training.moments
+    return step, training
 
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:

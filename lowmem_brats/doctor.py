@@ -113,9 +113,7 @@ def _plans() -> list[Finding]:
     except RuntimeError as error:
         return [Finding("plan", f"fails: {_first_line(error)}", BROKEN_ADVICE)]
     title = f"{title_of(network)}, {device}, {precision}"
-    recompute = "no" if train.recompute == "none" else train.recompute
-    at_once = f"{train.micro_batch} of {train.batch} slices at once, {recompute} stages recomputed"
     return [
         Finding("segment", f"{title}: {segment.batch} slices at once, {format_bytes(segment.predicted_bytes)}"),
-        Finding("train", f"{title}: {at_once}, {format_bytes(train.predicted_bytes)}"),
+        Finding("train", f"{title}: {train.conceded or 'all slices at once'}, {format_bytes(train.predicted_bytes)}"),
     ]

@@ -58,8 +58,8 @@ def bench(
     """
     from lowmem_brats.bench import JOBS, bench_concessions, bench_memory
     from lowmem_brats.engine.precision import choose_precision
+    from lowmem_brats.memory.concessions import training_rows
     from lowmem_brats.memory.device import choose_device
-    from lowmem_brats.memory.planner import training_rows
     from lowmem_brats.networks import has_width
 
     if json:
@@ -99,6 +99,7 @@ def _show(rows: list[Row]) -> None:
         "batch",
         "at once",
         "recompute",
+        "state",
         "predicted",
         "measured",
         "÷",
@@ -124,6 +125,7 @@ def _show(rows: list[Row]) -> None:
             f"{plan.batch}",
             f"{getattr(plan, 'micro_batch', plan.batch)}",
             getattr(plan, "recompute", "–"),
+            console.place_of_state(plan),
             console.mebibytes(plan.predicted_bytes) if plan.predicted_bytes else "–",
             console.mebibytes(row.measured_bytes),
             f"{row.measured_bytes / plan.predicted_bytes:.3f}" if plan.predicted_bytes else "–",

@@ -81,12 +81,15 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
+def place_of_state(plan: InferencePlan | TrainPlan) -> str:
+    """Where a plan keeps the optimizer's state, in a word."""
+    return {None: "–", False: "device", True: "host"}[getattr(plan, "state_on_host", None)]
+
+
 def show_plan(plan: InferencePlan | TrainPlan) -> None:
     """One line: how the network will run, and what that is predicted to need."""
-    at_once = getattr(plan, "micro_batch", plan.batch)
-    how = f"{plan.device}, {plan.precision}, batch {plan.batch}"
-    how += f" as {at_once} at once" if at_once < plan.batch else ""
-    how += f", recomputing {recompute} stages" if (recompute := getattr(plan, "recompute", "none")) != "none" else ""
+    conceded = getattr(plan, "conceded", "")
+    how = f"{plan.device}, {plan.precision}, batch {plan.batch}{', ' * bool(conceded)}{conceded}"
     parts = " + ".join(f"{name} {mebibytes(count)}" for name, count in plan.components.items() if count)
     reserve = f", and {mebibytes(plan.reserve_bytes)} kept for CUDA" if plan.reserve_bytes else ""
     err.print(f"plan: {how}; {mebibytes(plan.predicted_bytes)} predicted = {parts}{reserve}")

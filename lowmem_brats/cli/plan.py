@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 PARTS = (("weights", "parameters"), ("grads", "gradients"), ("Adam", "optimizer"), ("maps", "activations"))
 """Column → component of a plan."""
-LEGEND = "MiB of tensors at the peak: weights, gradients, Adam's moments, maps · time: of a step, estimated"
+LEGEND = (
+    "MiB of tensors at the peak: weights, gradients, Adam's moments, maps · state: where these moments lie · "
+    "time: of a step, estimated"
+)
 
 
 @click.command()
@@ -56,17 +59,18 @@ def plan(
 
     reserve = 0 if device == "cpu" else CUDA_RESERVE
     sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else planner.LADDER
-    heads = "budget", "batch", "at once", "recompute", "time", "MiB", *(name for name, _ in PARTS)
+    heads = "budget", "batch", "at once", "recompute", "state", "time", "MiB", *(name for name, _ in PARTS)
     widths = training and has_width(network)
     shown = console.table(*heads, *(["width"] if widths else []))
     rows = planner.ladder(plan_in, reserve, sizes)
     for total, row in rows:
         name = "no limit" if total is None else format_budget(total)
         if isinstance(row, BudgetError):
-            shown.add_row(name, "–", "–", "–", "–", f"needs {row.expected.removeprefix('at least ')}")
+            shown.add_row(name, "–", "–", "–", "–", "–", f"needs {row.expected.removeprefix('at least ')}")
             continue
         counts = (row.predicted_bytes, *(row.components[part] for _, part in PARTS))
         cells = [name, f"{row.batch}", f"{getattr(row, 'micro_batch', row.batch)}", getattr(row, "recompute", "–")]
+        cells.append(console.place_of_state(row))
         cells.append(f"{row.relative_time:.2f}×" if isinstance(row, planner.TrainPlan) else "–")
         cells += [f"{count / 2**20:.1f}" for count in counts]
         if widths and total is None:

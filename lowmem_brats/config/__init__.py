@@ -5,10 +5,11 @@ from lowmem_brats.config.names import BRATS_SHAPE, LABELS, MODALITIES, NETWORKS,
 from lowmem_brats.config.network import NetworkConfig
 from lowmem_brats.config.prepare import PrepareConfig
 from lowmem_brats.config.segment import SegmentConfig
-from lowmem_brats.config.train import PRESETS, Preset, TrainConfig, without_former
+from lowmem_brats.config.train import DICE, PRESETS, Objective, Preset, TrainConfig, without_former
 
 __all__ = [
     "BRATS_SHAPE",
+    "DICE",
     "LABELS",
     "MODALITIES",
     "NETWORKS",
@@ -17,6 +18,7 @@ __all__ = [
     "PRESETS",
     "CohortConfig",
     "NetworkConfig",
+    "Objective",
     "PrepareConfig",
     "Preset",
     "SegmentConfig",

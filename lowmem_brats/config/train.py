@@ -37,6 +37,22 @@ def without_former(settings: Mapping[str, object]) -> dict[str, Any]:
     return {key: value for key, value in dict(settings).items() if key not in FORMER or value != FORMER[key]}
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a training step minimises."""
+
+    loss: str = "dice"
+    """As `engine.losses.find_loss` knows it."""
+    stochastic_depth: float = 0.0
+    """Share of slices that lose the last branch at random; see `networks.drop`."""
+    spatial_dropout: float = 0.0
+    """Share of channels that are lost at random."""
+
+
+DICE = Objective()
+"""Batch Dice, and nothing is lost."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train the networks of a set; together with the data it decides every weight."""
@@ -58,8 +74,20 @@ class TrainConfig:
         words(*REGIONS),
     ).default(REGIONS)
     loss: str = Setting(
-        "--loss", "dice, slice-dice, ce, balanced-ce, focal, or a sum such as dice+ce.", OPTIMISATION
+        "--loss", "dice, slice-dice, ce, balanced-ce, focal, focal1, or a sum such as dice+ce.", OPTIMISATION
     ).default("dice")
+    stochastic_depth: float = Setting(
+        "--stochastic-depth",
+        "Share of slices for which a transformer's last branch is left out; earlier branches are less often.",
+        OPTIMISATION,
+        BELOW_1,
+    ).default(0.0)
+    spatial_dropout: float = Setting(
+        "--spatial-dropout",
+        "Share of channels that are left out: of the first map of resunet2d and transbts2d, of the U-Net's deepest.",
+        OPTIMISATION,
+        BELOW_1,
+    ).default(0.0)
     balance: bool = Setting(
         "--balance/--no-balance",
         "Draw small cases, and slices with tumour, more often than their share of the slices.",
@@ -99,15 +127,23 @@ class TrainConfig:
     learning_rate: float = Setting("--learning-rate", "Largest step size.", OPTIMISATION, POSITIVE).default(1e-3)
     schedule: str = Setting(
         "--schedule",
-        "How the learning rate falls. cosine: to zero along a half cosine; plateau: halved after 5 epochs without a "
-        "better validation Dice.",
+        "How the learning rate falls. cosine: to zero along a half cosine; restarts: three times so, each time over "
+        "twice as many steps; plateau: halved after 5 epochs without a better validation Dice.",
         OPTIMISATION,
-        choices=words("cosine", "plateau"),
+        choices=words("cosine", "restarts", "plateau"),
     ).default("cosine")
     warmup: int = Setting(
         "--warmup", "Steps over which the learning rate rises from zero.", OPTIMISATION, FROM_0
     ).default(100)
-    weight_decay: float = Setting("--weight-decay", "Of AdamW; 0 is Adam.", OPTIMISATION, FROM_0).default(0.0)
+    optimizer: str = Setting(
+        "--optimizer",
+        "adam; radam: Adam that steps less far while it has seen few gradients.",
+        OPTIMISATION,
+        choices=words("adam", "radam"),
+    ).default("adam")
+    weight_decay: float = Setting(
+        "--weight-decay", "Apart from the gradient, as in AdamW; 0: none.", OPTIMISATION, FROM_0
+    ).default(0.0)
     clip_norm: float = Setting(
         "--clip", "Longest gradient norm; longer gradients are shortened to it.", OPTIMISATION, POSITIVE
     ).default(12.0)
@@ -164,6 +200,11 @@ class TrainConfig:
     seed: int = Setting(
         "--seed", "Split, initial weights, order and augmentation follow from it.", EXPERT, FROM_0
     ).default(0)
+
+    @property
+    def objective(self) -> Objective:
+        """What a step minimises."""
+        return Objective(self.loss, self.stochastic_depth, self.spatial_dropout)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import combinations, cycle
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ SMOOTH = 1e-4
 BETA = 0.99999
 """β of the effective number of samples, where a sample is a pixel: counts far above 1 / (1 − β) no longer differ."""
 GAMMA = 2.0
-"""γ of the focal loss: the larger, the less do pixels count that are right already."""
+"""γ of the focal loss: the larger, the less do pixels count that are right already. With 1 it is `focal1`."""
 
 
 def _weighted_dice(sums_4K: Tensor) -> Tensor:
@@ -75,10 +76,10 @@ def cross_entropy_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
     return torch.stack([total, total.new_tensor(target_NKHW.numel())])
 
 
-def focal_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
-    """Sum of cross-entropy weighted by (1 − probability of the right class)^GAMMA, and the number of terms: [2]."""
+def focal_terms(logits_NKHW: Tensor, target_NKHW: Tensor, gamma: float = GAMMA) -> Tensor:
+    """Sum of cross-entropy weighted by (1 − probability of the right class)^γ, and the number of terms: [2]."""
     towards_right = torch.where(target_NKHW > 0.5, logits_NKHW, -logits_NKHW)
-    total = (torch.sigmoid(-towards_right) ** GAMMA * functional.softplus(-towards_right)).sum()
+    total = (torch.sigmoid(-towards_right) ** gamma * functional.softplus(-towards_right)).sum()
     return torch.stack([total, total.new_tensor(target_NKHW.numel())])
 
 
@@ -106,6 +107,7 @@ def balanced_value(totals_4K: Tensor) -> Tensor:
     return ((alpha_2K * losses_2K).sum(dim=0) / (alpha_2K * counts_2K).sum(dim=0)).mean()
 
 
+Input = TypeVar("Input")
 Terms = Callable[[Tensor, Tensor], Tensor]
 Value = Callable[[Tensor], Tensor]
 LOSSES: dict[str, tuple[Terms, Value]] = {
@@ -114,6 +116,7 @@ LOSSES: dict[str, tuple[Terms, Value]] = {
     "ce": (cross_entropy_terms, mean_value),
     "balanced-ce": (balanced_terms, balanced_value),
     "focal": (focal_terms, mean_value),
+    "focal1": (partial(focal_terms, gamma=1.0), mean_value),
 }
 
 
@@ -174,28 +177,28 @@ def find_loss(name: str) -> Loss:
 
 def backward_loss(
     loss: Loss,
-    logits_of: Callable[[Tensor], Tensor],
-    micro_batches: Sequence[tuple[Tensor, Tensor]],
+    logits_of: Callable[[Input], Tensor],
+    micro_batches: Sequence[tuple[Input, Tensor]],
     scale: Callable[[Tensor], Tensor] = lambda value: value,
     add_up: Callable[[Tensor], object] = lambda total: None,
 ) -> Tensor:
     """Compute the loss of all micro-batches as one batch, and add its exact gradient to the parameters' `grad`.
 
-    `logits_of`: a network, slices_NCHW → logits_NKHW; `micro_batches`: pairs of slices_NCHW and target_NKHW; `scale`:
-    multiplies the loss before the gradient is taken (`GradScaler.scale`); `add_up`: adds the totals of other processes
-    in place (the caller then has to add up the gradients too). Returns the loss, detached.
+    `logits_of`: a network, slices_NCHW or another input → logits_NKHW; `micro_batches`: pairs of such an input and
+    target_NKHW; `scale`: multiplies the loss before the gradient is taken (`GradScaler.scale`); `add_up`: adds the
+    totals of other processes in place (the caller then has to add up the gradients too). Returns the loss, detached.
 
     Dice does not add up over micro-batches, but it is a function of sums that do. So the sums are added up first,
     without gradients. The derivative of the loss by these totals is the same for every micro-batch, and each
     micro-batch propagates it back through its own sums. This costs a second forward pass (none if there is only one
-    micro-batch) and the memory of one micro-batch. It is exact for networks without randomness in which slices do not
-    influence each other, so not with batch norm.
+    micro-batch) and the memory of one micro-batch. It is exact for networks that give a slice the same logits in both
+    passes and in which slices do not influence each other, so not with batch norm.
     """
     alone = len(micro_batches) == 1
     terms, totals = list[Tensor](), list[Tensor]()
     with torch.set_grad_enabled(alone):
-        for slices_NCHW, target_NKHW in micro_batches:
-            terms = loss.terms(logits_of(slices_NCHW), target_NKHW)
+        for inputs, target_NKHW in micro_batches:
+            terms = loss.terms(logits_of(inputs), target_NKHW)
             totals = totals or [torch.zeros_like(term) for term in terms]
             for total, term in zip(totals, terms, strict=True):
                 total += term.detach()
@@ -206,6 +209,6 @@ def backward_loss(
     if alone:
         torch.autograd.backward(terms, slopes)
         return value.detach()
-    for slices_NCHW, target_NKHW in micro_batches:
-        torch.autograd.backward(loss.terms(logits_of(slices_NCHW), target_NKHW), slopes)
+    for inputs, target_NKHW in micro_batches:
+        torch.autograd.backward(loss.terms(logits_of(inputs), target_NKHW), slopes)
     return value.detach()

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from torch import Tensor
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.engine import parallel
 from lowmem_brats.engine.losses import Loss, backward_loss
+from lowmem_brats.engine.optimizer import OPTIMIZERS
 from lowmem_brats.engine.recompute import recomputed
 from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks.drop import dropping
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -84,17 +87,23 @@ class Outcome:
 
 
 class TrainingStep:
-    """Takes optimisation steps with one network: gradients, clipping, AdamW (Adam if the weight decay is 0).
+    """Takes optimisation steps with one network: gradients, clipping, AdamW (Adam if the weight decay is 0) or RAdam.
 
     `network`: fp32, moved by `place`, in training mode; it is changed in place. `clip_norm`: longer gradients are
-    shortened to this length.
+    shortened to this length. `optimizer`: a key of OPTIMIZERS.
     """
 
-    def __init__(self, network: SliceNetwork, loss: Loss, weight_decay: float = 0.0, clip_norm: float = 12.0) -> None:
+    def __init__(
+        self,
+        network: SliceNetwork,
+        loss: Loss,
+        weight_decay: float = 0.0,
+        clip_norm: float = 12.0,
+        optimizer: str = "adam",
+    ) -> None:
         self.network, self.loss, self.clip_norm = network, loss, clip_norm
         self._device = next(network.parameters()).device
-        # Fused, because it works in place; torch's other forms need up to the parameters' bytes once more.
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=weight_decay, fused=True)
+        self.optimizer = OPTIMIZERS[optimizer](network.parameters(), weight_decay)
         # Keeps small fp16 gradients from becoming 0.
         self.scaler = torch.amp.GradScaler(self._device.type)
         self._no_scaler = torch.amp.GradScaler(self._device.type, enabled=False)
@@ -105,27 +114,44 @@ class TrainingStep:
 
     def resident(self) -> list[Tensor]:
         """The tensors that stay on the device between steps."""
-        return [*self.network.parameters(), *self.network.buffers(), *self.moments()]
+        state = [] if self.optimizer.on_host else self.moments()
+        return [*self.network.parameters(), *self.network.buffers(), *state]
+
+    def on_host(self) -> list[Tensor]:
+        """The tensors that stay in host memory, also where the CPU is the device."""
+        return self.moments() if self.optimizer.on_host else []
 
     def compute_gradients(
-        self, micro_batches: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, recompute: Collection[str] = ()
+        self,
+        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        dtype: torch.dtype,
+        recompute: Collection[str] = (),
+        seeds: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
         """Compute the clipped gradients of one batch; returns the loss and the norm before clipping, 0-dim each.
 
         `micro_batches`: pairs of slices_NCHW and target_NKHW of this process, on the host, from `split_batch`; the
         gradients are those of the slices of all processes. `dtype`: what the network computes in, by autocast if half;
-        `recompute`: names of stages to recompute in the backward pass.
+        `recompute`: names of stages to recompute in the backward pass; `seeds`: one per slice, for a network that drops
+        at random.
         """
         self.network.zero_grad(set_to_none=True)
         scaler = self._scaler_of(dtype)
 
-        def logits_of(slices_NCHW: Tensor) -> Tensor:
+        def logits_of(part: tuple[Tensor, Sequence[int]]) -> Tensor:
+            slices_NCHW, drawn = part
+            draw(drawn)
             # Without autocast's cache, which would keep a half copy of every weight although each is used once.
             with torch.autocast(self._device.type, dtype, enabled=dtype.itemsize < 4, cache_enabled=False):
                 return self.network(_to_device(slices_NCHW, self._device, dtype))  # type: ignore[no-any-return]
 
-        with recomputed(self.network, recompute):
-            loss = backward_loss(self.loss, logits_of, micro_batches, scaler.scale, parallel.add_up)
+        starts = accumulate((len(target) for _, target in micro_batches), initial=0)
+        parts = [
+            ((slices_NCHW, seeds[start : start + len(slices_NCHW)]), target_NKHW)
+            for start, (slices_NCHW, target_NKHW) in zip(starts, micro_batches, strict=False)
+        ]
+        with recomputed(self.network, recompute), dropping(self.network) as draw:
+            loss = backward_loss(self.loss, logits_of, parts, scaler.scale, parallel.add_up)
         with self._retryable(scaler):
             for parameter in self.network.parameters():
                 if parameter.grad is not None:
@@ -140,19 +166,24 @@ class TrainingStep:
         learning_rate: float,
         dtype: torch.dtype,
         recompute: Collection[str] = (),
+        seeds: Sequence[int] = (),
     ) -> Outcome:
         """Take one optimisation step; arguments as `compute_gradients`.
 
         After an exception, such as torch.OutOfMemoryError, the step can be tried again.
         """
-        loss, norm = self.compute_gradients(micro_batches, dtype, recompute)
+        loss, norm = self.compute_gradients(micro_batches, dtype, recompute, seeds)
         outcome, scaler = Outcome(float(loss), float(norm)), self._scaler_of(dtype)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         with self._retryable(scaler):
             if outcome.stepped:
-                scaler.step(self.optimizer)
+                self.follow_gradients(dtype)
             scaler.update()
         return outcome
+
+    def follow_gradients(self, dtype: torch.dtype) -> None:
+        """Change the weights along the gradients that were computed in `dtype`."""
+        self._scaler_of(dtype).step(self.optimizer)
 
     def _scaler_of(self, dtype: torch.dtype) -> torch.amp.GradScaler:
         return self.scaler if dtype == torch.float16 else self._no_scaler

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -190,9 +190,17 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in self._seen:
-                self._seen[storage._cdata] = counted = _Counted(_in_blocks(storage))
-                weakref.finalize(storage, self._forget, storage._cdata)
-                self._change(counted, +1)
+                self._follow(storage, _in_blocks(storage))
+
+    def leave_out(self, *tensors: Tensor) -> None:
+        """Do not count tensors, not counted so far, that lie in host memory also where the CPU is the device."""
+        for tensor in tensors:
+            self._follow(tensor.untyped_storage(), 0)
+
+    def _follow(self, storage: torch.UntypedStorage, size: int) -> None:
+        self._seen[storage._cdata] = counted = _Counted(size)
+        weakref.finalize(storage, self._forget, storage._cdata)
+        self._change(counted, +1)
 
     def name(self, kind: str, *tensors: Tensor) -> None:
         """Count tensors as a kind, such as `parameters`; all others are `activations`."""
@@ -222,14 +230,16 @@ class LiveBytes(TorchDispatchMode):
 class PeakMeter:
     """Measures peak bytes while the `with` block runs: the allocator's figure on CUDA, live tensors on the CPU.
 
-    `resident`: tensors that exist before the block and are counted too (CPU only; CUDA's allocator knows them).
+    `resident`: tensors that exist before the block and are counted too; `on_host`: tensors that are not counted,
+    because on a card they would lie in host memory (both for the CPU only; CUDA's allocator knows them).
     """
 
-    def __init__(self, device: torch.device, *resident: Tensor) -> None:
+    def __init__(self, device: torch.device, *resident: Tensor, on_host: Sequence[Tensor] = ()) -> None:
         self._device = device
         self._counter = LiveBytes()
         if device.type == "cpu":
             self._counter.track(*resident)
+            self._counter.leave_out(*on_host)
 
     def __enter__(self) -> PeakMeter:
         if self._device.type == "cuda":

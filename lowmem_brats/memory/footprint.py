@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lowmem_brats.config import NetworkConfig
+from lowmem_brats.config import DICE, NetworkConfig, Objective
 from lowmem_brats.engine.losses import find_loss
 from lowmem_brats.engine.step import (
     TrainingStep,
@@ -26,6 +26,19 @@ from lowmem_brats.engine.step import (
 )
 from lowmem_brats.memory.device import LiveBytes, storage_bytes
 from lowmem_brats.networks import SliceNetwork, build_network
+from lowmem_brats.networks.drop import set_rates
+
+
+@dataclass(frozen=True)
+class Concessions:
+    """What a training step does to need less memory; its result stays the same."""
+
+    micro_batch: int
+    """Slices on the device at once."""
+    recompute: tuple[str, ...] = ()
+    """Names of stages that are recomputed in the backward pass."""
+    state_on_host: bool = False
+    """Whether the optimizer's state lies in host memory."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class Footprint:
     gradients: int = 0
     """Gradients that are complete at that moment; the peak can come before there are any."""
     optimizer: int = 0
-    """Adam's two moments."""
+    """Adam's two moments, unless they lie in host memory."""
     activations: int = 0
     """Everything else: the micro-batch, the maps, and what is kept for the backward pass."""
 
@@ -68,18 +81,19 @@ def training_footprint(
     network: NetworkConfig,
     size_HW: tuple[int, int],
     batch: int,
-    micro_batch: int,
     dtype: torch.dtype,
     device: torch.device,
-    recompute: tuple[str, ...] = (),
-    loss: str = "dice",
+    concessions: Concessions,
+    objective: Objective = DICE,
 ) -> Footprint:
     """Bytes of a training step from the second on, when Adam's moments exist: its gradients, then Adam.
 
-    `batch`, `micro_batch`: slices; `dtype`: what the network computes in; `recompute`: names of stages; `loss`: as
-    `engine.losses.find_loss` knows it. At most two micro-batches are counted: all later ones are like the second.
+    `batch`: slices; `dtype`: what the network computes in. At most two micro-batches are counted: all later ones are
+    like the second. RAdam needs what Adam needs.
     """
     model = _outline(network, torch.float32, device)
+    set_rates(model, objective.stochastic_depth, objective.spatial_dropout)
+    micro_batch = concessions.micro_batch
     with _without_data()():
         _fill(model)
         micro_batches = [
@@ -87,16 +101,19 @@ def training_footprint(
             for size in (micro_batch, min(micro_batch, batch - micro_batch))
             if size
         ]
-        step = TrainingStep(model.train(), find_loss(loss))
+        step = TrainingStep(model.train(), find_loss(objective.loss))
+        step.optimizer.keep_state(concessions.state_on_host)
+        _begin(step.optimizer)
         counter = LiveBytes()
         counter.name("parameters", *model.parameters(), *model.buffers())
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(lambda p: counter.name("gradients", p.grad))
+        counter.leave_out(*step.on_host())
+        counter.name("optimizer", *([] if concessions.state_on_host else step.moments()))
         with counter:
-            _begin(step.optimizer)
-            counter.name("optimizer", *step.moments())
-            step.compute_gradients(micro_batches, dtype, recompute)
-            step.optimizer.step()
+            loss_and_norm = step.compute_gradients(micro_batches, dtype, concessions.recompute, range(batch))
+            step.follow_gradients(dtype)
+            del loss_and_norm
         return Footprint(**counter.at_peak)
 
 

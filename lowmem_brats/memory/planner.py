@@ -6,21 +6,21 @@ never gives a slower plan.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 import torch
 
-from lowmem_brats.config import NetworkConfig
+from lowmem_brats.config import DICE, NetworkConfig, Objective
 from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory.budget import MIB, MemoryBudget, format_budget, format_bytes
+from lowmem_brats.memory.concessions import stages_to_recompute, training_rows
 from lowmem_brats.memory.footprint import (
+    Concessions,
     Footprint,
     inference_footprint,
-    stage_bytes,
     training_footprint,
     treats_slices_apart,
 )
@@ -29,14 +29,6 @@ from lowmem_brats.networks import has_width, stride_of, title_of
 BATCHES = {"cpu": (4, 2, 1), "cuda": (32, 16, 8, 4, 2, 1)}
 """Slices per forward pass, fastest first. On the CPU more than four bring nothing; compared with four, one at a time
 takes 1.25 times as long (U-Net of width 24; EMCAD-B0: 2.0)."""
-
-RECOMPUTING = {"none": 0.0, "widest": 0.10, "all": 0.28}
-"""Stages that are recomputed in the backward pass → the time that this adds to a step, as a share of it.
-
-The share is that of the stages' operations in a step of the U-Net, with a backward pass of twice the forward pass."""
-
-TWO_PASSES = 0.33
-"""Share of a step's time that micro-batches of any size add: one more forward pass, a third of a step."""
 
 LADDER = tuple(size * MIB for size in (256, 512, 1024, 1536, 2048, 4096, 6144, 8192))
 """Bytes of the budgets that `plan` shows: the memory of small and old cards."""
@@ -80,6 +72,8 @@ class TrainPlan:
     """A key of RECOMPUTING."""
     stages: tuple[str, ...] = ()
     """The names of the stages that `recompute` stands for."""
+    state_on_host: bool = False
+    """Whether the optimizer's state lies in host memory."""
     relative_time: float = 1.0
     """Estimated time of a step, relative to a step without any limit."""
     predicted_bytes: int = 0
@@ -88,6 +82,14 @@ class TrainPlan:
     """As in InferencePlan."""
     reserve_bytes: int = 0
     """As in InferencePlan."""
+
+    @property
+    def conceded(self) -> str:
+        """In words, what has been conceded; empty for nothing."""
+        conceded = [f"{self.micro_batch} of {self.batch} slices at once"] if self.micro_batch < self.batch else []
+        conceded += [f"recomputing {self.recompute} stages"] if self.recompute != "none" else []
+        conceded += ["the optimizer's state in host memory"] if self.state_on_host else []
+        return ", ".join(conceded)
 
 
 Plan = TypeVar("Plan", InferencePlan, TrainPlan)
@@ -124,47 +126,53 @@ def plan_train(
     budget: MemoryBudget,
     device: str,
     precision: str,
-    loss: str = "dice",
+    objective: Objective = DICE,
     smallest: bool = False,
 ) -> TrainPlan:
     """Find the fastest plan for training with `batch` slices per step inside a budget; arguments as `plan_inference`.
 
-    `loss`: as `engine.losses.find_loss` knows it. Raises BudgetError if nothing fits, and InputError as `check_slices`.
+    Raises BudgetError if nothing fits, and InputError as `check_slices`.
     """
     check_slices(network, size_HW, batch)
     where = torch.device(device)
 
     def count(config: NetworkConfig, plan: TrainPlan, name: str) -> Footprint:
-        return training_footprint(config, size_HW, batch, plan.micro_batch, DTYPES[name], where, plan.stages, loss)
+        return training_footprint(config, size_HW, batch, DTYPES[name], where, _concessions(plan), objective)
 
     plans = [
         TrainPlan(
             device,
             precision,
             batch,
-            micro_batch,
-            recompute,
-            stages_to_recompute(network, size_HW, recompute, DTYPES[precision], where),
-            relative_time,
+            row.micro_batch,
+            row.recompute,
+            stages_to_recompute(network, size_HW, row.recompute, DTYPES[precision], where),
+            row.state_on_host,
+            row.relative_time,
         )
-        for recompute, micro_batch, relative_time in training_rows(batch, treats_slices_apart(network))
+        for row in training_rows(batch, treats_slices_apart(network))
     ]
-    # Among plans with the same number of passes, the one with most recomputing and fewest slices at once needs least.
+    # Among plans with the same number of passes, the one that concedes most needs least.
     # Between one pass and two it is open: two hold the gradients during a forward pass, which can outweigh the maps
     # that they spare. So both ends are compared.
-    ends = [plan for plan in plans if plan.recompute == "all" and plan.micro_batch in (batch, 1)]
+    most = [plan for plan in plans if plan.recompute == "all" and plan.state_on_host]
+    ends = [plan for plan in most if plan.micro_batch in (batch, 1)]
     return _choose(network, plans, ends, budget, count, smallest)
 
 
-def leaner_plan(plan: TrainPlan, network: NetworkConfig, size_HW: tuple[int, int], loss: str) -> TrainPlan:
+def _concessions(plan: TrainPlan) -> Concessions:
+    return Concessions(plan.micro_batch, plan.stages, plan.state_on_host)
+
+
+def leaner_plan(plan: TrainPlan, network: NetworkConfig, size_HW: tuple[int, int], objective: Objective) -> TrainPlan:
     """Find the fastest plan that needs less than a `plan` that did not fit after all.
 
     Raises BudgetError if there is none.
     """
     where, dtype = torch.device(plan.device), DTYPES[plan.precision]
-    need = training_footprint(network, size_HW, plan.batch, plan.micro_batch, dtype, where, plan.stages, loss).total
+    need = training_footprint(network, size_HW, plan.batch, dtype, where, _concessions(plan), objective).total
     budget = MemoryBudget(need - 1 + plan.reserve_bytes, plan.reserve_bytes)
-    return plan_train(network, size_HW, plan.batch, budget, plan.device, plan.precision, loss)
+    return plan_train(network, size_HW, plan.batch, budget, plan.device, plan.precision, objective)
 
 
 def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 1) -> None:
@@ -180,39 +188,6 @@ def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 
             f"multiples of {stride} from {stride} to {LARGEST_SIDE}",
             f"The nearest is --size {nearest[0]} {nearest[1]}.",
         )
-
-
-def training_rows(batch: int, micro_batches: bool) -> list[tuple[str, int, float]]:
-    """The concessions in training as (stages recomputed, slices at once, relative time), the fastest first.
-
-    `batch`: slices per step; `micro_batches`: whether the batch may be cut into parts.
-    """
-    halvings = [math.ceil(batch / 2**i) for i in range(1, batch.bit_length() + 1)]
-    smaller = sorted({size for size in halvings if size < batch}, reverse=True) if micro_batches else []
-    rows = [(recompute, batch, 1 + cost) for recompute, cost in RECOMPUTING.items()]
-    for recompute, cost in RECOMPUTING.items():
-        rows += [(recompute, size, round(1 + TWO_PASSES + cost, 2)) for size in smaller]
-    return rows
-
-
-def stages_to_recompute(
-    network: NetworkConfig, size_HW: tuple[int, int], recompute: str, dtype: torch.dtype, device: torch.device
-) -> tuple[str, ...]:
-    """The stages that a key of RECOMPUTING stands for, in the network's order.
-
-    `widest` are the largest ones that together spare at least half of what `all` spares. The last stage is in neither:
-    its backward pass comes first, so everything that it would recompute is needed at once.
-    """
-    spared = stage_bytes(network, size_HW, dtype, device)
-    candidates = list(spared)[:-1]
-    if recompute != "widest":
-        return tuple(candidates) if recompute == "all" else ()
-    chosen: set[str] = set()
-    for name in sorted(candidates, key=lambda name: -spared[name]):
-        if 2 * sum(spared[n] for n in chosen) >= sum(spared[n] for n in candidates):
-            break
-        chosen.add(name)
-    return tuple(name for name in candidates if name in chosen)
 
 
 def ladder(

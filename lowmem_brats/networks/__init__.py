@@ -12,6 +12,7 @@ from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError, did_you_mean
 from lowmem_brats.networks.base import SliceNetwork, mismatches
 from lowmem_brats.networks.calibrate import calibrate
+from lowmem_brats.networks.drop import set_rates
 from lowmem_brats.networks.emcad import EMCAD
 from lowmem_brats.networks.resunet2d import ResUNet2d
 from lowmem_brats.networks.transbts2d import TransBTS2d
@@ -58,6 +59,11 @@ def title_of(config: NetworkConfig) -> str:
     return f"{config.name} of width {config.width}" if has_width(config) else config.name
 
 
+def check_rates(config: NetworkConfig, stochastic_depth: float, spatial_dropout: float) -> None:
+    """Raise InputError where the network cannot drop what it is to drop; arguments as `drop.set_rates`."""
+    set_rates(_outline(config), stochastic_depth, spatial_dropout)
+
+
 def adapted(state: Mapping[str, Tensor], config: NetworkConfig, output: int = 0) -> dict[str, Tensor]:
     """Adapt weights to the network of `config`, which may see more neighbours of a slice and have fewer outputs.
 
@@ -86,6 +92,7 @@ __all__ = [
     "adapted",
     "build_network",
     "calibrate",
+    "check_rates",
     "has_width",
     "mismatches",
     "padded_size",

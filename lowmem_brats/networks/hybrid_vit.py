@@ -2,9 +2,9 @@
 
 Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3 and table 1 (the hybrid of ResNet-50 and
 ViT-B/16); Kolesnikov et al. 2020, "Big Transfer (BiT)", for the residual network with standardised weights and group
-norm; Qiao et al. 2019, "Weight Standardization", eq. 3 to 5. Written from the papers. Differences: nothing is dropped
-at random, so that micro-batches are exact; the position table is interpolated for slices of other sizes than 224 × 224;
-the maximum after the first convolution is taken so that every map is exactly half as large as the one before it.
+norm; Qiao et al. 2019, "Weight Standardization", eq. 3 to 5. Written from the papers. Differences: branches are
+dropped at random only where it is asked for; the position table is interpolated for slices of other sizes than 224 ×
+224; the maximum after the first convolution is taken so that every map is exactly half as large as the one before it.
 Shape suffixes: N slices, L positions, E channels of a position, C channels, H W in-plane.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lowmem_brats.networks.drop import StochasticDepth
 from lowmem_brats.networks.group_norm import GroupNorm
 from lowmem_brats.networks.pvt_v2 import LayerNorm
 
@@ -129,6 +130,7 @@ class Layer(nn.Module):
         self.attention_norm, self.ffn_norm = LayerNorm(EMBEDDING, eps=1e-6), LayerNorm(EMBEDDING, eps=1e-6)
         self.query, self.key, self.value, self.out = (nn.Linear(EMBEDDING, EMBEDDING) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(EMBEDDING, HIDDEN), nn.Linear(HIDDEN, EMBEDDING)
+        self.drop1, self.drop2 = StochasticDepth(), StochasticDepth()
 
     def forward(self, positions_NLE: Tensor) -> Tensor:
         """[N, L, E] → [N, L, E]."""
@@ -137,5 +139,6 @@ class Layer(nn.Module):
             part(normed_NLE).unflatten(2, (HEADS, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
         )
         found = functional.scaled_dot_product_attention(*parts)
-        positions_NLE = positions_NLE + self.out(found.transpose(1, 2).flatten(2))
-        return positions_NLE + self.fc2(functional.gelu(self.fc1(self.ffn_norm(positions_NLE))))  # type: ignore[no-any-return]
+        positions_NLE = positions_NLE + self.drop1(self.out(found.transpose(1, 2).flatten(2)))
+        hidden = functional.gelu(self.fc1(self.ffn_norm(positions_NLE)))
+        return positions_NLE + self.drop2(self.fc2(hidden))  # type: ignore[no-any-return]

@@ -2,7 +2,7 @@
 
 Source: Wang et al. 2022, "PVT v2: Improved Baselines with Pyramid Vision Transformer", section 3 and table 1. Written
 from the paper; parameters are named as in the authors' checkpoints (github.com/whai362/PVT, Apache-2.0), so that they
-can be loaded. Differences: nothing is dropped at random, so that micro-batches are exact; no classification head.
+can be loaded. Differences: branches are dropped at random only where it is asked for; no classification head.
 Shape suffixes: N slices, C channels, H W in-plane, L = H·W. Inside, channels come last (NHWC) for the linear layers and
 norms; convolutions see the same bytes as NCHW.
 """
@@ -22,6 +22,7 @@ from torch.nn import functional
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import WeightsError
 from lowmem_brats.networks.base import mismatches
+from lowmem_brats.networks.drop import StochasticDepth
 
 
 class Layout(NamedTuple):
@@ -117,11 +118,12 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, reduction)
         self.norm2 = LayerNorm(width, eps=1e-6)
         self.mlp = FeedForward(width, expansion * width)
+        self.drop1, self.drop2 = StochasticDepth(), StochasticDepth()
 
     def forward(self, features_NHWC: Tensor) -> Tensor:
         """[N, H, W, C] → [N, H, W, C]."""
-        features_NHWC = features_NHWC + self.attn(self.norm1(features_NHWC))
-        return features_NHWC + self.mlp(self.norm2(features_NHWC))  # type: ignore[no-any-return]
+        features_NHWC = features_NHWC + self.drop1(self.attn(self.norm1(features_NHWC)))
+        return features_NHWC + self.drop2(self.mlp(self.norm2(features_NHWC)))  # type: ignore[no-any-return]
 
 
 class EncoderStage(nn.Module):

@@ -2,8 +2,9 @@
 
 Source: Wang et al. 2022, "Med-DANet: Dynamic Architecture Network for Efficient Medical Volumetric Segmentation",
 section 3.2, and Wang et al. 2021, "TransBTS: Multimodal Brain Tumor Segmentation Using Transformer", whose encoder and
-decoder it has in two dimensions. Widths 12 and 16 are the paper's. Written from the papers. Differences: nothing is
-dropped at random, so that micro-batches are exact; group norm unless batch norm is asked for; a logit per region.
+decoder it has in two dimensions. Widths 12 and 16 are the paper's. Written from the papers. Differences: channels
+are dropped only where it is asked for, and never in evaluation; group norm unless batch norm is asked for; a logit per
+region.
 Shape suffixes: N slices, C channels, H W in-plane.
 """
 
@@ -17,10 +18,23 @@ from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.networks.base import PRIOR, SliceNetwork
+from lowmem_brats.networks.drop import SpatialDropout
 from lowmem_brats.networks.group_norm import norm_of
 
 BLOCKS = (1, 2, 2, 4)
 """Residual blocks at each level of the encoder; the decoder has one at each."""
+
+
+class FirstConv(nn.Conv2d):
+    """The first convolution, after which training may drop channels: [N, c_in, H, W] → [N, c_out, H, W]."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 3, padding=1)
+        self.drop = SpatialDropout(c_out)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """See the class."""
+        return self.drop(super().forward(input))  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):
@@ -64,7 +78,7 @@ class ResUNet2d(SliceNetwork):
         widths = [width * 2**level for level in range(len(BLOCKS))]
         self.down = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(c_in, c_out, 3, stride=2 if level else 1, padding=1),
+                nn.Conv2d(c_in, c_out, 3, stride=2, padding=1) if level else FirstConv(c_in, c_out),
                 *(ResidualBlock(c_out, config.norm) for _ in range(BLOCKS[level])),
             )
             for level, (c_in, c_out) in enumerate(zip([config.channels, *widths], widths, strict=False))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
+from lowmem_brats.networks.drop import StochasticDepth
 from lowmem_brats.networks.group_norm import norm_of
 from lowmem_brats.networks.hybrid_vit import stretched
 from lowmem_brats.networks.pvt_v2 import LayerNorm
@@ -33,14 +34,15 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = LayerNorm(EMBEDDING), LayerNorm(EMBEDDING)
         self.qkv, self.proj = nn.Linear(EMBEDDING, 3 * EMBEDDING, bias=False), nn.Linear(EMBEDDING, EMBEDDING)
         self.fc1, self.fc2 = nn.Linear(EMBEDDING, HIDDEN), nn.Linear(HIDDEN, EMBEDDING)
+        self.drop1, self.drop2 = StochasticDepth(), StochasticDepth()
 
     def forward(self, positions_NLE: Tensor) -> Tensor:
         """[N, L, E] → [N, L, E]."""
         heads = self.qkv(self.norm1(positions_NLE)).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         found = functional.scaled_dot_product_attention(*heads)
-        positions_NLE = positions_NLE + self.proj(found.transpose(1, 2).flatten(2))
+        positions_NLE = positions_NLE + self.drop1(self.proj(found.transpose(1, 2).flatten(2)))
         hidden = functional.gelu(self.fc1(self.norm2(positions_NLE)))
-        return positions_NLE + self.fc2(hidden)  # type: ignore[no-any-return]
+        return positions_NLE + self.drop2(self.fc2(hidden))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):

@@ -4,7 +4,7 @@ Source: Ronneberger, Fischer, Brox 2015 (U-Net); widths and use as three binary 
 Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation", section II-B. Differences, to save
 memory or to keep micro-batches exact: zero padding, because reflection needs 44 % more at the training peak; no norm,
 as in Ronneberger's, or group norm, instead of batch norm; no bias if a norm follows; one logit instead of two channels,
-without a ReLU before it.
+without a ReLU before it. Training may drop channels where Ronneberger's drops, at the end of the encoder.
 Written from the paper. Shape suffixes: N slices, C channels, H W in-plane.
 """
 
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.networks.base import PRIOR, SliceNetwork
+from lowmem_brats.networks.drop import SpatialDropout
 from lowmem_brats.networks.group_norm import norm_of
 
 
@@ -71,6 +72,7 @@ class UNet2d(SliceNetwork):
             DoubleConv(c_in, c_out, config.norm, pooled=level > 0)
             for level, (c_in, c_out) in enumerate(zip([config.channels, *widths], widths, strict=False))
         )
+        self.drop = SpatialDropout(widths[-1])
         self.up = nn.ModuleList(Up(c_out, config.norm) for c_out in reversed(widths[:-1]))
         self.head = nn.Conv2d(config.width, config.outputs, 1)
         nn.init.constant_(self.head.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
@@ -96,7 +98,7 @@ class UNet2d(SliceNetwork):
         for block in self.down:
             features = block(features)
             skips.append(features)
-        skips.pop()
+        features = self.drop(skips.pop())
         for block in self.up:
             features = block(features, skips.pop())
         return self.head(features)  # type: ignore[no-any-return]

@@ -68,7 +68,8 @@ class Batches:
             shape_NCHW = (len(rows), len(MODALITIES), height, width)
             symmetric_N = np.array([view.symmetric for view in VIEWS])[rows[:, 1]]
             augmentation = sample_augmentation(rng, shape_NCHW, config.modality_dropout, symmetric_N)
-        return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation, border)
+        seeds = rng.integers(2**32, size=len(rows)).tolist()
+        return Batch(slices_NCHW, targets_of(depth_N1HW, self._regions), augmentation, border, seeds)
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, self._regions[0].depth, purpose, number])
@@ -83,6 +84,8 @@ class Batch:
     augmentation: Augmentation | None
     border: int = 0
     """Pixels at each edge that are there for the augmentation only, and are cut off after it."""
+    seeds: Sequence[int] = ()
+    """One per slice, of what a network drops at random."""
 
     def micro_batches(self, size: int, device: str) -> list[tuple[Tensor, Tensor]]:
         """Cut the batch into parts of at most `size` slices, augment each on `device` and bring it back to the host."""

@@ -25,6 +25,7 @@ from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory.device import PeakMeter, out_of_memory, storage_bytes
 from lowmem_brats.memory.planner import TrainPlan, leaner_plan
 from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks.drop import set_rates
 from lowmem_brats.segment.stack import empty_cache
 from lowmem_brats.train.batches import Batch, Batches
 from lowmem_brats.train.schedule import WeightAverage, learning_rate, stops_early
@@ -68,10 +69,13 @@ class NetworkTraining:
         self.plans = {plan.precision: plan for plan in plans}
         self.state = TrainingState(
             network,
-            TrainingStep(network, find_loss(config.loss), config.weight_decay, config.clip_norm),
+            TrainingStep(network, find_loss(config.loss), config.weight_decay, config.clip_norm, config.optimizer),
             WeightAverage(network, config.average),
             PrecisionController(plans[0].precision, plans[-1].precision),
         )
+        set_rates(network, config.stochastic_depth, config.spatial_dropout)
+        # Before a checkpoint is loaded, which the device might have no room for.
+        self.state.step.optimizer.keep_state(plans[0].state_on_host)
         self._counted = time.monotonic()
 
     @property
@@ -138,9 +142,10 @@ class NetworkTraining:
         while True:
             plan = self.plans[precision]
             try:
+                self.state.step.optimizer.keep_state(plan.state_on_host)
                 parts = batch.micro_batches(plan.micro_batch, plan.device)
                 with self._metered(plan):
-                    return self.state.step.take(parts, rate, DTYPES[precision], plan.stages)
+                    return self.state.step.take(parts, rate, DTYPES[precision], plan.stages, batch.seeds)
             except torch.OutOfMemoryError as error:
                 # With several processes there is no second try: the others wait for the sums of this step.
                 leaner = self._leaner(plan) if parallel.size() == 1 else None
@@ -149,15 +154,13 @@ class NetworkTraining:
             # Outside the except block, because only here has the failed step released its tensors.
             self.network.zero_grad(set_to_none=True)
             empty_cache()
-            now = f"{leaner.micro_batch} of {leaner.batch} slices at once"
-            now += f", recomputing {leaner.recompute} stages" if leaner.recompute != "none" else ""
-            self.history.notes.append(f"the card ran out of memory: from now on {now}")
+            self.history.notes.append(f"the card ran out of memory: from now on {leaner.conceded}")
             self.plans[precision] = leaner
 
     def _leaner(self, plan: TrainPlan) -> TrainPlan | None:
         """The fastest plan that needs less than this one, or None."""
         try:
-            return leaner_plan(plan, self.config.network, self.batches.size_HW, self.config.loss)
+            return leaner_plan(plan, self.config.network, self.batches.size_HW, self.config.objective)
         except BudgetError:
             return None
 
@@ -167,7 +170,8 @@ class NetworkTraining:
         if not self.state.step.moments() or plan.precision in self.history.peaks:
             yield
             return
-        with PeakMeter(torch.device(plan.device), *self.state.step.resident()) as meter:
+        step = self.state.step
+        with PeakMeter(torch.device(plan.device), *step.resident(), on_host=step.on_host()) as meter:
             yield
         self.history.peaks[plan.precision] = meter.peak_bytes
 

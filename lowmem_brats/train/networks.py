@@ -176,11 +176,11 @@ def _plan(run: Run, precision: str) -> list[TrainPlan]:
     share = -(-config.batch // parallel.size())
     size_HW = window_of(frame_of(run.training, config.network.views), config.window)
     arguments = config.network, size_HW, share, run.budget, device
-    plans = [plan_train(*arguments, precision, config.loss)]
+    plans = [plan_train(*arguments, precision, config.objective)]
     run.tell.on_plan(plans[0])
     if config.precision == "auto" and precision != "fp32":
         try:
-            plans.append(plan_train(*arguments, "fp32", config.loss))
+            plans.append(plan_train(*arguments, "fp32", config.objective))
         except BudgetError:
             run.note(f"fp32 does not fit in {config.vram}: training stays in {precision} also when it is unstable")
     return plans
@@ -198,7 +198,8 @@ def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
             network.load_state_dict(_finetuned(config, group))
         validation = [case for case in run.validation if holds_slices(case, group[0], config.network.views)]
         # Without patients to validate on, no epoch is better than the others.
-        watched = config if validation else replace(config, patience=None, schedule="cosine")
+        schedule = "cosine" if config.schedule == "plateau" and not validation else config.schedule
+        watched = config if validation else replace(config, patience=None, schedule=schedule)
         training = NetworkTraining(group, network, run.training, validation, watched, plans)
         paths |= dict.fromkeys(group, _train_network(run, training))
         plans = list(training.plans.values())  # with smaller micro-batches where the card ran out of memory

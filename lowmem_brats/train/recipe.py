@@ -12,7 +12,7 @@ from lowmem_brats.engine.losses import find_loss
 from lowmem_brats.errors import InputError
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget
-from lowmem_brats.networks import stride_of
+from lowmem_brats.networks import check_rates, stride_of
 
 MAY_CHANGE = ("regions", "device", "precision", "vram", "epochs", "max_seconds", "patience", "strict", "allow_missing")
 """Options that may change when a training is resumed; any other would make it another training."""
@@ -21,13 +21,15 @@ MAY_CHANGE = ("regions", "device", "precision", "vram", "epochs", "max_seconds",
 def check_recipe(config: TrainConfig) -> tuple[torch.device, MemoryBudget, list[str]]:
     """The device of this process, its budget, and notes on the choice.
 
-    Raises InputError for a loss, network or device that does not exist, and for what several processes cannot share.
+    Raises InputError for a loss, network or device that does not exist, for what several processes cannot share, and
+    for what the network cannot drop.
     """
     if config.batch < parallel.size():
         raise InputError("--batch", str(config.batch), f"{parallel.size()} or more, one per process", "Raise it.")
     if config.network.norm == "batch" and parallel.size() > 1:
         raise InputError("batch norm", "several processes", "one, whose statistics are the batch's", "Use 'group'.")
     find_loss(config.loss)
+    check_rates(config.network, config.stochastic_depth, config.spatial_dropout)
     if config.window % (stride := stride_of(config.network)):
         expected = f"a multiple of {stride} for {config.network.name}, or 0"
         raise InputError("--window", str(config.window), expected, "Choose one.")

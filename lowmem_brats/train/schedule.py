@@ -14,17 +14,25 @@ from torch import Tensor, nn
 from lowmem_brats.config import TrainConfig
 
 PLATEAU_EPOCHS = 5  # after so many epochs without a better score the learning rate is halved
+CYCLES = 3  # of the learning rate with warm restarts; each is twice as long as the one before
 AVERAGE_EVERY = 10  # steps; the average lies on the host, and copying the weights there takes time
 
 
 def learning_rate(config: TrainConfig, steps: int, progress: float, scores: Sequence[float]) -> float:
     """The learning rate of the next step.
 
+    With restarts it falls along CYCLES half cosines, after Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient
+    Descent with Warm Restarts", so that the last one ends with the training: it restarts after 1/7 and 3/7 of it.
+
     `steps`: steps taken so far; `progress`: share of the training that is over, 0 to 1; `scores`: one per epoch, higher
     is better.
     """
     rate = config.learning_rate * min(1.0, (steps + 1) / max(config.warmup, 1))
-    if config.schedule == "cosine":
+    if config.schedule == "restarts":
+        place = 1 + progress * (2**CYCLES - 1)  # cycle k lasts from 2^k to 2^(k+1)
+        cycle = min(int(math.log2(place)), CYCLES - 1)
+        progress = place / 2**cycle - 1
+    if config.schedule in ("cosine", "restarts"):
         return rate * (1 + math.cos(math.pi * progress)) / 2
     best, waited, halvings = -math.inf, 0, 0
     for score in scores:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lowmem_brats.engine.precision import PrecisionController
@@ -126,8 +125,7 @@ class TrainingState:
         self.average.load(parts.pop("average"), values["updates"])
         for name, parameter in self.network.named_parameters():
             for kind, moments in parts.items():
-                like = parameter.detach() if moments[name].ndim else moments[name].to(parameter.device)
-                self.step.optimizer.state[parameter][kind] = torch.empty_like(like).copy_(moments[name])
+                self.step.optimizer.load(parameter, kind, moments[name])
         self.history = History.of(values["history"])
         self.controller.restore(values["controller"])
         self.step.scaler.load_state_dict(values["scaler"])

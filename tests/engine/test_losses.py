@@ -66,6 +66,7 @@ EQUATIONS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "ce": lambda p_NKHW, g_NKHW: fmean(-log(r) for r in right(p_NKHW, g_NKHW)),
     "balanced-ce": class_balanced,
     "focal": lambda p_NKHW, g_NKHW: fmean(-((1 - r) ** 2) * log(r) for r in right(p_NKHW, g_NKHW)),
+    "focal1": lambda p_NKHW, g_NKHW: fmean(-(1 - r) * log(r) for r in right(p_NKHW, g_NKHW)),
 }
 
 
@@ -119,6 +120,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
         ("slice-dice", (0.5 * (1 - 1.6001 / 2.3001) + 0.5 * (1 - 1.0001 / 1.7001) + 1 - 0.0001 / 0.7001) / 2),
         ("ce", -(log(0.8) + log(0.5)) / 2),
         ("focal", -(0.04 * log(0.8) + 0.25 * log(0.5)) / 2),
+        ("focal1", -(0.2 * log(0.8) + 0.5 * log(0.5)) / 2),
         # α is 1 of the one pixel and (1−β) / (1−β³) = 1 / (1+β+β²), about a third, of the other three.
         ("balanced-ce", -(log(0.8) + THIRD * (2 * log(0.5) + log(0.8))) / (1 + 3 * THIRD)),
     ],

@@ -13,12 +13,13 @@ from lowmem_brats.config import NetworkConfig
 from lowmem_brats.engine.losses import find_loss
 from lowmem_brats.engine.step import NO_MEMORY, TrainingStep, place, predict_batch, split_batch
 from lowmem_brats.networks import build_network
+from lowmem_brats.networks.drop import set_rates
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 RATE = 1e-2
 
 
-def fresh(**settings: float) -> TrainingStep:
+def fresh(**settings: Any) -> TrainingStep:
     """Always the same weights."""
     torch.manual_seed(0)
     network = place(build_network(NetworkConfig(width=8, depth=1)), torch.device("cpu"))
@@ -176,6 +177,27 @@ def test_a_step_is_the_full_batchs_whatever_is_cut_or_recomputed(recompute: tupl
     assert float(norm) == pytest.approx(float(expected_norm), rel=1e-12)
     difference = [a - b for a, b in zip(gradients(step), gradients(whole), strict=True)]
     assert norm_of(difference) < 1e-12 * norm_of(gradients(whole))
+
+
+@pytest.mark.parametrize("recompute", [(), ("down.0", "down.1", "up.0")])
+def test_what_is_dropped_at_random_is_the_same_in_every_micro_batch_and_recomputation(
+    recompute: tuple[str, ...],
+) -> None:
+    slices_NCHW, target_NKHW = (torch.cat(parts) for parts in zip(*batch(), strict=True))
+    found: dict[tuple[int, int], list[Tensor]] = {}
+    for size in (3, 2, 1):
+        for seed in (0, 1):
+            step = fresh()
+            step.network.double()
+            set_rates(step.network, 0.0, 0.5)
+            parts = split_batch(slices_NCHW, target_NKHW, size)
+            step.compute_gradients(parts, torch.float64, recompute if size < 3 else (), [seed, 7, 8])
+            found[size, seed] = gradients(step)
+    for seed in (0, 1):
+        for size in (2, 1):
+            difference = [a - b for a, b in zip(found[size, seed], found[3, seed], strict=True)]
+            assert norm_of(difference) < 1e-12 * norm_of(found[3, seed])
+    assert not equal(found[3, 0], found[3, 1]), "else nothing was dropped"
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])

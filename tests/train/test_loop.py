@@ -32,7 +32,10 @@ Make = Callable[..., NetworkTraining]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """`make(config, seed=0, regions=(WT,), formats=("fp32",))`: a training on one easy case, another to validate on."""
+    """`make(config, seed=0, regions=(WT,), formats=("fp32",))`: a training on one easy case, another to validate on.
+
+    `on_host`: with the optimizer's state in host memory.
+    """
     cases = easy_cached(tmp_path, "case"), easy_cached(tmp_path, "held out", 1)
 
     def make(
@@ -40,11 +43,12 @@ def make(tmp_path: Path) -> Make:
         seed: int = 0,
         regions: tuple[Region, ...] = (Region.WT,),
         formats: tuple[str, ...] = ("fp32",),
+        on_host: bool = False,
     ) -> NetworkTraining:
         torch.manual_seed(seed)
         network = place(build_network(replace(config.network, outputs=len(regions))), torch.device("cpu"))
         config = replace(config, network=replace(config.network, outputs=len(regions)))
-        plans = [TrainPlan("cpu", name, config.batch, config.batch) for name in formats]
+        plans = [TrainPlan("cpu", name, config.batch, config.batch, state_on_host=on_host) for name in formats]
         return NetworkTraining(regions, network.train(), cases[:1], cases[1:], config, plans)
 
     return make
@@ -251,8 +255,8 @@ def test_running_out_of_memory_takes_the_next_leaner_plans_and_changes_nothing(
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
     assert cramped.plans["fp32"].micro_batch == 1
     assert [note.removeprefix("the card ran out of memory: from now on ") for note in cramped.history.notes] == [
-        "4 of 4 slices at once, recomputing widest stages",
-        "4 of 4 slices at once, recomputing all stages",
+        "recomputing widest stages",
+        "recomputing all stages",
         "2 of 4 slices at once",
         "1 of 4 slices at once",
     ]
@@ -301,6 +305,55 @@ def test_a_restored_training_goes_on_to_the_same_losses_and_weights(make: Make, 
     assert [replace(e, seconds=0, slices_per_second=0) for e in second.history.epochs] == [
         replace(e, seconds=0, slices_per_second=0) for e in whole.history.epochs
     ]
+
+
+@pytest.mark.parametrize("change", [{"spatial_dropout": 0.5}, {"optimizer": "radam"}, {"schedule": "restarts"}])
+def test_a_restored_training_drops_and_steps_as_it_would_have(make: Make, change: dict[str, object]) -> None:
+    config = replace(EASY, batch=1, epochs=3, **change)
+    expected = losses_of(make(config), 12)
+    first, second = make(config), make(config, seed=5)
+    assert losses_of(first, 5) == expected[:5]
+    tensors, state = first.state.save()
+    second.state.restore({key: value.clone() for key, value in tensors.items()}, json.loads(json.dumps(state)))
+    assert losses_of(second, 12) == expected[5:]
+    assert expected != losses_of(make(replace(EASY, batch=1, epochs=3)), 12), "else the option did nothing"
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_training_goes_on_from_a_state_that_lay_elsewhere(make: Make, on_host: bool) -> None:
+    """The checkpoint is the same, whether the optimizer's state lay on the device or in host memory."""
+    config = replace(EASY, batch=1, epochs=3)
+    expected = losses_of(make(config), 12)
+    first, second = make(config, on_host=not on_host), make(config, seed=5, on_host=on_host)
+    assert losses_of(first, 5) == expected[:5]
+    tensors, state = first.state.save()
+    second.state.restore({key: value.clone() for key, value in tensors.items()}, json.loads(json.dumps(state)))
+    assert len(second.state.step.on_host()) == on_host * len(second.state.step.moments())
+    assert losses_of(second, 12) == expected[5:]
+
+
+def test_a_card_that_runs_out_of_memory_has_the_state_taken_to_host_memory(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one step, when there is a state; a batch of 50 slices has this plan before all recomputing ones."""
+    config = replace(EASY, batch=50, epochs=3)
+    roomy, cramped = make(config), make(config)
+    expected = losses_of(roomy, 3)
+    losses = losses_of(cramped, 1)
+    forward, calls = cramped.network.forward, []
+
+    def cramped_forward(slices_NCHW: torch.Tensor) -> torch.Tensor:
+        if cramped.state.step.resident()[-1] is cramped.state.step.moments()[-1]:
+            calls.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(slices_NCHW)
+
+    monkeypatch.setattr(cramped.network, "forward", cramped_forward)
+    losses += losses_of(cramped, 3)
+    assert losses == expected
+    assert len(calls) == 1
+    assert cramped.history.notes == ["the card ran out of memory: from now on the optimizer's state in host memory"]
+    assert all(torch.equal(a, b) for a, b in zip(roomy.network.parameters(), cramped.network.parameters(), strict=True))
 
 
 def test_a_restored_precision_controller_remembers(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from easy_cases import EASY, TINY
 
+from lowmem_brats.config import NetworkConfig
 from lowmem_brats.errors import InputError
 from lowmem_brats.train import recipe
 from lowmem_brats.train.recipe import MAY_CHANGE, check_recipe, check_resumable
@@ -19,12 +20,19 @@ from lowmem_brats.train.recipe import MAY_CHANGE, check_recipe, check_resumable
         ({"loss": "disc"}, "--loss"),
         ({"network": replace(TINY, name="unet")}, "network"),
         ({"device": "tpu"}, "--device: 'tpu'"),
+        ({"stochastic_depth": 0.1}, "--stochastic-depth: 0.1 for UNet2d, which has no place for it"),
+        ({"spatial_dropout": 0.1, "network": NetworkConfig(name="emcad-b0")}, "--spatial-dropout: 0.1 for EMCAD"),
     ],
 )
 def test_what_does_not_exist_is_refused(change: dict[str, object], where: str) -> None:
     with pytest.raises(InputError) as caught:
         check_recipe(replace(EASY, **change))
     assert str(caught.value).startswith(where)
+
+
+def test_what_a_network_can_drop_is_let_through() -> None:
+    check_recipe(replace(EASY, spatial_dropout=0.1))
+    check_recipe(replace(EASY, stochastic_depth=0.1, network=NetworkConfig(name="emcad-b0")))
 
 
 def test_several_processes_need_a_slice_each_and_no_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +65,8 @@ def test_only_what_leaves_the_training_the_same_may_change(tmp_path: Path) -> No
         ({"seed": 1}, "seed 1; expected as it began: seed 0"),
         ({"loss": "ce"}, "loss ce; expected as it began: loss dice"),
         ({"validation": 0.3, "average": 0.9}, "average 0.9; validation 0.3; expected as it began: average 0.5; "),
+        ({"optimizer": "radam"}, "optimizer radam; expected as it began: optimizer adam"),
+        ({"spatial_dropout": 0.1}, "spatial dropout 0.1; expected as it began: spatial dropout 0.0"),
         ({"learning_rate": 0.1}, "learning rate 0.1; expected as it began: learning rate 0.01"),
         ({"fold": (1, 5)}, "fold 1 5; expected as it began: fold None"),
     ):

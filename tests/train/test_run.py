@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,31 @@ def test_the_measured_peak_of_a_training_is_the_predicted_one(
     assert [plan.precision for plan in report.plans] == ["fp32"]
     for network in report.networks.values():
         assert network.peak_bytes == {"fp32": report.plans[0].predicted_bytes}
+
+
+def test_a_training_with_its_state_in_host_memory_keeps_to_its_plan_and_can_be_resumed_without(
+    easy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SHORT, epochs=1, spatial_dropout=0.2, optimizer="radam", regions=("wt",))
+    with monkeypatch.context() as patch:
+        patch.setattr(train_networks, "plan_train", partial(train_networks.plan_train, smallest=True))
+        report = run(easy_data, tmp_path / "run", config)
+    (plan,), (network,) = report.plans, report.networks.values()
+    assert plan.state_on_host
+    assert network.peak_bytes == {"fp32": plan.predicted_bytes}
+    resumed = run(easy_data, tmp_path / "run", replace(config, epochs=2), resume=True)
+    assert not resumed.plans[0].state_on_host
+    assert len(resumed.networks["wt"].epochs) == 2
+
+
+def test_without_validation_a_schedule_that_needs_none_stays(
+    easy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, training = [], train_networks.NetworkTraining
+    monkeypatch.setattr(train_networks, "NetworkTraining", lambda *a: seen.append(a[4].schedule) or training(*a))
+    config = replace(SHORT, epochs=1, validation=0.0, schedule="restarts", regions=("wt",))
+    train_set(easy_data, tmp_path / "run", config)
+    assert seen == ["restarts"]
 
 
 def test_same_seed_same_weights(easy_data: Path, tmp_path: Path) -> None:
@@ -397,6 +423,7 @@ def test_one_case_is_not_enough(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from easy_cases import EASY

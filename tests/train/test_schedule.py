@@ -26,6 +26,16 @@ def test_the_cosine_falls_to_zero(progress: float, share: float) -> None:
     assert learning_rate(CONFIG, 100, progress, [0.5] * 50) == pytest.approx(0.4 * share)
 
 
+@pytest.mark.parametrize(
+    ("progress", "share"),
+    [(0, 1), (1 / 14, 0.5), (0.1428, 0), (0.1429, 1), (2 / 7, 0.5), (0.4285, 0), (0.4287, 1), (5 / 7, 0.5), (1, 0)],
+)
+def test_it_restarts_twice_each_time_for_twice_as_long(progress: float, share: float) -> None:
+    """Three half cosines of 1/7, 2/7 and 4/7 of the training."""
+    rate = learning_rate(replace(CONFIG, schedule="restarts"), 100, progress, [0.5] * 50)
+    assert rate == pytest.approx(0.4 * share, abs=1e-5)
+
+
 def test_no_warm_up() -> None:
     assert learning_rate(replace(CONFIG, warmup=0), 0, 0.0, []) == pytest.approx(0.4)
 
