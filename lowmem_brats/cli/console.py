@@ -84,12 +84,18 @@ def mebibytes(count: int) -> str:
 def show_plan(plan: InferencePlan | TrainPlan) -> None:
     """One line: how the network will run, and what that is predicted to need."""
     at_once = getattr(plan, "micro_batch", plan.batch)
-    how = f"{plan.device}, {plan.precision}, batch {plan.batch}"
+    how = f"{plan.device}, {plan.precision}, batch {plan.batch}{patch_of(plan)}"
     how += f" as {at_once} at once" if at_once < plan.batch else ""
     how += f", recomputing {recompute} stages" if (recompute := getattr(plan, "recompute", "none")) != "none" else ""
     parts = " + ".join(f"{name} {mebibytes(count)}" for name, count in plan.components.items() if count)
     reserve = f", and {mebibytes(plan.reserve_bytes)} kept for CUDA" if plan.reserve_bytes else ""
     err.print(f"plan: {how}; {mebibytes(plan.predicted_bytes)} predicted = {parts}{reserve}")
+
+
+def patch_of(plan: InferencePlan | TrainPlan) -> str:
+    """The patch of a plan, in words; empty for slices."""
+    patch_ZHW = getattr(plan, "patch_ZHW", ())
+    return f", patches of {' × '.join(map(str, patch_ZHW))}" if patch_ZHW else ""
 
 
 def show_peak(measured: int, plan: InferencePlan | TrainPlan | None, cuda_peak: dict[str, int] | None) -> None:
@@ -114,6 +120,8 @@ def show_segmentation(report: SegmentReport) -> None:
     out.print(f"seconds      {sum(report.seconds.values()):.2f} = {stages}")
     slices = [f"{name.upper()} {n['run']} run, {n['skipped']} skipped" for name, n in report.slices.items()]
     out.print(f"slices       {' · '.join(slices)}")
+    if patches := [f"{name.upper()} {run} run" for name, run in report.patches.items()]:
+        out.print(f"patches      {' · '.join(patches)}")
     if boxes := [f"{name.upper()} {len(inside)}" for name, inside in report.boxes.items()]:
         out.print(f"boxes        {' · '.join(boxes)}")
     if islands := report.doubtful_millilitres.get("wt"):

@@ -6,13 +6,13 @@ import os
 
 import torch
 
-from lowmem_brats.config import BRATS_SHAPE, NetworkConfig
+from lowmem_brats.config import BRAIN_SHAPE, NetworkConfig
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MIB, MemoryBudget, format_budget, format_bytes, parse_budget
 from lowmem_brats.memory.device import host_bytes
 from lowmem_brats.memory.planner import plan_inference
-from lowmem_brats.networks import padded_size
+from lowmem_brats.networks import usual_size
 
 
 def threads_of_worker(workers: int) -> int:
@@ -40,9 +40,8 @@ def vram_of_worker(vram: str, workers: int, device: torch.device, network: Netwo
         expected = f"at most {format_bytes(total)}, which {'this machine has' if on_cpu else 'the card has free'}"
         raise BudgetError(where, found, expected, f"Start at most {total // each}, or give each less with --vram.")
     try:
-        plan_inference(
-            network, padded_size(network, BRATS_SHAPE[:2]), MemoryBudget(each, reserve), str(device), precision
-        )
+        arguments = MemoryBudget(each, reserve), str(device), precision
+        plan_inference(network, usual_size(network), *arguments, brain_ZHW=BRAIN_SHAPE[::-1])
     except BudgetError as error:
         found = f"{format_bytes(total)} / {workers} = {format_bytes(each)} for each" if shared else format_bytes(each)
         raise BudgetError(where, f"{found}: {error.found}", error.expected, "Start fewer workers.") from error

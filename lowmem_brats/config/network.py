@@ -10,7 +10,6 @@ from lowmem_brats.config.setting import Check, Setting, check_settings, words
 from lowmem_brats.config.shared import MAIN, NETWORKS
 from lowmem_brats.errors import InputError
 
-
 LARGEST_PATCH = 512
 """Voxels along a side; no network was ever shown more at once."""
 
@@ -66,9 +65,9 @@ class NetworkConfig:
         Check("0 to 3 slices", lambda context: 0 <= context <= 3),
     ).default(0)
 
-    patch: str = Setting(check=Check("Z×H×W, such as 160x240x240", lambda text: not text or bool(sides_of(text)))).default(
-        ""
-    )
+    patch: str = Setting(
+        check=Check("Z×H×W, such as 160x240x240", lambda text: not text or bool(sides_of(text)))
+    ).default("")
     """Of a network of patches: the patch with which its authors run it, `160x240x240`; empty: the usual one."""
     tissues: bool = False
     """Whether the outputs are the background and three tissues that exclude each other, in place of regions."""

@@ -9,7 +9,6 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +17,7 @@ from lowmem_brats.config import MODALITIES
 from lowmem_brats.engine import parallel
 from lowmem_brats.engine.losses import Loss, backward_loss
 from lowmem_brats.engine.recompute import recomputed
-from lowmem_brats.networks import Network, PatchNetwork, SliceNetwork
-
-
-AnyNetwork = TypeVar("AnyNetwork", bound=Network)
+from lowmem_brats.networks import AnyNetwork, Network, PatchNetwork, SliceNetwork
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -44,7 +44,7 @@ def tilings(network: PatchNetwork, volume_ZHW: Sequence[int], brain_ZHW: Sequenc
 
     `volume_ZHW`, `brain_ZHW`: sizes of the volume and of the brain's bounding box. The others look at the brain only,
     with patches not larger than their authors', and not flat: a side is at least half as long as the longest, unless
-    it covers the brain or is one slice. Each of them is smaller than all before it, since it would be pointless otherwise.
+    it covers the brain or is one slice. Each is smaller than all before it, since it would be pointless otherwise.
     """
     own = _tiling(network.window_ZHW, volume_ZHW if network.whole else brain_ZHW, not network.whole)
     sides = (_sides(*each) for each in zip(brain_ZHW, network.window_ZHW, network.stride_ZHW, strict=True))

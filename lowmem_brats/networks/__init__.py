@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lowmem_brats.config import BRATS_SHAPE, NetworkConfig
 from lowmem_brats.errors import InputError, did_you_mean
-from lowmem_brats.networks.base import Network, PatchNetwork, SliceNetwork, mismatches
+from lowmem_brats.networks.base import AnyNetwork, Network, PatchNetwork, SliceNetwork, mismatches
 from lowmem_brats.networks.calibrate import calibrate
 from lowmem_brats.networks.emcad import EMCAD
 from lowmem_brats.networks.nnunet import NnUNet
@@ -120,6 +120,7 @@ def _outline(config: NetworkConfig) -> Network:
 
 __all__ = [
     "NETWORKS",
+    "AnyNetwork",
     "Network",
     "PatchNetwork",
     "SliceNetwork",

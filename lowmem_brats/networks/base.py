@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,9 @@ class Network(nn.Module, ABC):
         """Load the encoder's public checkpoint. Raises InputError for a network that has no such encoder."""
         found = f"{type(self).__name__}, which has no such encoder"
         raise InputError("--encoder-weights", found, "EMCAD or TransUNet", "Leave the option out.")
+
+
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
 
 class SliceNetwork(Network):

@@ -57,7 +57,10 @@ def build_authors_class(architecture: str, outputs: int, channels: int) -> nn.Mo
 
 
 def read_architecture(architecture: str) -> tuple[str, dict[str, Any]]:
-    """The name of the class, and its settings, checked; layers are still names. Raises InputError listing what is wrong."""
+    """The name of the class, and its settings, checked; layers are still names.
+
+    Raises InputError listing all that is wrong.
+    """
     try:
         stored = json.loads(architecture or "{}")
         name, settings = str(stored["class"]), dict(stored["settings"])
@@ -139,9 +142,9 @@ class NnUNet(PatchNetwork):
         z, h, w = sides_of(config.patch) or (1 if self.flat else 128, 128, 128)
         self.window_ZHW = z, h, w
         self.stem = nn.Sequential(*_layers_in(getattr(net.encoder, "stem", None) or nn.Sequential()))
-        self.down = nn.ModuleList(nn.Sequential(*_layers_in(stage)) for stage in net.encoder.stages)
+        self.down: Any = nn.ModuleList(nn.Sequential(*_layers_in(stage)) for stage in net.encoder.stages)
         self.enlarge = net.decoder.transpconvs
-        self.up = nn.ModuleList(nn.Sequential(*_layers_in(stage)) for stage in net.decoder.stages)
+        self.up: Any = nn.ModuleList(nn.Sequential(*_layers_in(stage)) for stage in net.decoder.stages)
         *_, self.head = net.decoder.seg_layers
         self.authors_keys = keys_of(theirs, self)
 
@@ -154,7 +157,7 @@ class NnUNet(PatchNetwork):
 
     def last_bias(self) -> nn.Parameter:
         """The bias of the head."""
-        return self.head.bias  # type: ignore[return-value]
+        return self.head.bias  # type: ignore[no-any-return]
 
     def forward(self, patches_NCZHW: Tensor) -> Tensor:
         """[N, C, Z, H, W] → logits [N, K, Z, H, W]; sides multiples of `stride_ZHW`, and Z = 1 for one of slices."""
@@ -190,9 +193,10 @@ def _layers_in(module: nn.Module) -> Iterator[nn.Module]:
 
     Their classes hold each layer twice, by itself and in a sequence, and safetensors stores nothing twice.
     """
-    inner = next((getattr(module, name) for name in ("all_modules", "convs", "blocks") if hasattr(module, name)), None)
-    if inner is not None or isinstance(module, nn.Sequential):
-        for layer in inner if inner is not None else module:
+    wrapped = [getattr(module, name) for name in ("all_modules", "convs", "blocks") if hasattr(module, name)]
+    inner: Any = [module] if isinstance(module, nn.Sequential) else wrapped
+    if inner:
+        for layer in inner[0]:
             yield from _layers_in(layer)
         return
     for name, child in list(module.named_children()):

@@ -86,7 +86,7 @@ class SegResNet2d(SliceNetwork):
 
     def last_bias(self) -> nn.Parameter:
         """The bias of the last convolution."""
-        return self.layers.head.bias  # type: ignore[return-value]
+        return self.layers.head.bias  # type: ignore[no-any-return]
 
     def forward(self, slices_NCHW: Tensor) -> Tensor:
         """[N, C, H, W] → logits [N, K, H, W]; H and W multiples of 8."""
@@ -114,7 +114,7 @@ class SegResNet(PatchNetwork):
 
     def last_bias(self) -> nn.Parameter:
         """The bias of the last convolution."""
-        return self.layers.head.bias  # type: ignore[return-value]
+        return self.layers.head.bias  # type: ignore[no-any-return]
 
     def forward(self, patches_NCWHZ: Tensor) -> Tensor:
         """[N, C, W, H, Z] → logits [N, K, W, H, Z]; all sides multiples of 8."""

@@ -74,7 +74,7 @@ class _Volume:
         size_ZHW, patch_ZHW = images_CZHW.shape[1:], plan.patch_ZHW
         # Where the volume is smaller than a patch it lies in the patch's middle.
         missing = [max(patch - size, 0) for patch, size in zip(patch_ZHW, size_ZHW, strict=True)]
-        self._images_CZHW = np.pad(images_CZHW, [(0, 0), *((each // 2, each - each // 2) for each in missing)])
+        self._images_CZHW: Floats = np.pad(images_CZHW, [(0, 0), *((each // 2, each - each // 2) for each in missing)])
         self._inside = tuple(slice(each // 2, each // 2 + size) for each, size in zip(missing, size_ZHW, strict=True))
         padded_ZHW = self._images_CZHW.shape[1:]
         self._corners = list(product(*map(starts, padded_ZHW, patch_ZHW)))
@@ -85,8 +85,7 @@ class _Volume:
     @property
     def logits_KZHW(self) -> Floats:
         """The mean logits of the volume."""
-        mean_KZHW: Floats = self._sum_KZHW[(slice(None), *self._inside)] / self._counted_ZHW[self._inside]
-        return mean_KZHW
+        return np.asarray(self._sum_KZHW[(slice(None), *self._inside)] / self._counted_ZHW[self._inside], np.float32)
 
     def run(self) -> None:
         """Run all patches."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,29 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from lowmem_brats import __version__
-from lowmem_brats.config import MODALITIES, PREPROCESSING, NetworkConfig, without_former
+from lowmem_brats.config import FUSIONS, MODALITIES, PREPROCESSING, PREPROCESSINGS, NetworkConfig, without_former
 from lowmem_brats.data.labels import Region, groups_of, names_of, regions_of
 from lowmem_brats.errors import InputError, WeightsError, did_you_mean
 from lowmem_brats.files import replace_when_complete
-from lowmem_brats.networks import SliceNetwork, build_network, mismatches, stride_of
+from lowmem_brats.networks import (
+    AnyNetwork,
+    PatchNetwork,
+    SliceNetwork,
+    build_network,
+    build_patch_network,
+    mismatches,
+    patches_of,
+)
 
 FORMAT = "lowmem-brats/1"
 INDEX = "index.json"
 MIN_CONFIDENCE = "min_confidence"
 """Beside a set's regions in the index: `WeightsSet.min_confidence`."""
+FUSION = "fusion"
+"""In the header of a network of patches only: `WeightsFile.fusion`."""
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = next((p for p in (_PACKAGE / "_weights", _PACKAGE.parent / "weights") if p.is_dir()), _PACKAGE / "_weights")
 """Inside the wheel, or beside the package in a checkout."""
@@ -49,6 +60,12 @@ class WeightsFile:
     """The scores that it reached on its validation cases."""
     sha256: str = field(default="", compare=False)
     """Of the file; empty until it is opened through an index, which names it."""
+    modalities: tuple[str, ...] = MODALITIES
+    """The order of the channels; another than usual for imported networks only."""
+    preprocessing: str = PREPROCESSING
+    """One of PREPROCESSINGS."""
+    fusion: str = FUSIONS[0]
+    """One of FUSIONS."""
 
     @property
     def name(self) -> str:
@@ -91,7 +108,7 @@ def open_set(names: str | Sequence[str] = (), alone: bool = False) -> WeightsSet
         kinds = "; ".join(f"{weights.name}: {weights.network}" for weights in opened)
         raise WeightsError("--weights", kinds, "sets of one kind", "Name one of them.")
     views = opened[0].network.views
-    if len(opened) > views:
+    if len(opened) > views and not patches_of(opened[0].network):
         expected = f"at most {views}: each set looks from another side, and these networks see {views}"
         raise WeightsError("--weights", f"{len(opened)} sets", expected, "Name fewer sets.")
     files = tuple(file for weights in opened for file in weights.files)
@@ -190,6 +207,8 @@ def read_header(path: Path) -> WeightsFile:
     except (SafetensorError, OSError) as error:
         raise WeightsError(path, f"not a safetensors file ({error})", "sound weights", "Copy it again.") from error
     expected = {"format": FORMAT, "preprocessing": PREPROCESSING, "modalities": " ".join(MODALITIES)}
+    if FUSION in header:  # of a network of patches, which may want the others otherwise
+        expected = {"format": FORMAT}
     wrong = {key: (header.get(key), want) for key, want in expected.items() if header.get(key) != want}
     if wrong:
         found = ", ".join(f"{key} {found!r}" for key, (found, _) in wrong.items())
@@ -197,17 +216,29 @@ def read_header(path: Path) -> WeightsFile:
         raise WeightsError(path, found, wanted, "Use weights that were trained by this version.")
     try:
         network = _network(json.loads(header["network"]))
-        stride_of(network)  # it can be built
+        if (patches_of(network) is not None) != (FUSION in header):  # which also shows that it can be built
+            raise ValueError(f"{FUSION} {header.get(FUSION)!r} for {network.name}")
         training, metrics = json.loads(header["training"]), json.loads(header["metrics"])
         if not (isinstance(training, dict) and isinstance(metrics, dict)):
             raise TypeError("training and metrics are no tables")
         regions = regions_of(header["region"])
         if len(regions) != network.outputs or [regions] != groups_of(regions, network.outputs):
             raise ValueError(f"region {header['region']!r} for {network.outputs} outputs")
-        return WeightsFile(path, regions, network, training, metrics)
+        file = WeightsFile(path, regions, network, training, metrics)
+        return replace(file, **_ways_of_patches(header)) if FUSION in header else file
     except (KeyError, ValueError, TypeError, RuntimeError, OverflowError, InputError) as error:
         found = f"header not understood ({str(error)[:200]})"
         raise WeightsError(path, found, FORMAT, "Train or copy the file again.") from error
+
+
+def _ways_of_patches(header: Mapping[str, str]) -> dict[str, Any]:
+    """What only a network of patches may want otherwise. Raises ValueError for what this version does not know."""
+    modalities = tuple(header["modalities"].split())
+    known = {FUSION: FUSIONS, "preprocessing": PREPROCESSINGS}
+    wrong = [f"{key} {header[key]!r}" for key, words in known.items() if header[key] not in words]
+    if wrong or sorted(modalities) != sorted(MODALITIES):
+        raise ValueError(", ".join([*wrong, f"modalities {header['modalities']!r}"]))
+    return {"modalities": modalities, **{key: header[key] for key in known}}
 
 
 def _network(stored: Any) -> NetworkConfig:
@@ -226,8 +257,17 @@ def load_network(file: WeightsFile) -> SliceNetwork:
 
     Raises WeightsError listing every tensor that is missing, unexpected, of another shape or not finite.
     """
+    return _load(file, build_network)
+
+
+def load_patch_network(file: WeightsFile) -> PatchNetwork:
+    """As `load_network`, for a file whose network sees patches."""
+    return _load(file, build_patch_network)
+
+
+def _load(file: WeightsFile, build: Callable[[NetworkConfig], AnyNetwork]) -> AnyNetwork:
     with torch.device("meta"):  # no memory yet: the header is untrusted, and the file must hold as much as it says
-        network = build_network(file.network)
+        network = build(file.network)
     wanted = network.state_dict()
     try:
         with safe_open(file.path, framework="pt") as stored:
@@ -244,18 +284,24 @@ def load_network(file: WeightsFile) -> SliceNetwork:
 
 def save_network(network: SliceNetwork, file: WeightsFile) -> None:
     """Write a network's weights in fp16 with their header to `file.path`, whole or not at all."""
-    tensors = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    save_tensors({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}, file)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: WeightsFile, **more: str) -> None:
+    """Write tensors as they are, as `save_network`; `more`: of a network of patches, `fusion`."""
     header = {
         "format": FORMAT,
-        "preprocessing": PREPROCESSING,
-        "modalities": " ".join(MODALITIES),
+        "preprocessing": file.preprocessing,
+        "modalities": " ".join(file.modalities),
         "region": file.name,
         "network": json.dumps(asdict(file.network)),
         "training": json.dumps(dict(file.training)),
         "metrics": json.dumps(dict(file.metrics)),
+        **more,
     }
     with replace_when_complete(file.path) as partial:
-        partial.write_bytes(save(tensors, header))  # save_file() reports a full disk as an error of its own
+        # save_file() reports a full disk as an error of its own
+        partial.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, header))
 
 
 def versions() -> dict[str, str]:
@@ -265,9 +311,18 @@ def versions() -> dict[str, str]:
 
 def write_index(folder: Path, name: str, files: Mapping[Region, Path]) -> None:
     """Write `folder/index.json` for one set of files that lie in or under `folder`."""
+    write_sets(folder, {name: files})
+
+
+def write_sets(folder: Path, sets: Mapping[str, Mapping[Region, Path]]) -> None:
+    """Write `folder/index.json` for sets that are used together; files as in `write_index`."""
     rows = {
-        region.value: {"file": path.relative_to(folder).as_posix(), "sha256": _sha256(path)}
-        for region, path in files.items()
+        name: {
+            region.value: {"file": path.relative_to(folder).as_posix(), "sha256": _sha256(path)}
+            for region, path in files.items()
+        }
+        for name, files in sets.items()
     }
+    default = [*rows] if len(rows) > 1 else next(iter(rows))
     with replace_when_complete(folder / INDEX) as partial:
-        partial.write_text(json.dumps({"default": name, "sets": {name: rows}}, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps({"default": default, "sets": rows}, indent=2) + "\n", encoding="utf-8")
