@@ -1,0 +1,168 @@
+"""Imported networks beside their authors' own inference: memory, time, and how far the results differ.
+
+It writes a MONAI bundle and an nnU-Net model folder with random weights of their authors' classes, imports them, and
+segments one case in several budgets and as the authors do. `--logits FILE.npz` compares with what nnU-Net's own
+predictor gave, which benchmarks/README.md tells how to make. Needs the extras `monai` and `nnunet`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import foreign_models as models
+
+from lowmem_brats.config import MODALITIES
+from lowmem_brats.data.case import read_case
+from lowmem_brats.data.case_files import find_case
+from lowmem_brats.data.whole import box_of, prepare_whole
+from lowmem_brats.memory.budget import MIB, MemoryBudget, parse_budget
+from lowmem_brats.memory.device import LiveBytes
+from lowmem_brats.memory.planner import plan_inference
+from lowmem_brats.memory.tiles import starts
+from lowmem_brats.segment.patches import gaussian, predict_volume
+from lowmem_brats.segment.stack import place
+from lowmem_brats.weights.foreign import Foreign, write_foreign
+from lowmem_brats.weights.monai_bundle import read_bundle
+from lowmem_brats.weights.nnunet_folder import read_nnunet
+from lowmem_brats.weights.store import load_patch_network, open_set, versions
+
+BUDGETS = ("256M", "300M", "400M", "512M", "1G", "2G", "max")
+ROI = (240, 240, 160)
+Logits = npt.NDArray[np.float32]
+
+
+def nnunet_configuration() -> dict[str, Any]:
+    """The 3-D network that nnU-Net plans for BraTS: `peers.PLANNED`."""
+    stored = models.configuration(patch=(128, 128, 128))
+    stored["architecture"] = models.architecture(levels=6)
+    stored["architecture"]["arch_kwargs"]["features_per_stage"] = [32, 64, 128, 256, 320, 320]
+    return stored
+
+
+def monai_inference(network: torch.nn.Module, images_CXYZ: Logits) -> tuple[Logits, int, float]:
+    """The bundle's preprocessing and sliding window: logits [K, Z, H, W] in its order, peak bytes, seconds."""
+    from monai.inferers import SlidingWindowInferer
+    from monai.transforms import NormalizeIntensity
+
+    order = [MODALITIES.index(each) for each in ("t1ce", "t1", "t2", "flair")]
+    images = torch.as_tensor(NormalizeIntensity(nonzero=True, channel_wise=True)(images_CXYZ[order]))[None]
+    inferer = SlidingWindowInferer(roi_size=ROI, sw_batch_size=1, overlap=0.5)
+    counter = LiveBytes()
+    counter.track(*network.parameters())
+    began = time.perf_counter()
+    with torch.no_grad(), counter:
+        found = inferer(images, network)[0]
+    seconds = time.perf_counter() - began
+    return found.numpy().transpose(0, 3, 2, 1), counter.peak, seconds
+
+
+def nnunet_inference(network: torch.nn.Module, images_CZHW: Logits) -> tuple[Logits, int, float]:
+    """nnU-Net's tiles by the class itself, fp32: logits [K, Z, H, W] of its crop, peak bytes of a tile, seconds."""
+    patch, size = (128, 128, 128), images_CZHW.shape[1:]
+    corners = [starts(*each) for each in zip(size, patch, strict=True)]
+    total, counted, weight = np.zeros((3, *size), np.float32), np.zeros(size, np.float32), gaussian(patch)
+    counter = LiveBytes()
+    counter.track(*network.parameters())
+    began = time.perf_counter()
+    with torch.no_grad():
+        for z in corners[0]:
+            for h in corners[1]:
+                for w in corners[2]:
+                    place_ZHW = tuple(slice(start, start + 128) for start in (z, h, w))
+                    tile = torch.from_numpy(np.ascontiguousarray(images_CZHW[(slice(None), *place_ZHW)]))[None]
+                    with counter:
+                        logits = network(tile)[0]
+                    total[(slice(None), *place_ZHW)] += logits.numpy() * weight
+                    counted[place_ZHW] += weight
+    return total / counted, counter.peak, time.perf_counter() - began
+
+
+def ours(
+    folder: Path, images_CXYZ: Logits, budgets: list[str], precision: str
+) -> Iterator[tuple[dict[str, Any], Logits]]:
+    """Each budget's plan, measurements and logits [K, Z, H, W]."""
+    (file,) = open_set(str(folder)).files
+    stack = prepare_whole(images_CXYZ, file.preprocessing, file.modalities)
+    brain_ZHW = tuple(side.stop - side.start for side in box_of(stack.brain_ZHW))
+    for text in budgets:
+        budget = MemoryBudget(None) if text == "max" else parse_budget(text)
+        shape_ZHW = stack.brain_ZHW.shape
+        plan = plan_inference(file.network, shape_ZHW, budget, "cpu", precision, brain_ZHW=brain_ZHW)
+        began = time.perf_counter()
+        found = predict_volume(place(load_patch_network(file), plan), stack, plan)
+        row = {"budget": text, "seconds": round(time.perf_counter() - began, 1), "plan": asdict(plan)}
+        row |= {"measured_bytes": found.peak_bytes, "measured_of_predicted": found.peak_bytes / plan.predicted_bytes}
+        yield row, found.sum_KZHW
+
+
+def difference(theirs: Logits, found: Logits) -> dict[str, float | int]:
+    """How far two logit maps of WT, TC and ET differ."""
+    dice = [2 * int((a & b).sum()) / max(int(a.sum() + b.sum()), 1) for a, b in zip(theirs > 0, found > 0, strict=True)]
+    return {
+        "largest_difference_of_logits": float(np.abs(theirs - found).max()),
+        "voxels_of_another_label": int(((theirs > 0) != (found > 0)).any(axis=0).sum()),
+        "least_dice_between_them": min(dice),
+    }
+
+
+def imported(foreign: Foreign, folder: Path) -> Path:
+    write_foreign(foreign, folder)
+    return folder
+
+
+def main() -> None:
+    """Run the comparison of one network and write its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=("monai", "nnunet"))
+    parser.add_argument("case", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="a new folder for the models")
+    parser.add_argument("--budgets", nargs="*", default=BUDGETS)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--logits", type=Path, help="what nnU-Net's own predictor gave")
+    options = parser.parse_args()
+    images_CXYZ = read_case(find_case(options.case)).images_CXYZ
+    folder = options.work / options.network
+    if options.network == "monai":
+        foreign = read_bundle(
+            models.write_bundle(folder, models.inference_settings(16, ROI), models.segresnet(16).state_dict())
+        )
+        logits, peak, seconds = monai_inference(models.segresnet(16), images_CXYZ)
+        logits = logits[[foreign.outputs.index(name) for name in ("wt", "tc", "et")]]
+        inside: tuple[slice, ...] = (slice(None), slice(None), slice(None))
+    else:
+        (network,) = models.write_nnunet(folder, nnunet_configuration())
+        stack = prepare_whole(images_CXYZ, "zscore-mask")
+        inside = box_of(stack.brain_ZHW)
+        foreign = read_nnunet(folder)
+        logits, peak, seconds = nnunet_inference(network, stack.slices_ZCHW.swapaxes(0, 1)[(slice(None), *inside)])
+        del network
+    facts = {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(), **versions()}
+    result = {**facts, "case": options.case.name, "authors": {"seconds": round(seconds, 1), "measured_bytes": peak}}
+    print(f"authors: {seconds:.1f} s, {peak / MIB:.0f} MiB", flush=True)
+    if options.logits:
+        with np.load(options.logits) as stored:
+            result["authors_predictor"] = difference(stored["logits"].astype(np.float32), logits)
+    rows = []
+    for row, found in ours(imported(foreign, options.work / "set"), images_CXYZ, options.budgets, options.precision):
+        row |= difference(logits, found[(slice(None), *inside)])
+        rows.append(row)
+        print({key: value for key, value in row.items() if key != "plan"}, row["plan"]["patch_ZHW"], flush=True)
+        options.output.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
