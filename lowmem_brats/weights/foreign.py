@@ -19,7 +19,8 @@ from lowmem_brats.config import FUSIONS, MODALITIES, PREPROCESSING, NetworkConfi
 from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.networks import build_patch_network, mismatches
-from lowmem_brats.weights.store import FUSION, WeightsFile, save_tensors, write_sets
+from lowmem_brats.weights.header import FUSION, WeightsFile
+from lowmem_brats.weights.store import save_tensors, write_sets
 
 NOTES = "notes"
 """Among what a header says of the training: how the network is not run as its authors run it."""

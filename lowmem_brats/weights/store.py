@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lowmem_brats import __version__
-from lowmem_brats.config import FUSIONS, MODALITIES, PREPROCESSING, PREPROCESSINGS, NetworkConfig, without_former
-from lowmem_brats.data.labels import Region, groups_of, names_of, regions_of
-from lowmem_brats.errors import InputError, WeightsError, did_you_mean
+from lowmem_brats.config import NetworkConfig
+from lowmem_brats.data.labels import Region
+from lowmem_brats.errors import WeightsError, did_you_mean
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.networks import (
     AnyNetwork,
@@ -34,43 +34,16 @@ from lowmem_brats.networks import (
     mismatches,
     patches_of,
 )
+from lowmem_brats.weights.header import WeightsFile as WeightsFile
+from lowmem_brats.weights.header import header_of
+from lowmem_brats.weights.header import read_header as read_header
 
-FORMAT = "lowmem-brats/1"
 INDEX = "index.json"
 MIN_CONFIDENCE = "min_confidence"
 """Beside a set's regions in the index: `WeightsSet.min_confidence`."""
-FUSION = "fusion"
-"""In the header of a network of patches only: `WeightsFile.fusion`."""
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = next((p for p in (_PACKAGE / "_weights", _PACKAGE.parent / "weights") if p.is_dir()), _PACKAGE / "_weights")
 """Inside the wheel, or beside the package in a checkout."""
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """The weights of one network: their file and what its header says."""
-
-    path: Path
-    regions: tuple[Region, ...]
-    """The regions that the network segments, in the order of its outputs: one region, or WT, TC and ET."""
-    network: NetworkConfig
-    training: Mapping[str, Any]
-    """How it was trained: data, steps, versions."""
-    metrics: Mapping[str, Any]
-    """The scores that it reached on its validation cases."""
-    sha256: str = field(default="", compare=False)
-    """Of the file; empty until it is opened through an index, which names it."""
-    modalities: tuple[str, ...] = MODALITIES
-    """The order of the channels; another than usual for imported networks only."""
-    preprocessing: str = PREPROCESSING
-    """One of PREPROCESSINGS."""
-    fusion: str = FUSIONS[0]
-    """One of FUSIONS."""
-
-    @property
-    def name(self) -> str:
-        """The names of its regions: `wt`, or `wt tc et`."""
-        return names_of(self.regions)
 
 
 @dataclass(frozen=True)
@@ -199,59 +172,6 @@ def _open_file(folder: Path, name: str, sha256: str) -> WeightsFile:
     return replace(read_header(path), sha256=sha256)
 
 
-def read_header(path: Path) -> WeightsFile:
-    """Read the header of a weights file. Raises WeightsError listing everything that this version cannot use."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(path, f"not a safetensors file ({error})", "sound weights", "Copy it again.") from error
-    expected = {"format": FORMAT, "preprocessing": PREPROCESSING, "modalities": " ".join(MODALITIES)}
-    if FUSION in header:  # of a network of patches, which may want the others otherwise
-        expected = {"format": FORMAT}
-    wrong = {key: (header.get(key), want) for key, want in expected.items() if header.get(key) != want}
-    if wrong:
-        found = ", ".join(f"{key} {found!r}" for key, (found, _) in wrong.items())
-        wanted = ", ".join(f"{key} {want!r}" for key, (_, want) in wrong.items())
-        raise WeightsError(path, found, wanted, "Use weights that were trained by this version.")
-    try:
-        network = _network(json.loads(header["network"]))
-        if (patches_of(network) is not None) != (FUSION in header):  # which also shows that it can be built
-            raise ValueError(f"{FUSION} {header.get(FUSION)!r} for {network.name}")
-        training, metrics = json.loads(header["training"]), json.loads(header["metrics"])
-        if not (isinstance(training, dict) and isinstance(metrics, dict)):
-            raise TypeError("training and metrics are no tables")
-        regions = regions_of(header["region"])
-        if len(regions) != network.outputs or [regions] != groups_of(regions, network.outputs):
-            raise ValueError(f"region {header['region']!r} for {network.outputs} outputs")
-        file = WeightsFile(path, regions, network, training, metrics)
-        return replace(file, **_ways_of_patches(header)) if FUSION in header else file
-    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError, InputError) as error:
-        found = f"header not understood ({str(error)[:200]})"
-        raise WeightsError(path, found, FORMAT, "Train or copy the file again.") from error
-
-
-def _ways_of_patches(header: Mapping[str, str]) -> dict[str, Any]:
-    """What only a network of patches may want otherwise. Raises ValueError for what this version does not know."""
-    modalities = tuple(header["modalities"].split())
-    known = {FUSION: FUSIONS, "preprocessing": PREPROCESSINGS}
-    wrong = [f"{key} {header[key]!r}" for key, words in known.items() if header[key] not in words]
-    if wrong or sorted(modalities) != sorted(MODALITIES):
-        raise ValueError(", ".join([*wrong, f"modalities {header['modalities']!r}"]))
-    return {"modalities": modalities, **{key: header[key] for key in known}}
-
-
-def _network(stored: Any) -> NetworkConfig:
-    """The settings of a header. Raises TypeError for a value of another kind than the setting has."""
-    if not isinstance(stored, dict):
-        raise TypeError("network is no table")
-    settings = without_former(stored)
-    for key, value in settings.items():
-        if type(value) is not type(getattr(NetworkConfig, key, None)):
-            raise TypeError(f"{key} {value!r}")
-    return NetworkConfig(**settings)
-
-
 def load_network(file: WeightsFile) -> SliceNetwork:
     """Build the network of a weights file on the CPU, fp32, in evaluation mode.
 
@@ -289,19 +209,9 @@ def save_network(network: SliceNetwork, file: WeightsFile) -> None:
 
 def save_tensors(tensors: Mapping[str, Tensor], file: WeightsFile, **more: str) -> None:
     """Write tensors as they are, as `save_network`; `more`: of a network of patches, `fusion`."""
-    header = {
-        "format": FORMAT,
-        "preprocessing": file.preprocessing,
-        "modalities": " ".join(file.modalities),
-        "region": file.name,
-        "network": json.dumps(asdict(file.network)),
-        "training": json.dumps(dict(file.training)),
-        "metrics": json.dumps(dict(file.metrics)),
-        **more,
-    }
     with replace_when_complete(file.path) as partial:
         # save_file() reports a full disk as an error of its own
-        partial.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, header))
+        partial.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, header_of(file) | more))
 
 
 def versions() -> dict[str, str]:
