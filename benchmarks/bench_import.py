@@ -1,8 +1,8 @@
 """Imported networks beside their authors' own inference: memory, time, and how far the results differ.
 
 It writes a MONAI bundle and an nnU-Net model folder with random weights of their authors' classes, imports them, and
-segments one case in several budgets and as the authors do. `--logits FILE.npz` compares with what nnU-Net's own
-predictor gave, which benchmarks/README.md tells how to make. Needs the extras `monai` and `nnunet`.
+segments one case in several budgets and as the authors do; or it compares with what nnU-Net's own predictor gave for a
+model folder (nnunet_predictor.py). Needs the extras `monai` and `nnunet`.
 """
 
 from __future__ import annotations
@@ -118,9 +118,22 @@ def difference(theirs: Logits, found: Logits) -> dict[str, float | int]:
     }
 
 
-def imported(foreign: Foreign, folder: Path) -> Path:
-    write_foreign(foreign, folder)
-    return folder
+def authors_of_bundle(folder: Path, images_CXYZ: Logits) -> tuple[Foreign, Logits, dict[str, Any]]:
+    """Write a bundle and run it as MONAI does: what to import, logits of WT, TC and ET, and what it took."""
+    settings, network = models.inference_settings(16, ROI), models.segresnet(16)
+    foreign = read_bundle(models.write_bundle(folder, settings, network.state_dict()))
+    logits, peak, seconds = monai_inference(network, images_CXYZ)
+    order = [foreign.outputs.index(name) for name in ("wt", "tc", "et")]
+    return foreign, logits[order], {"seconds": round(seconds, 1), "measured_bytes": peak}
+
+
+def authors_of_nnunet(folder: Path, images_CXYZ: Logits) -> tuple[Foreign, Logits, dict[str, Any]]:
+    """Write a model folder and run its class in nnU-Net's tiles; as `authors_of_bundle`."""
+    (network,) = models.write_nnunet(folder, nnunet_configuration())
+    stack = prepare_whole(images_CXYZ, "zscore-mask")
+    inside = (slice(None), *box_of(stack.brain_ZHW))
+    logits, peak, seconds = nnunet_inference(network, stack.slices_ZCHW.swapaxes(0, 1)[inside])
+    return read_nnunet(folder), logits, {"seconds": round(seconds, 1), "measured_bytes": peak}
 
 
 def main() -> None:
@@ -132,33 +145,28 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a new folder for the models")
     parser.add_argument("--budgets", nargs="*", default=BUDGETS)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--logits", type=Path, help="what nnU-Net's own predictor gave")
+    parser.add_argument("--model", type=Path, help="a model folder of nnU-Net that is there already, with --logits")
+    parser.add_argument("--logits", type=Path, help="what nnunet_predictor.py wrote for --model")
     options = parser.parse_args()
     images_CXYZ = read_case(find_case(options.case)).images_CXYZ
     folder = options.work / options.network
-    if options.network == "monai":
-        foreign = read_bundle(
-            models.write_bundle(folder, models.inference_settings(16, ROI), models.segresnet(16).state_dict())
-        )
-        logits, peak, seconds = monai_inference(models.segresnet(16), images_CXYZ)
-        logits = logits[[foreign.outputs.index(name) for name in ("wt", "tc", "et")]]
-        inside: tuple[slice, ...] = (slice(None), slice(None), slice(None))
-    else:
-        (network,) = models.write_nnunet(folder, nnunet_configuration())
-        stack = prepare_whole(images_CXYZ, "zscore-mask")
-        inside = box_of(stack.brain_ZHW)
-        foreign = read_nnunet(folder)
-        logits, peak, seconds = nnunet_inference(network, stack.slices_ZCHW.swapaxes(0, 1)[(slice(None), *inside)])
-        del network
-    facts = {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(), **versions()}
-    result = {**facts, "case": options.case.name, "authors": {"seconds": round(seconds, 1), "measured_bytes": peak}}
-    print(f"authors: {seconds:.1f} s, {peak / MIB:.0f} MiB", flush=True)
-    if options.logits:
+    if options.model:
+        foreign, took = read_nnunet(options.model), {"by": "nnU-Net's own predictor, which adds up in fp16"}
         with np.load(options.logits) as stored:
-            result["authors_predictor"] = difference(stored["logits"].astype(np.float32), logits)
+            logits = stored["logits"].astype(np.float32)
+    else:
+        run = {"monai": authors_of_bundle, "nnunet": authors_of_nnunet}[options.network]
+        foreign, logits, took = run(folder, images_CXYZ)
+        print(f"authors: {took['seconds']} s, {took['measured_bytes'] / MIB:.0f} MiB", flush=True)
+    facts = {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(), **versions()}
+    result = {**facts, "case": options.case.name, "network": options.network, "authors": took}
+    write_foreign(foreign, options.work / "set")
+    inside = (slice(None), *box_of((images_CXYZ != 0).any(axis=0).transpose(2, 1, 0)))
     rows = []
-    for row, found in ours(imported(foreign, options.work / "set"), images_CXYZ, options.budgets, options.precision):
-        row |= difference(logits, found[(slice(None), *inside)])
+    for row, found in ours(options.work / "set", images_CXYZ, options.budgets, options.precision):
+        same = row["plan"]["relative_time"] == 1.0
+        if same:  # random weights tell nothing of how much it matters to see another part of the case
+            row |= difference(logits, found if options.network == "monai" else found[inside])
         rows.append(row)
         print({key: value for key, value in row.items() if key != "plan"}, row["plan"]["patch_ZHW"], flush=True)
         options.output.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")

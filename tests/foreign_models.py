@@ -95,6 +95,16 @@ def configuration(dimensions: int = 3, residual: bool = False, patch: Sequence[i
         "use_mask_for_norm": [True] * 4,
         "architecture": architecture(dimensions, residual),
         "batch_dice": False,
+        **{f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")},
+        **{
+            f"resampling_fn_{what}_kwargs": {
+                "is_seg": what == "seg",
+                "order": 1,
+                "order_z": 0,
+                "force_separate_z": None,
+            }
+            for what in ("data", "seg", "probabilities")
+        },
     }
 
 
@@ -161,6 +171,8 @@ def write_nnunet(
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
         "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(4)},
         "configurations": {name: dict(stored)},
     }
     folder.mkdir(parents=True)

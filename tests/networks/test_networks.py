@@ -205,7 +205,9 @@ def test_transunet_sees_no_neighbours() -> None:
         NetworkConfig(name="transunet", context=1)
 
 
-@pytest.mark.parametrize(("name", "advice"), [("unet9", r"Did you mean 'unet2d' or 'nnunet'\?"), ("xyz", "Check the spelling")])
+@pytest.mark.parametrize(
+    ("name", "advice"), [("unet9", r"Did you mean 'unet2d' or 'nnunet'\?"), ("xyz", "Check the spelling")]
+)
 def test_unknown_name(name: str, advice: str) -> None:
     with pytest.raises(InputError, match=rf"network: '{name}'; expected one of unet2d.*{advice}"):
         build_network(NetworkConfig(name=name))
@@ -213,7 +215,13 @@ def test_unknown_name(name: str, advice: str) -> None:
 
 @every_network
 def test_stride_of_allocates_nothing(name: str) -> None:
-    deep = 8 if name in ("resunet2d", "transbts2d-light", "transbts2d", "segresnet2d") else 16 if name == "transunet" else 32
+    deep = (
+        8
+        if name in ("resunet2d", "transbts2d-light", "transbts2d", "segresnet2d")
+        else 16
+        if name == "transunet"
+        else 32
+    )
     assert stride_of(NetworkConfig(name=name, width=2**17, depth=5)) == deep, "terabytes of it, where width has a say"
     assert not next(build(name).parameters()).is_meta, "and leaves torch's default device alone"
 
