@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model folder of nnU-Net that is there already, with --logits")
     parser.add_argument("--logits", type=Path, help="what nnunet_predictor.py wrote for --model")
     options = parser.parse_args()
-    images_CXYZ = read_case(find_case(options.case)).images_CXYZ
+    images_CXYZ = read_case(find_case(options.case)).stored_CXYZ
     folder = options.work / options.network
     if options.model:
         foreign, took = read_nnunet(options.model), {"by": "nnU-Net's own predictor, which adds up in fp16"}

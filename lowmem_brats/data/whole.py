@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import ndimage
 
 from lowmem_brats.config import MODALITIES
-from lowmem_brats.data.slices import SliceStack, zscore_brain
+from lowmem_brats.data.slices import SliceStack
 
 Box = tuple[slice, slice, slice]
 
@@ -39,16 +40,21 @@ def normalised(images_CXYZ: npt.NDArray[np.float32], scheme: str) -> npt.NDArray
     where any modality is not 0, with holes filled; `zscore-all`, over the bounding box of those. Voxels that do not
     count stay as they are.
     """
-    if scheme == "zscore-brain":
-        return zscore_brain(images_CXYZ)
-    mask_XYZ: npt.NDArray[np.bool_] = ndimage.binary_fill_holes((images_CXYZ != 0).any(axis=0))
-    if scheme == "zscore-all":
-        inside = box_of(mask_XYZ)
-        mask_XYZ[inside] = True
     scored_CXYZ = images_CXYZ.copy()
+    if scheme == "zscore-brain":
+        for scored_XYZ in scored_CXYZ:
+            mask_XYZ = scored_XYZ != 0
+            # By torch, as MONAI does: numpy adds up in another order, which moves logits by 10⁻⁵.
+            values = torch.from_numpy(scored_XYZ[mask_XYZ])
+            deviation = float(values.std(unbiased=False)) if values.numel() else 0.0
+            scored_XYZ[mask_XYZ] = ((values - float(values.mean())) / (deviation or 1.0)).numpy()
+        return scored_CXYZ
+    mask_XYZ = np.asarray(ndimage.binary_fill_holes((images_CXYZ != 0).any(axis=0)))
+    if scheme == "zscore-all":
+        mask_XYZ[box_of(mask_XYZ)] = True
     for scored_XYZ in scored_CXYZ:
-        values = scored_XYZ[mask_XYZ]
-        scored_XYZ[mask_XYZ] = (values - values.mean(dtype=np.float64)) / max(values.std(dtype=np.float64), 1e-8)
+        voxels = scored_XYZ[mask_XYZ]
+        scored_XYZ[mask_XYZ] = (voxels - voxels.mean()) / max(voxels.std(), 1e-8)
     return scored_CXYZ
 
 

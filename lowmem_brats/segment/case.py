@@ -179,7 +179,7 @@ def _seen_by(weights: WeightsSet, case: Case) -> SliceStack:
     if patches_of(weights.network) is None:
         return prepare(case.images_CXYZ, stride_of(weights.network), case.spacing_mm)
     file = weights.files[0]
-    return prepare_whole(case.images_CXYZ, file.preprocessing, file.modalities)
+    return prepare_whole(case.stored_CXYZ, file.preprocessing, file.modalities)
 
 
 def _to_plan_for(weights: WeightsSet, stack: SliceStack, views: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
