@@ -11,8 +11,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import foreign_models as models
 
 from lowmem_brats.config import MODALITIES
+from lowmem_brats.config.network import sides_of
 from lowmem_brats.data.case import read_case
 from lowmem_brats.data.case_files import find_case
 from lowmem_brats.data.whole import box_of, prepare_whole
@@ -69,25 +71,28 @@ def monai_inference(network: torch.nn.Module, images_CXYZ: Logits) -> tuple[Logi
     return found.numpy().transpose(0, 3, 2, 1), counter.peak, seconds
 
 
-def nnunet_inference(network: torch.nn.Module, images_CZHW: Logits) -> tuple[Logits, int, float]:
-    """nnU-Net's tiles by the class itself, fp32: logits [K, Z, H, W] of its crop, peak bytes of a tile, seconds."""
-    patch, size = (128, 128, 128), images_CZHW.shape[1:]
-    corners = [starts(*each) for each in zip(size, patch, strict=True)]
-    total, counted, weight = np.zeros((3, *size), np.float32), np.zeros(size, np.float32), gaussian(patch)
+def nnunet_inference(
+    network: torch.nn.Module, images_CZHW: Logits, patch: Sequence[int], dtype: torch.dtype = torch.float32
+) -> tuple[Logits, int, float]:
+    """nnU-Net's tiles by a network, added up in `dtype`: logits [K, Z, H, W] of its crop, peak bytes of a tile, seconds.
+
+    nnU-Net itself adds up in fp16, with weights ten times as large, of which none may become 0.
+    """
+    size = images_CZHW.shape[1:]
+    weight = (10 * torch.from_numpy(gaussian(patch))).to(dtype)
+    weight[weight == 0] = weight[weight > 0].min()
+    total, counted = torch.zeros(3, *size, dtype=dtype), torch.zeros(size, dtype=dtype)
     counter = LiveBytes()
     counter.track(*network.parameters())
     began = time.perf_counter()
-    with torch.no_grad():
-        for z in corners[0]:
-            for h in corners[1]:
-                for w in corners[2]:
-                    place_ZHW = tuple(slice(start, start + 128) for start in (z, h, w))
-                    tile = torch.from_numpy(np.ascontiguousarray(images_CZHW[(slice(None), *place_ZHW)]))[None]
-                    with counter:
-                        logits = network(tile)[0]
-                    total[(slice(None), *place_ZHW)] += logits.numpy() * weight
-                    counted[place_ZHW] += weight
-    return total / counted, counter.peak, time.perf_counter() - began
+    for corner in product(*(starts(*each) for each in zip(size, patch, strict=True))):
+        inside = tuple(slice(start, start + side) for start, side in zip(corner, patch, strict=True))
+        tile = torch.from_numpy(np.ascontiguousarray(images_CZHW[(slice(None), *inside)]))[None]
+        with torch.no_grad(), counter:
+            logits = network(tile)[0]
+        total[(slice(None), *inside)] += logits * weight
+        counted[inside] += weight
+    return (total / counted).float().numpy(), counter.peak, time.perf_counter() - began
 
 
 def ours(
@@ -132,7 +137,7 @@ def authors_of_nnunet(folder: Path, images_CXYZ: Logits) -> tuple[Foreign, Logit
     (network,) = models.write_nnunet(folder, nnunet_configuration())
     stack = prepare_whole(images_CXYZ, "zscore-mask")
     inside = (slice(None), *box_of(stack.brain_ZHW))
-    logits, peak, seconds = nnunet_inference(network, stack.slices_ZCHW.swapaxes(0, 1)[inside])
+    logits, peak, seconds = nnunet_inference(network, stack.slices_ZCHW.swapaxes(0, 1)[inside], (128, 128, 128))
     return read_nnunet(folder), logits, {"seconds": round(seconds, 1), "measured_bytes": peak}
 
 
@@ -162,6 +167,12 @@ def main() -> None:
     result = {**facts, "case": options.case.name, "network": options.network, "authors": took}
     write_foreign(foreign, options.work / "set")
     inside = (slice(None), *box_of((images_CXYZ != 0).any(axis=0).transpose(2, 1, 0)))
+    if options.model:
+        (file, *_) = open_set(str(options.work / "set"), alone=True).files
+        crop_CZHW = prepare_whole(images_CXYZ, file.preprocessing, file.modalities).slices_ZCHW.swapaxes(0, 1)[inside]
+        in_half, *_ = nnunet_inference(load_patch_network(file), crop_CZHW, sides_of(file.network.patch), torch.half)
+        result["added_up_in_fp16"] = difference(logits, in_half)
+        print(result["added_up_in_fp16"])
     rows = []
     for row, found in ours(options.work / "set", images_CXYZ, options.budgets, options.precision):
         same = row["plan"]["relative_time"] == 1.0
