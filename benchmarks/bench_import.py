@@ -74,7 +74,7 @@ def monai_inference(network: torch.nn.Module, images_CXYZ: Logits) -> tuple[Logi
 def nnunet_inference(
     network: torch.nn.Module, images_CZHW: Logits, patch: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> tuple[Logits, int, float]:
-    """nnU-Net's tiles by a network, added up in `dtype`: logits [K, Z, H, W] of its crop, peak bytes of a tile, seconds.
+    """nnU-Net's tiles by a network, added up in `dtype`: logits [K, Z, H, W] of its crop, a tile's peak bytes, seconds.
 
     nnU-Net itself adds up in fp16, with weights ten times as large, of which none may become 0.
     """
