@@ -1,8 +1,9 @@
 """Imported networks beside their authors' own inference: memory, time, and how far the results differ.
 
 It writes a MONAI bundle and an nnU-Net model folder with random weights of their authors' classes, imports them, and
-segments one case in several budgets and as the authors do; or it compares with what nnU-Net's own predictor gave for a
-model folder (nnunet_predictor.py). Needs the extras `monai` and `nnunet`.
+segments one case in several budgets and as the authors do. Or it compares with what nnU-Net's own predictor gave for a
+model folder (nnunet_predictor.py). Seconds are the processor's: with one thread they do not depend on what else runs.
+Needs the extras `monai` and `nnunet`.
 """
 
 from __future__ import annotations
@@ -64,17 +65,17 @@ def monai_inference(network: torch.nn.Module, images_CXYZ: Logits) -> tuple[Logi
     inferer = SlidingWindowInferer(roi_size=ROI, sw_batch_size=1, overlap=0.5)
     counter = LiveBytes()
     counter.track(*network.parameters())
-    began = time.perf_counter()
+    began = time.process_time()
     with torch.no_grad(), counter:
         found = inferer(images, network)[0]
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     return found.numpy().transpose(0, 3, 2, 1), counter.peak, seconds
 
 
 def nnunet_inference(
     network: torch.nn.Module, images_CZHW: Logits, patch: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> tuple[Logits, int, float]:
-    """nnU-Net's tiles by a network, added up in `dtype`: logits [K, Z, H, W] of its crop, a tile's peak bytes, seconds.
+    """nnU-Net's tiles by a network, added up in `dtype`: logits [K, Z, H, W] of its crop, a tile's peak, seconds.
 
     nnU-Net itself adds up in fp16, with weights ten times as large, of which none may become 0.
     """
@@ -84,7 +85,7 @@ def nnunet_inference(
     total, counted = torch.zeros(3, *size, dtype=dtype), torch.zeros(size, dtype=dtype)
     counter = LiveBytes()
     counter.track(*network.parameters())
-    began = time.perf_counter()
+    began = time.process_time()
     for corner in product(*(starts(*each) for each in zip(size, patch, strict=True))):
         inside = tuple(slice(start, start + side) for start, side in zip(corner, patch, strict=True))
         tile = torch.from_numpy(np.ascontiguousarray(images_CZHW[(slice(None), *inside)]))[None]
@@ -92,7 +93,7 @@ def nnunet_inference(
             logits = network(tile)[0]
         total[(slice(None), *inside)] += logits * weight
         counted[inside] += weight
-    return (total / counted).float().numpy(), counter.peak, time.perf_counter() - began
+    return (total / counted).float().numpy(), counter.peak, time.process_time() - began
 
 
 def ours(
@@ -106,9 +107,9 @@ def ours(
         budget = MemoryBudget(None) if text == "max" else parse_budget(text)
         shape_ZHW = stack.brain_ZHW.shape
         plan = plan_inference(file.network, shape_ZHW, budget, "cpu", precision, brain_ZHW=brain_ZHW)
-        began = time.perf_counter()
+        began = time.process_time()
         found = predict_volume(place(load_patch_network(file), plan), stack, plan)
-        row = {"budget": text, "seconds": round(time.perf_counter() - began, 1), "plan": asdict(plan)}
+        row = {"budget": text, "processor_seconds": round(time.process_time() - began, 1), "plan": asdict(plan)}
         row |= {"measured_bytes": found.peak_bytes, "measured_of_predicted": found.peak_bytes / plan.predicted_bytes}
         yield row, found.sum_KZHW
 
@@ -129,7 +130,7 @@ def authors_of_bundle(folder: Path, images_CXYZ: Logits) -> tuple[Foreign, Logit
     foreign = read_bundle(models.write_bundle(folder, settings, network.state_dict()))
     logits, peak, seconds = monai_inference(network, images_CXYZ)
     order = [foreign.outputs.index(name) for name in ("wt", "tc", "et")]
-    return foreign, logits[order], {"seconds": round(seconds, 1), "measured_bytes": peak}
+    return foreign, logits[order], {"processor_seconds": round(seconds, 1), "measured_bytes": peak}
 
 
 def authors_of_nnunet(folder: Path, images_CXYZ: Logits) -> tuple[Foreign, Logits, dict[str, Any]]:
@@ -138,7 +139,7 @@ def authors_of_nnunet(folder: Path, images_CXYZ: Logits) -> tuple[Foreign, Logit
     stack = prepare_whole(images_CXYZ, "zscore-mask")
     inside = (slice(None), *box_of(stack.brain_ZHW))
     logits, peak, seconds = nnunet_inference(network, stack.slices_ZCHW.swapaxes(0, 1)[inside], (128, 128, 128))
-    return read_nnunet(folder), logits, {"seconds": round(seconds, 1), "measured_bytes": peak}
+    return read_nnunet(folder), logits, {"processor_seconds": round(seconds, 1), "measured_bytes": peak}
 
 
 def main() -> None:
@@ -162,7 +163,7 @@ def main() -> None:
     else:
         run = {"monai": authors_of_bundle, "nnunet": authors_of_nnunet}[options.network]
         foreign, logits, took = run(folder, images_CXYZ)
-        print(f"authors: {took['seconds']} s, {took['measured_bytes'] / MIB:.0f} MiB", flush=True)
+        print(f"authors: {took['processor_seconds']} s, {took['measured_bytes'] / MIB:.0f} MiB", flush=True)
     facts = {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(), **versions()}
     result = {**facts, "case": options.case.name, "network": options.network, "authors": took}
     write_foreign(foreign, options.work / "set")

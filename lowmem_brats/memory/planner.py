@@ -91,6 +91,9 @@ def plan_inference(
     fits, and InputError as `check_slices`.
     """
     where, patches = torch.device(device), patches_of(network)
+    if len(size) != (3 if patches else 2):
+        expected = "Z, H and W of a volume" if patches else "H and W of a slice"
+        raise InputError("size", " × ".join(map(str, size)), f"{expected} for {network.name}", "Leave it out.")
     if patches is None:
         check_slices(network, (size[0], size[1]))
         plans = plans_of_slices(device, precision)
