@@ -41,7 +41,8 @@ from lowmem_brats.memory.planner import plan_inference
 from lowmem_brats.networks import build_network
 from lowmem_brats.segment.case import segment_case
 from lowmem_brats.segment.result import SegmentReport
-from lowmem_brats.weights.file import WeightsFile, save_network
+from lowmem_brats.weights.file import save_network
+from lowmem_brats.weights.header import WeightsFile
 from lowmem_brats.weights.index import write_index
 from lowmem_brats.weights.store import open_set
 

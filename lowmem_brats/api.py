@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowmem_brats.config import BRATS_SHAPE, NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.config import BRAIN_SHAPE, BRATS_SHAPE, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.data.case import case_of
 from lowmem_brats.data.case_files import find_case
 from lowmem_brats.data.geometry import Volume
@@ -25,7 +25,7 @@ from lowmem_brats.evaluate.pairs import LabelledVolume, PatientScores, case_id_o
 from lowmem_brats.measure.label_map import Measurements, measure_file
 from lowmem_brats.memory.budget import parse_budget
 from lowmem_brats.memory.planner import InferencePlan, TrainPlan, plan_inference, plan_train
-from lowmem_brats.networks import padded_size
+from lowmem_brats.networks import padded_size, usual_size
 from lowmem_brats.segment.case import segment_files, segment_images
 from lowmem_brats.segment.result import Segmentation
 from lowmem_brats.weights.store import open_set
@@ -68,12 +68,14 @@ def plan_segmenting(
     """Find the fastest way to segment slices inside a budget; needs no card, and no data.
 
     `vram`: a size such as `512M` or `2G`; `network`: None for that of the shipped weights; `size_HW`: pixels of a
-    slice, None for BraTS's 240 × 240; `device`: `cpu` or `cuda`; `precision`: `fp32`, `fp16` or `bf16`.
+    slice, None for BraTS's 240 × 240, or for its whole volume if the network sees patches; `device`: `cpu` or `cuda`;
+    `precision`: `fp32`, `fp16` or `bf16`.
     Raises LowmemError: nothing fits, and the message says what would; or arguments that cannot be used.
     """
     network = network or open_set(()).network
     _check_choices(device, precision)
-    return plan_inference(network, _size_of(network, size_HW), parse_budget(vram, device), device, precision)
+    size = size_HW or usual_size(network)
+    return plan_inference(network, size, parse_budget(vram, device), device, precision, brain_ZHW=BRAIN_SHAPE[::-1])
 
 
 def plan_training(

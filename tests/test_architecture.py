@@ -49,10 +49,13 @@ DOORS = {
     "deepbet": set(),
     "pydicom": set(),
     "highdicom": set(),
+    "monai": set(),  # networks.segresnet and networks.nnunet import them by name, when they build a network
+    "dynamic_network_architectures": set(),
     "panoptica": {"evaluate.lesion_wise"},
     "scipy": {
         "data.brain",
         "data.phantom",
+        "data.whole",
         "evaluate.metrics",
         "measure",
         "pictures",

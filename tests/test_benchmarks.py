@@ -17,7 +17,15 @@ from lowmem_brats.data.case_list import read_cases
 from lowmem_brats.train.dataset import split_cases
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NEED_EXTRAS = {"bench_peers", "bench_prepare", "bench_prepare_dice", "bench_speed", "peers", "plot_results"}
+NEED_EXTRAS = {
+    "bench_import",
+    "bench_peers",
+    "bench_prepare",
+    "bench_prepare_dice",
+    "bench_speed",
+    "peers",
+    "plot_results",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from lowmem_brats.data.labels import Region
 from lowmem_brats.data.phantom import make_phantom
 from lowmem_brats.data.slices import prepare
 from lowmem_brats.networks import adapted, build_network
-from lowmem_brats.weights.file import WeightsFile, load_network, save_network
+from lowmem_brats.weights.file import load_network, save_network
+from lowmem_brats.weights.header import WeightsFile
 from lowmem_brats.weights.index import write_index
 from lowmem_brats.weights.store import open_set
 

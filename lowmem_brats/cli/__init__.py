@@ -14,6 +14,7 @@ from lowmem_brats.cli.demo import demo
 from lowmem_brats.cli.doctor import doctor
 from lowmem_brats.cli.evaluate import evaluate
 from lowmem_brats.cli.failures import UnforeseenError, explain
+from lowmem_brats.cli.import_ import import_
 from lowmem_brats.cli.measure import compare, measure
 from lowmem_brats.cli.page import page
 from lowmem_brats.cli.phantom import phantom
@@ -70,5 +71,5 @@ def main() -> None:
     """
 
 
-for command in (prepare, segment, page, evaluate, measure, compare, train, plan, doctor, bench, phantom, demo):
+for command in (prepare, segment, page, evaluate, measure, compare, train, import_, plan, doctor, bench, phantom, demo):
     main.add_command(command)

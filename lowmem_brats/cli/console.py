@@ -89,10 +89,16 @@ def place_of_state(plan: InferencePlan | TrainPlan) -> str:
 def show_plan(plan: InferencePlan | TrainPlan) -> None:
     """One line: how the network will run, and what that is predicted to need."""
     conceded = getattr(plan, "conceded", "")
-    how = f"{plan.device}, {plan.precision}, batch {plan.batch}{', ' * bool(conceded)}{conceded}"
+    how = f"{plan.device}, {plan.precision}, batch {plan.batch}{patch_of(plan)}{', ' * bool(conceded)}{conceded}"
     parts = " + ".join(f"{name} {mebibytes(count)}" for name, count in plan.components.items() if count)
     reserve = f", and {mebibytes(plan.reserve_bytes)} kept for CUDA" if plan.reserve_bytes else ""
     err.print(f"plan: {how}; {mebibytes(plan.predicted_bytes)} predicted = {parts}{reserve}")
+
+
+def patch_of(plan: InferencePlan | TrainPlan) -> str:
+    """The patch of a plan, in words; empty for slices."""
+    patch_ZHW = getattr(plan, "patch_ZHW", ())
+    return f", patches of {' × '.join(map(str, patch_ZHW))}" if patch_ZHW else ""
 
 
 def show_peak(measured: int, plan: InferencePlan | TrainPlan | None, cuda_peak: dict[str, int] | None) -> None:
@@ -127,6 +133,8 @@ def show_segmentation(report: SegmentReport) -> None:
     out.print(f"slices       {' · '.join(slices)}")
     if members := [f"{name} {row['slices']:.0f} ({row['gmac']:.1f} GMAC)" for name, row in report.members.items()]:
         out.print(f"by member    {' · '.join(members)}")
+    if patches := [f"{name.upper()} {run} run" for name, run in report.patches.items()]:
+        out.print(f"patches      {' · '.join(patches)}")
     if boxes := [f"{name.upper()} {len(inside)}" for name, inside in report.boxes.items()]:
         out.print(f"boxes        {' · '.join(boxes)}")
     if islands := report.doubtful_millilitres.get("wt"):

@@ -144,6 +144,18 @@ def size_of(network: NetworkConfig, size: tuple[int, int] | None) -> tuple[int, 
     return size or padded_size(network, BRATS_SHAPE[:2])
 
 
+def what_is_seen(network: NetworkConfig, size: tuple[int, int] | None) -> tuple[int, ...]:
+    """As `size_of`; for a network that sees patches the volume of BraTS. Raises InputError for a size given for it."""
+    from lowmem_brats.networks import patches_of, usual_size
+
+    if patches_of(network) is None:
+        return size_of(network, size)
+    if size:
+        found = f"a size of slices for {network.name}, which sees patches"
+        raise InputError("--size", found, "none: the volume is BraTS's", "Leave the option out.")
+    return usual_size(network)
+
+
 def named() -> set[str]:
     """The names of the parameters that the user gave on the command line."""
     ctx = click.get_current_context()

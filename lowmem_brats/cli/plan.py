@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from lowmem_brats.cli import console, options
-from lowmem_brats.config import PRECISIONS, NetworkConfig, TrainConfig
-from lowmem_brats.errors import BudgetError
+from lowmem_brats.config import BRAIN_SHAPE, PRECISIONS, NetworkConfig, TrainConfig
+from lowmem_brats.errors import BudgetError, InputError
 
 if TYPE_CHECKING:
     from lowmem_brats.memory.budget import MemoryBudget
+    from lowmem_brats.memory.planner import InferencePlan, TrainPlan
 
 PARTS = (("weights", "parameters"), ("grads", "gradients"), ("Adam", "optimizer"), ("maps", "activations"))
 """Column → component of a plan."""
@@ -20,12 +22,14 @@ LEGEND = (
     "MiB of tensors at the peak: weights, gradients, Adam's moments, maps · state: where these moments lie · "
     "time: of a step, estimated"
 )
+LEGEND_OF_PATCHES = "MiB of tensors at the peak: weights, maps · time: estimated, against the authors' own way"
 
 
 @click.command()
 @click.option("--vram", metavar="2G|1536M", help="One budget in place of the ladder from 256M to 8G.")
 @click.option("--train", "training", is_flag=True, help="Plan training steps; without it, segmenting.")
 @options.of(NetworkConfig, "name", "width")
+@click.option("--weights", metavar="SET", help="Plan for the network of this set in place of --network.")
 @options.of(TrainConfig, "batch")
 @options.size
 @click.option("--device", type=click.Choice(("cpu", "cuda")), default="cuda", show_default=True, help="Plan for it.")
@@ -35,6 +39,7 @@ def plan(
     vram: str | None,
     training: bool,
     network: NetworkConfig,
+    weights: str | None,
     batch: int,
     size: tuple[int, int] | None,
     device: str,
@@ -46,20 +51,23 @@ def plan(
     """
     from lowmem_brats.memory import planner
     from lowmem_brats.memory.budget import CUDA_RESERVE, MemoryBudget, format_budget, parse_budget
-    from lowmem_brats.networks import has_width, title_of
+    from lowmem_brats.networks import has_width, patches_of, title_of
 
-    options.check_width(network)
-    size = options.size_of(network, size)
-    planner.check_slices(network, size, batch)
+    network = _network_to_plan(network, weights)
+    seen = options.what_is_seen(network, size)
+    slices, patches = (seen[0], seen[1]), patches_of(network)
+    if training or not patches:
+        planner.check_slices(network, slices, batch)
 
     def plan_in(budget: MemoryBudget) -> planner.InferencePlan | planner.TrainPlan:
         if training:
-            return planner.plan_train(network, size, batch, budget, device, precision)
-        return planner.plan_inference(network, size, budget, device, precision)
+            return planner.plan_train(network, slices, batch, budget, device, precision)
+        return planner.plan_inference(network, seen, budget, device, precision, brain_ZHW=BRAIN_SHAPE[::-1])
 
     reserve = 0 if device == "cpu" else CUDA_RESERVE
     sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else planner.LADDER
-    heads = "budget", "batch", "at once", "recompute", "state", "time", "MiB", *(name for name, _ in PARTS)
+    how = "patch" if patches else "recompute"
+    heads = "budget", "batch", "at once", how, "state", "time", "MiB", *(name for name, _ in PARTS)
     widths = training and has_width(network)
     shown = console.table(*heads, *(["width"] if widths else []))
     rows = planner.ladder(plan_in, reserve, sizes)
@@ -68,26 +76,48 @@ def plan(
         if isinstance(row, BudgetError):
             shown.add_row(name, "–", "–", "–", "–", "–", f"needs {row.expected.removeprefix('at least ')}")
             continue
-        counts = (row.predicted_bytes, *(row.components[part] for _, part in PARTS))
-        cells = [name, f"{row.batch}", f"{getattr(row, 'micro_batch', row.batch)}", getattr(row, "recompute", "–")]
-        cells.append(console.place_of_state(row))
-        cells.append(f"{row.relative_time:.2f}×" if isinstance(row, planner.TrainPlan) else "–")
-        cells += [f"{count / 2**20:.1f}" for count in counts]
+        cells = [name, *_cells(row)]
         if widths and total is None:
             cells.append("any")
         elif widths:
-            arguments = size, batch, MemoryBudget(total, reserve), device, precision
+            arguments = slices, batch, MemoryBudget(total, reserve), device, precision
             fits = planner.largest_width(network, partial(_plan_smallest, *arguments))
             cells.append(f"{fits}")
         shown.add_row(*cells)
-    console.out.print(f"{title_of(network)}, slices of {size[0]} × {size[1]}, {device}, {precision}")
+    kind = f"{'volumes' if patches else 'slices'} of {' × '.join(map(str, seen))}"
+    console.out.print(f"{title_of(network)}, {kind}, {device}, {precision}")
     console.out.print(shown)
-    console.out.print(LEGEND + (" · width: the largest that fits" if widths else ""), soft_wrap=True)
+    legend = LEGEND_OF_PATCHES if patches else LEGEND
+    console.out.print(legend + (" · width: the largest that fits" if widths else ""), soft_wrap=True)
     if reserve:
         console.out.print(f"each budget also holds {console.mebibytes(reserve)} for CUDA's context and work space")
     failures = [row for _, row in rows if isinstance(row, BudgetError)]
     if len(failures) == len(rows):
         raise failures[-1]
+
+
+def _cells(row: InferencePlan | TrainPlan) -> list[str]:
+    """A plan as a row of the table: batch, at once, how, place of the state, time, and the bytes by kind."""
+    patch = " × ".join(map(str, getattr(row, "patch_ZHW", ())))
+    timed = bool(patch) or hasattr(row, "micro_batch")
+    cells = [f"{row.batch}", f"{getattr(row, 'micro_batch', row.batch)}", patch or getattr(row, "recompute", "–")]
+    cells += [console.place_of_state(row), f"{row.relative_time:.2f}×" if timed else "–"]
+    counts = (row.predicted_bytes, *(row.components[part] for _, part in PARTS))
+    return cells + [f"{count / 2**20:.1f}" for count in counts]
+
+
+def _network_to_plan(network: NetworkConfig, weights: str | None) -> NetworkConfig:
+    """The network that the options name. Raises InputError for options that contradict each other."""
+    from lowmem_brats.networks import patches_of
+    from lowmem_brats.weights.store import open_set
+
+    if weights is None:
+        options.check_width(network)
+        return replace(network, outputs=3) if patches_of(network) else network
+    if both := options.named() & {"name", "width"}:
+        found = f"--weights and {'--network' if 'name' in both else '--width'}"
+        raise InputError("plan", found, "one of them", "Leave one out.")
+    return open_set(weights).network
 
 
 def _plan_smallest(

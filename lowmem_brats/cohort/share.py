@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from lowmem_brats.config import BRATS_SHAPE, NetworkConfig
+from lowmem_brats.config import BRAIN_SHAPE, NetworkConfig
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.bank import plan_members
 from lowmem_brats.memory.budget import MIB, MemoryBudget, format_budget, format_bytes, parse_budget
 from lowmem_brats.memory.device import host_bytes
-from lowmem_brats.networks import padded_size
+from lowmem_brats.networks import usual_size
 
 
 def threads_of_worker(workers: int) -> int:
@@ -44,8 +44,9 @@ def vram_of_worker(
         raise BudgetError(where, found, expected, f"Start at most {total // each}, or give each less with --vram.")
     try:
         # Strides are powers of two, so the largest size suits all.
-        size_HW = max(padded_size(network, BRATS_SHAPE[:2]) for network in networks)
-        plan_members(networks, size_HW, MemoryBudget(each, reserve), str(device), precision)
+        size = max(usual_size(network) for network in networks)
+        arguments = MemoryBudget(each, reserve), str(device), precision
+        plan_members(networks, size, *arguments, brain_ZHW=BRAIN_SHAPE[::-1])
     except BudgetError as error:
         found = f"{format_bytes(total)} / {workers} = {format_bytes(each)} for each" if shared else format_bytes(each)
         raise BudgetError(where, f"{found}: {error.found}", error.expected, "Start fewer workers.") from error

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from lowmem_brats.config import names
 from lowmem_brats.config.setting import Check, Setting, check_settings, words
 from lowmem_brats.config.shared import MAIN, NETWORKS
 from lowmem_brats.errors import InputError
+
+LARGEST_PATCH = 512
+"""Voxels along a side; no network was ever shown more at once."""
+
+
+def sides_of(text: str) -> tuple[int, ...]:
+    """The sides of a patch that is written as `160x240x240`; none if it is not written so, or too large."""
+    match = re.fullmatch(r"(\d{1,3})x(\d{1,3})x(\d{1,3})", text)
+    sides = tuple(map(int, match.groups())) if match else ()
+    return sides if all(1 <= side <= LARGEST_PATCH for side in sides) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +65,19 @@ class NetworkConfig:
         Check("0 to 3 slices", lambda context: 0 <= context <= 3),
     ).default(0)
 
+    patch: str = Setting(
+        check=Check("Z×H×W, such as 160x240x240", lambda text: not text or bool(sides_of(text)))
+    ).default("")
+    """Of a network of patches: the patch with which its authors run it, `160x240x240`; empty: the usual one."""
+    tissues: bool = False
+    """Whether the outputs are the background and three tissues that exclude each other, in place of regions."""
+    architecture: str = ""
+    """Of an nnU-Net: the class of its network and the settings of it, JSON, as its plans name them."""
+
     def __post_init__(self) -> None:
         check_settings(self, "network")
+        if self.name.startswith("segresnet") and self.width % 8:
+            raise InputError("network width", str(self.width), "a positive multiple of 8", "Group norm has 8 groups.")
         if self.name == "unet2d" and self.width % 8:
             raise InputError("network width", str(self.width), "a positive multiple of 8", "Group norm has 8 groups.")
         if self.name == "transunet" and self.context:

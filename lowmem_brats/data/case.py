@@ -5,7 +5,7 @@ Axes: C modalities; X Y Z voxels in LPS order.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from lowmem_brats.data.labels import Mask
 from lowmem_brats.data.nifti import NiftiImage, read_stack, read_volume, volume_of
 from lowmem_brats.errors import InputError, did_you_mean
 
+FEW = 1e-3
+"""Share of an image's voxels; where cleaning changes more, the image is seen cleaned by every network."""
 MSD_ORDER = ("flair", "t1", "t1ce", "t2")
 NUMBERED = (
     "_0000 to _0003 are taken for T1, T1ce, T2, FLAIR, as in nnU-Net's Dataset 137; where they are in another order, "
@@ -39,6 +41,16 @@ class Case:
     """The first modality; label maps are written into its grid."""
     missing: list[str]
     warnings: list[str] = field(default_factory=list)
+    cleaned: dict[str, tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]] = field(default_factory=dict)
+    """Per modality that was clean but for a few voxels: which `isolate_brain` changed, flat, and what they were."""
+
+    @property
+    def stored_CXYZ(self) -> npt.NDArray[np.float32]:
+        """The images with those few voxels as they were, which is how others' networks see them. A new array."""
+        images_CXYZ = self.images_CXYZ.copy()
+        for modality, (changed, values) in self.cleaned.items():
+            images_CXYZ[MODALITIES.index(modality)].flat[changed] = values
+        return images_CXYZ
 
     @property
     def brain_XYZ(self) -> Mask:
@@ -97,8 +109,19 @@ def _on_one_grid(case_id: str, volumes: Mapping[str, Volume], paths: Mapping[str
             images_CXYZ[channel] = volumes[modality].data
     case = Case(case_id, images_CXYZ, reference, missing)
     done_to_images = isolate_brain(images_CXYZ, missing, float(np.prod(case.spacing_mm)))
+    case.cleaned = dict(_cleaned(images_CXYZ, volumes))
     case.warnings = notes + _warnings(case) + _warnings_of_headers(volumes) + done_to_images + _apart(case)
     return case
+
+
+def _cleaned(
+    images_CXYZ: npt.NDArray[np.float32], volumes: Mapping[str, Volume]
+) -> Iterator[tuple[str, tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]]]:
+    for modality, volume in volumes.items():
+        image_XYZ = images_CXYZ[MODALITIES.index(modality)]
+        changed = np.flatnonzero(image_XYZ != volume.data)
+        if changed.size <= FEW * image_XYZ.size:
+            yield modality, (changed, np.asarray(volume.data, np.float32).flat[changed])
 
 
 def _read_stacked(path: Path) -> dict[str, Volume]:

@@ -137,18 +137,30 @@ def warnings_of(label: LabelMap, convention: LabelConvention) -> list[str]:
     return [f"its only label is 1, {tissue}: a mask of another region would be taken for that"]
 
 
-def fuse_regions(masks: Mapping[Region, Mask], convention: LabelConvention) -> LabelMap:
-    """Fuse three binary masks into one label map, nested: TC counts inside WT only, ET inside TC only.
+def fuse_regions(masks: Mapping[Region, Mask], convention: LabelConvention, nested: bool = True) -> LabelMap:
+    """Fuse three binary masks into one label map.
 
-    `masks`: one boolean array per region, all of one shape. Returns uint8 of that shape.
+    `masks`: one boolean array per region, all of one shape. `nested`: TC counts inside WT only and ET inside TC only;
+    otherwise WT, TC and ET are painted in this order, as MONAI's bundle and nnU-Net do. Returns uint8 of that shape.
     """
     whole = masks[Region.WT]
-    core = masks[Region.TC] & whole
+    core = masks[Region.TC] & whole if nested else masks[Region.TC]
     label = np.zeros(whole.shape, np.uint8)
     label[whole] = convention.ed
     label[core] = convention.ncr
-    label[masks[Region.ET] & core] = convention.et
+    label[masks[Region.ET] & core if nested else masks[Region.ET]] = convention.et
     return label
+
+
+def of_tissues(logit_4ZHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Logits of WT, TC and ET, [3, …], from those of background, NCR, ED and ET, [4, …], of which one is true.
+
+    Each is positive exactly where the most probable of the four lies in the region.
+    """
+    background, core, oedema, enhancing = logit_4ZHW
+    inner = np.maximum(core, enhancing)
+    whole = np.maximum(inner, oedema) - background
+    return np.stack([whole, inner - np.maximum(background, oedema), enhancing - np.maximum.reduce(logit_4ZHW[:3])])
 
 
 def nesting_depth(masks: Mapping[Region, Mask]) -> LabelMap:

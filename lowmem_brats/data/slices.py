@@ -43,8 +43,9 @@ VIEWS = (
 class SliceStack:
     """The brain's slices, and where they lie in the volume."""
 
-    slices_ZCHW: npt.NDArray[np.float16]
-    """Z-scored; H and W are multiples of the stride, Z too where the brain can be seen from other sides."""
+    slices_ZCHW: npt.NDArray[Any]
+    """Z-scored, fp16; H and W are multiples of the stride, Z too where the brain can be seen from other sides. A whole
+    volume, for networks of patches, is fp32 and as large as it is."""
     brain_ZHW: npt.NDArray[np.bool_]
     """Where any modality is not 0."""
     flat: bool

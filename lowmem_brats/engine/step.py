@@ -19,7 +19,7 @@ from lowmem_brats.engine import parallel
 from lowmem_brats.engine.losses import Loss, backward_loss
 from lowmem_brats.engine.optimizer import OPTIMIZERS
 from lowmem_brats.engine.recompute import recomputed
-from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks import AnyNetwork, Network, PatchNetwork, SliceNetwork
 from lowmem_brats.networks.drop import dropping
 
 
@@ -28,9 +28,14 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "cuda" else torch.channels_last
 
 
-def place(network: SliceNetwork, device: torch.device, dtype: torch.dtype = torch.float32) -> SliceNetwork:
+def layout_of(network: Network, device: torch.device) -> torch.memory_format:
+    """The memory layout of a network's weights: as its maps; contiguous for patches, as their authors run them."""
+    return torch.contiguous_format if isinstance(network, PatchNetwork) else memory_format(device)
+
+
+def place(network: AnyNetwork, device: torch.device, dtype: torch.dtype = torch.float32) -> AnyNetwork:
     """Move a network, in place, to a device and format, with the memory layout that suits the device."""
-    return network.to(device, dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
+    return network.to(device, dtype, memory_format=layout_of(network, device))  # type: ignore[call-overload, no-any-return]
 
 
 NO_MEMORY = (
@@ -65,6 +70,18 @@ def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
         brain_N1HW = (slices_NCHW[:, : len(MODALITIES)] != 0).any(dim=1, keepdim=True)  # there is no tumour outside it
         logits_NKHW: Tensor = network(slices_NCHW)
         return logits_NKHW.mul_(brain_N1HW).cpu().float()
+
+
+@want_of_memory_named()
+def predict_patches(network: PatchNetwork, patches: Tensor) -> Tensor:
+    """Logits of a batch of patches, [N, K, …], fp32 on the host.
+
+    `network`: moved by `place`; `patches`: fp32 [N, C, …] on the host, contiguous.
+    """
+    parameter = next(network.parameters())
+    with torch.inference_mode():
+        logits: Tensor = network(patches.to(parameter.device, parameter.dtype))
+        return logits.cpu().float()
 
 
 def split_batch(slices_NCHW: Tensor, target_NKHW: Tensor, micro_batch: int) -> list[tuple[Tensor, Tensor]]:

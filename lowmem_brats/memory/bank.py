@@ -15,16 +15,24 @@ from lowmem_brats.memory.planner import InferencePlan, plan_inference
 
 
 def plan_members(
-    networks: Sequence[NetworkConfig], size_HW: tuple[int, int], budget: MemoryBudget, device: str, precision: str
+    networks: Sequence[NetworkConfig],
+    size: tuple[int, ...],
+    budget: MemoryBudget,
+    device: str,
+    precision: str,
+    brain_ZHW: tuple[int, ...] = (),
 ) -> InferencePlan:
     """Find the fastest plan by which each of several networks can run, one in memory at a time.
 
-    Its bytes are those of the one that needs most. Arguments and errors as `plan_inference`.
+    Its bytes are those of the one that needs most. Arguments and errors as `plan_inference`; of several networks all
+    see slices.
     """
-    plans = [plan_inference(network, size_HW, budget, device, precision) for network in networks]
+    plans = [plan_inference(network, size, budget, device, precision, brain_ZHW=brain_ZHW) for network in networks]
+    if len(plans) == 1:
+        return plans[0]
     slowest, where = min(plans, key=lambda plan: plan.batch), torch.device(device)
     largest = max(
-        (inference_footprint(network, size_HW, slowest.batch, DTYPES[precision], where) for network in networks),
+        (inference_footprint(network, size, slowest.batch, DTYPES[precision], where) for network in networks),
         key=lambda footprint: footprint.total,
     )
     return replace(slowest, predicted_bytes=largest.total, components=asdict(largest))

@@ -145,6 +145,12 @@ def _like(tensor: Tensor, memory_format: torch.memory_format = torch.preserve_fo
         return torch.empty_like(tensor, memory_format=memory_format)
 
 
+def _repeat(tensor: Tensor, times: Sequence[int]) -> Tensor:
+    # torch's own kernel copies without asking again, so it cannot be taken apart.
+    shape = [1] * (len(times) - tensor.ndim) + list(tensor.shape)
+    return _empty([side * time for side, time in zip(shape, times, strict=True)], dtype=tensor.dtype)
+
+
 def _convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
     stride, padding, dilation, transposed, output_padding, groups = how
     sides = zip(maps.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True)
@@ -219,6 +225,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.empty.memory_format: _empty,
     aten.empty_strided.default: _empty_strided,
     aten.lift_fresh.default: _like,
+    aten.repeat.default: _repeat,
     aten.relu.default: _like,
     aten.hardtanh.default: lambda maps, *_: _like(maps),
     aten.hardtanh_backward.default: lambda grad, maps, *_: _like(maps),

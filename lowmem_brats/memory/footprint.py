@@ -21,11 +21,13 @@ from lowmem_brats.config import DICE, NetworkConfig, Objective
 from lowmem_brats.engine.losses import find_loss
 from lowmem_brats.engine.step import (
     TrainingStep,
+    layout_of,
     memory_format,
     predict_batch,
+    predict_patches,
 )
 from lowmem_brats.memory.device import LiveBytes, storage_bytes
-from lowmem_brats.networks import SliceNetwork, build_network
+from lowmem_brats.networks import Network, PatchNetwork, build_any
 from lowmem_brats.networks.drop import set_rates
 
 
@@ -62,17 +64,23 @@ class Footprint:
 
 @cache
 def inference_footprint(
-    network: NetworkConfig, size_HW: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
+    network: NetworkConfig, size: tuple[int, ...], batch: int, dtype: torch.dtype, device: torch.device
 ) -> Footprint:
-    """Bytes of `step.predict_batch` for `batch` slices of `size_HW` pixels and a network in `dtype`."""
+    """Bytes of a pass of `batch` slices of H × W pixels, or patches of Z × H × W voxels, and a network in `dtype`."""
     model = _outline(network, dtype, device)
     with _without_data()():
         _fill(model)
-        slices_NCHW = torch.empty(batch, network.channels, *size_HW, dtype=torch.float16)
         counter = LiveBytes()
         counter.name("parameters", *model.parameters(), *model.buffers())
-        with counter:
-            predict_batch(model.eval(), slices_NCHW)
+        if isinstance(model, PatchNetwork):
+            sides = (size["ZHW".index(axis)] for axis in model.axes)
+            patches = torch.empty(batch, network.channels, *sides)
+            with counter:
+                predict_patches(model.eval(), patches)
+        else:
+            slices_NCHW = torch.empty(batch, network.channels, *size, dtype=torch.float16)
+            with counter:
+                predict_batch(model.eval(), slices_NCHW)
         return Footprint(**counter.at_peak)
 
 
@@ -167,11 +175,11 @@ def treats_slices_apart(network: NetworkConfig) -> bool:
     return not any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def _outline(network: NetworkConfig, dtype: torch.dtype, device: torch.device) -> SliceNetwork:
+def _outline(network: NetworkConfig, dtype: torch.dtype, device: torch.device) -> Any:
     """The network as `step.place` would leave it, on torch's meta device: it takes no bytes and no random numbers."""
     with torch.device("meta"):
-        model = build_network(network)
-    return model.to(dtype, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
+        model = build_any(network)
+    return model.to(dtype, memory_format=layout_of(model, device))  # type: ignore[call-overload]
 
 
 @cache
@@ -192,7 +200,7 @@ def _without_data() -> Callable[[], AbstractContextManager[Any]]:
     return WithoutData
 
 
-def _fill(model: SliceNetwork) -> None:
+def _fill(model: Network) -> None:
     """Replace meta tensors by tensors without data on the CPU; `Module.to_empty` cannot do this for fake ones."""
 
     def outline(tensor: Tensor) -> Tensor:

@@ -24,11 +24,9 @@ from lowmem_brats.memory.footprint import (
     training_footprint,
     treats_slices_apart,
 )
-from lowmem_brats.networks import has_width, stride_of, title_of
-
-BATCHES = {"cpu": (4, 2, 1), "cuda": (32, 16, 8, 4, 2, 1)}
-"""Slices per forward pass, fastest first. On the CPU more than four bring nothing; compared with four, one at a time
-takes 1.25 times as long (U-Net of width 24; EMCAD-B0: 2.0)."""
+from lowmem_brats.memory.inference_plan import InferencePlan as InferencePlan
+from lowmem_brats.memory.inference_plan import plans_of_patches, plans_of_slices
+from lowmem_brats.networks import has_width, patches_of, stride_of, title_of
 
 LADDER = tuple(size * MIB for size in (256, 512, 1024, 1536, 2048, 4096, 6144, 8192))
 """Bytes of the budgets that `plan` shows: the memory of small and old cards."""
@@ -36,24 +34,6 @@ WIDTHS = tuple(range(8, 129, 8))
 """Widths among which the largest that fits is searched; multiples of 8, because group norm has 8 groups."""
 LARGEST_SIDE = 16384
 """Pixels; no image is larger, and counts of bytes must not overflow."""
-
-
-@dataclass(frozen=True)
-class InferencePlan:
-    """How slices are segmented by a network."""
-
-    device: str
-    """Device that computes, in torch's words: `cpu`, `cuda:0`."""
-    precision: str
-    """`fp32`, `fp16` or `bf16`."""
-    batch: int
-    """Slices per forward pass."""
-    predicted_bytes: int = 0
-    """Peak bytes of tensors, including the network; 0: not planned."""
-    components: dict[str, int] = field(default_factory=dict)
-    """Those bytes by kind: parameters, gradients, optimizer, activations."""
-    reserve_bytes: int = 0
-    """Bytes that are kept free for CUDA in addition."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +78,33 @@ Planned = TypeVar("Planned")
 
 def plan_inference(
     network: NetworkConfig,
-    size_HW: tuple[int, int],
+    size: tuple[int, ...],
     budget: MemoryBudget,
     device: str,
     precision: str,
     smallest: bool = False,
+    brain_ZHW: tuple[int, ...] = (),
 ) -> InferencePlan:
-    """Find the fastest plan for segmenting slices of `size_HW` pixels inside a budget.
+    """Find the fastest plan for segmenting slices of H × W pixels, or a volume of Z × H × W voxels, inside a budget.
 
-    `precision`: `fp32`, `fp16` or `bf16`; `smallest`: find the plan with the lowest peak instead, however slow. Raises
-    BudgetError if not even one slice fits, and InputError as `check_slices`.
+    A network of patches runs as its authors run it where that fits; only then the fastest other way is looked for.
+    `precision`: `fp32`, `fp16` or `bf16`; `smallest`: find the plan with the lowest peak instead, however slow;
+    `brain_ZHW`: of a volume, the size of the brain's bounding box. Raises BudgetError if not even one slice or patch
+    fits, and InputError as `check_slices`.
     """
-    check_slices(network, size_HW)
-    where = torch.device(device)
+    where, patches = torch.device(device), patches_of(network)
+    if len(size) != (3 if patches else 2):
+        expected = "Z, H and W of a volume" if patches else "H and W of a slice"
+        raise InputError("size", " × ".join(map(str, size)), f"{expected} for {network.name}", "Leave it out.")
+    if patches is None:
+        check_slices(network, (size[0], size[1]))
+        plans = plans_of_slices(device, precision)
+    else:
+        plans = plans_of_patches(patches, size, brain_ZHW or size, device, precision)
 
     def count(config: NetworkConfig, plan: InferencePlan, name: str) -> Footprint:
-        return inference_footprint(config, size_HW, plan.batch, DTYPES[name], where)
+        return inference_footprint(config, plan.patch_ZHW or size, plan.batch, DTYPES[name], where)
 
-    plans = [InferencePlan(device, precision, batch) for batch in BATCHES[where.type]]
     return _choose(network, plans, plans[-1:], budget, count, smallest)
 
 

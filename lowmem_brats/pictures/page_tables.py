@@ -18,10 +18,11 @@ def report_tables(report: SegmentReport, shape_XYZ: tuple[int, int, int]) -> lis
     """
     plan = report.plan
     reserve = f", and {format_bytes(plan.reserve_bytes)} kept for CUDA" if plan.reserve_bytes else ""
+    patch = f", patches of {' × '.join(map(str, plan.patch_ZHW))}" if plan.patch_ZHW else ""
     share = f", {report.peak_bytes / plan.predicted_bytes:.1%} of the prediction" if plan.predicted_bytes else ""
     seconds = " · ".join(f"{stage} {time:.2f}" for stage, time in report.seconds.items())
     run = [
-        ("plan", f"{plan.device}, {plan.precision}, batch {plan.batch}; budget {report.vram}"),
+        ("plan", f"{plan.device}, {plan.precision}, batch {plan.batch}{patch}; budget {report.vram}"),
         ("predicted", f"{format_bytes(plan.predicted_bytes)} of tensors{reserve}"),
         ("peak", f"{format_bytes(report.peak_bytes)} of tensors{share}"),
         *[(f"on the card, {name}", format_bytes(count)) for name, count in (report.cuda_peak or {}).items()],
@@ -32,6 +33,7 @@ def report_tables(report: SegmentReport, shape_XYZ: tuple[int, int, int]) -> lis
             for of, row in report.members.items()
         ],
     ]
+    run += [(f"patches, {of.upper()}", f"{count} run") for of, count in report.patches.items()]
     doubtful = {of.upper(): format_millilitres(volume) for of, volume in report.doubtful_millilitres.items() if volume}
     left_out = " · ".join(f"{of} {volume} mL" for of, volume in doubtful.items()) or "nothing"
     expected = [

@@ -25,6 +25,7 @@ from lowmem_brats.data.slices import (
     to_voxels,
     usable,
 )
+from lowmem_brats.data.whole import box_of, prepare_whole
 from lowmem_brats.engine.precision import choose_precision
 from lowmem_brats.errors import InputError
 from lowmem_brats.files import add_to_checksum
@@ -33,10 +34,12 @@ from lowmem_brats.memory.bank import plan_members
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget, process_peak_bytes
 from lowmem_brats.memory.planner import InferencePlan
+from lowmem_brats.networks import patches_of
 from lowmem_brats.segment.cleanup import drop_doubtful
 from lowmem_brats.segment.expected import expect, warnings_of
 from lowmem_brats.segment.regions import OnProgress, RegionSearch, timed
 from lowmem_brats.segment.result import Segmentation, SegmentReport
+from lowmem_brats.weights.foreign import NOTES
 from lowmem_brats.weights.store import WeightsSet, open_set, versions
 
 
@@ -153,13 +156,14 @@ def _segment(
     """Segment a case; `seconds`: the time that reading it took, to which each stage adds its own."""
     config, weights, convention = setup.config, setup.weights, setup.convention
     with timed(seconds, "load"):
-        stack = prepare(case.images_CXYZ, weights.stride, case.spacing_mm)
+        stack = _seen_by(weights, case)
     with timed(seconds, "plan"):
         views = usable(1 if config.fast else weights.network.views, stack.flat)
-        size_HW = max(slice_sizes(stack.brain_ZHW.shape, views), key=math.prod)
+        size, brain_ZHW = _to_plan_for(weights, stack, views)
 
         def plan_in(precision: str) -> InferencePlan:
-            plan = plan_members(weights.networks, size_HW, setup.budget, str(setup.device), precision)
+            arguments = weights.networks, size, setup.budget, str(setup.device), precision
+            plan = plan_members(*arguments, brain_ZHW=brain_ZHW)
             on_plan(plan)
             return plan
 
@@ -169,16 +173,49 @@ def _segment(
     )
     report.min_confidence = least_confidence(config, weights)
     report.min_confidence_of = weights.name if config.min_confidence is None else "--min-confidence"
-    report.warnings = setup.notes + case.warnings + stack.notes
+    report.warnings = setup.notes + case.warnings + stack.notes + _patch_notes(weights, config, plan)
     found = RegionSearch(weights, stack, views, config, report, plan_in, on_progress).find()
     report.warnings += cuda.beyond(report.cuda_peak, setup.budget.total_bytes)
     with timed(seconds, "fuse"):
         logit_ZHW = {region: to_voxels(sum_ZHW[None], stack)[0] for region, sum_ZHW in found.items()}
         masks, gone = drop_doubtful(logit_ZHW, report.min_confidence)
         _tell_expected(report, setup, logit_ZHW, masks, stack, case)
-        label_XYZ = to_volume(fuse_regions(masks, convention), stack)
+        nested = weights.files[0].fusion == "nested"
+        label_XYZ = to_volume(fuse_regions(masks, convention, nested), stack)
     _count(report, label_XYZ, gone, convention, float(np.prod(case.spacing_mm)))
     return Segmentation(case, label_XYZ, report)
+
+
+def _seen_by(weights: WeightsSet, case: Case) -> SliceStack:
+    """A case as the networks of a set see it: the brain's slices, or the whole volume for patches."""
+    if patches_of(weights.network) is None:
+        return prepare(case.images_CXYZ, weights.stride, case.spacing_mm)
+    file = weights.files[0]
+    return prepare_whole(case.stored_CXYZ, file.preprocessing, file.modalities)
+
+
+def _to_plan_for(weights: WeightsSet, stack: SliceStack, views: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The size of the largest slice, and nothing; or that of the volume, and of the brain's bounding box."""
+    if patches_of(weights.network) is None:
+        return max(slice_sizes(stack.brain_ZHW.shape, views), key=math.prod), ()
+    return stack.brain_ZHW.shape, tuple(side.stop - side.start for side in box_of(stack.brain_ZHW))
+
+
+def _patch_notes(weights: WeightsSet, config: SegmentConfig, plan: InferencePlan) -> list[str]:
+    """What differs from how the authors of a network of patches run it."""
+    network = patches_of(weights.network)
+    if network is None:
+        return []
+    shown = tuple(" × ".join(map(str, sides)) for sides in (plan.patch_ZHW, network.window_ZHW))
+    notes = ["mirror images are not run for networks of patches: --tta is ignored"] if config.tta else []
+    notes += [str(each) for each in weights.files[0].training.get(NOTES, [])]
+    if plan.patch_ZHW != network.window_ZHW or plan.cropped == network.whole:
+        where = "of the brain's box " if network.whole else ""
+        notes.append(
+            f"to fit the budget, patches {where}of {shown[0]} voxels in place of its authors' {shown[1]}: the norms "
+            "see another part of the case, and the result can differ"
+        )
+    return notes
 
 
 def _tell_expected(

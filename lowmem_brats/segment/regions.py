@@ -7,11 +7,14 @@ The members of a bank run where its decision network sends them, and so do slice
 Networks without norms run in boxes, since a part of a slice looks to them as it does in the whole: WT's looks at every
 fourth axial slice of the brain and then, closely, at boxes around what it found; the others look at boxes around their
 parents. Networks with norms see whole slices, which `routing` chooses.
-Several sets share the views, so they take no longer than one; a flat stack has one view, and each set looks at it.
+Networks of patches see the volume as `patches` shows it to them.
+Several sets share the views, so they take no longer than one; a flat stack has one view, and each set looks at it, as
+each set of networks of patches looks at all of them.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,20 +25,22 @@ import numpy as np
 import numpy.typing as npt
 
 from lowmem_brats.config import SegmentConfig
-from lowmem_brats.data.labels import Mask, Region
+from lowmem_brats.data.labels import Mask, Region, of_tissues
 from lowmem_brats.data.slices import VIEWS, SliceStack, in_volume, occupied, slice_sizes, to_voxels
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory import cuda
 from lowmem_brats.memory.planner import InferencePlan
-from lowmem_brats.networks import SliceNetwork, stride_of
+from lowmem_brats.networks import SliceNetwork, patches_of, stride_of
 from lowmem_brats.networks.shufflenet import GMAC_PER_MEGAPIXEL
 from lowmem_brats.segment.bank import choose_members, put_together
 from lowmem_brats.segment.boxes import boxes_around, predict_boxes
 from lowmem_brats.segment.cleanup import sure_islands
+from lowmem_brats.segment.patches import predict_volume
 from lowmem_brats.segment.result import SegmentReport
 from lowmem_brats.segment.stack import Prediction, count_passes, place, predict_finite, predict_stack
 from lowmem_brats.weights.decision import Bank, load_decision
-from lowmem_brats.weights.file import WeightsFile, load_network
+from lowmem_brats.weights.file import load_network, load_patch_network
+from lowmem_brats.weights.header import WeightsFile
 from lowmem_brats.weights.store import WeightsSet
 
 Logits = npt.NDArray[np.float32]
@@ -68,6 +73,7 @@ class RegionSearch:
         self._weights, self._stack, self._views, self._config = weights, stack, views, config
         self._report, self._plan_in, self._on_progress = report, plan_in, on_progress
         self._boxed = config.narrow and weights.network.norm == "none"
+        self._patched = patches_of(weights.network) is not None
 
     def find(self) -> dict[Region, Logits]:
         """Run the networks: region → logits added up over the views, as `Prediction.sum_KZHW`."""
@@ -75,12 +81,16 @@ class RegionSearch:
         if stack.flat and (network.views > 1 or network.context):
             report.warnings.append("slices too few, or too far apart, to tell of each other: axial slices only")
         look = self._look_at_boxes if self._boxed else self._look_at_slices
-        look = partial(self._look_as_decided, self._weights.bank) if self._weights.bank else look
+        if self._patched:
+            look = self._look_at_patches
+        elif self._weights.bank:
+            look = partial(self._look_as_decided, self._weights.bank)
         brain_VN = occupied(stack.brain_ZHW, self._views)
         logit_ZHW, parent_ZHW = dict[Region, Logits](), stack.brain_ZHW
         for files in self._weights.by_region():
             name, regions = files[0].name, files[0].regions
-            turns = [[file] for file in files] if stack.flat and not self._weights.bank else [files]
+            each_alone = self._patched or (stack.flat and not self._weights.bank)
+            turns = [[file] for file in files] if each_alone else [files]
             with timed(report.seconds, name):
                 found = [look(turn, parent_ZHW) for turn in turns]
             run = sum(count_passes(each.ran_VN, self._config.tta) for each in found)
@@ -91,6 +101,8 @@ class RegionSearch:
             }
             report.pixels[name] = sum(each.pixels for each in found)
             sum_KZHW = sum((each.sum_KZHW for each in found[1:]), found[0].sum_KZHW)
+            if network.tissues:
+                sum_KZHW = of_tissues(sum_KZHW)
             logit_ZHW |= zip(regions, sum_KZHW, strict=True)
             parent_ZHW = parent_ZHW & self._found(regions[-1], logit_ZHW[regions[-1]])
         return logit_ZHW
@@ -135,6 +147,18 @@ class RegionSearch:
                 for view, chosen_N in zip(VIEWS, chosen_VN, strict=False)
             }
 
+    def _look_at_patches(self, files: Sequence[WeightsFile], parent_ZHW: Mask) -> Prediction:
+        """Look at patches of the volume; `parent_ZHW` is the brain, since one network segments all regions."""
+        (file,), stack, report = files, self._stack, self._report
+        tell = partial(self._on_progress, file.name.upper())
+
+        def run(plan: InferencePlan) -> Prediction:
+            return predict_volume(place(load_patch_network(file), plan), stack, plan, tell)
+
+        found = self._run(files, run)
+        report.patches[file.name] = report.patches.get(file.name, 0) + found.pixels // math.prod(report.plan.patch_ZHW)
+        return found
+
     def _look_at_boxes(self, files: Sequence[WeightsFile], parent_ZHW: Mask) -> Prediction:
         """Look at boxes around the parent region; for WT, whose parent is the brain, around what was found coarsely."""
         stack, name, mirror = self._stack, files[0].name, self._config.tta
@@ -145,7 +169,8 @@ class RegionSearch:
         self._report.boxes[name] = [box.in_volume(stack) for box in boxes]
         tell = partial(self._on_progress, name.upper())
 
-        def run(network_of: NetworkOf, plan: InferencePlan) -> Prediction:
+        def run(plan: InferencePlan) -> Prediction:
+            network_of = _network_of(files, plan)
             return predict_boxes(network_of, stack, boxes, parent_ZHW, self._views, plan, mirror, tell)
 
         fine = self._run(files, run)
@@ -173,18 +198,17 @@ class RegionSearch:
         """Run networks over whole slices; `stage`: what the progress is of."""
         slices_ZCHW, config, tell = self._stack.slices_ZCHW, self._config, partial(self._on_progress, stage.upper())
 
-        def run(network_of: NetworkOf, plan: InferencePlan) -> Prediction:
+        def run(plan: InferencePlan) -> Prediction:
+            network_of = _network_of(files, plan)
             narrow = config.narrow and not self._boxed and not self._weights.bank
             return predict_stack(network_of, slices_ZCHW, active_VN, plan, config.tta, tell, narrow, self._stack.flat)
 
         return self._run(files, run)
 
-    def _run(self, files: Sequence[WeightsFile], run: Callable[[NetworkOf, InferencePlan], Prediction]) -> Prediction:
+    def _run(self, files: Sequence[WeightsFile], run: Callable[[InferencePlan], Prediction]) -> Prediction:
         """Load the networks of one region, each for its share of the views, run them, and report plan and peaks."""
         report, name = self._report, files[0].name
-        prediction, plan = predict_finite(
-            lambda plan: run(_network_of(files, plan), plan), report.plan, partial(self._plan_fp32, name)
-        )
+        prediction, plan = predict_finite(run, report.plan, partial(self._plan_fp32, name))
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")
             report.plan = replace(plan, batch=prediction.batch)

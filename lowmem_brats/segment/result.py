@@ -54,6 +54,8 @@ class SegmentReport:
     boxes: dict[str, list[list[list[int]]]] = field(default_factory=dict)
     """Per network that looks closely inside boxes only: for each box its first voxel and the one after its last, as
     [x, y, z] of the volume in LPS order."""
+    patches: dict[str, int] = field(default_factory=dict)
+    """Per network that sees patches: how many of them it was run on."""
     voxels: dict[str, int] = field(default_factory=dict)
     """Per tissue."""
     millilitres: dict[str, float] = field(default_factory=dict)

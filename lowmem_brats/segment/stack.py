@@ -21,7 +21,7 @@ from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.errors import WeightsError
 from lowmem_brats.memory.device import PeakMeter, out_of_memory, out_of_memory_told
 from lowmem_brats.memory.planner import InferencePlan
-from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks import AnyNetwork, SliceNetwork
 from lowmem_brats.segment.routing import beside, every_second
 
 OnProgress = Callable[[int, int], None]
@@ -93,7 +93,7 @@ def half_is_sound(network: SliceNetwork, slices_NCHW: Tensor, plan: InferencePla
     return bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(reference).all())
 
 
-def place(network: SliceNetwork, plan: InferencePlan) -> SliceNetwork:
+def place(network: AnyNetwork, plan: InferencePlan) -> AnyNetwork:
     """Move a network (in place) to the plan's device and format, in evaluation mode.
 
     Raises BudgetError where it does not fit.

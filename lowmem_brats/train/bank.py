@@ -40,7 +40,7 @@ from lowmem_brats.train.report import TrainReport, read_run, versions_here
 from lowmem_brats.train.run import train_set
 from lowmem_brats.train.windows import window_of
 from lowmem_brats.weights.decision import DecisionFile, save_decision
-from lowmem_brats.weights.file import WeightsFile
+from lowmem_brats.weights.header import WeightsFile
 from lowmem_brats.weights.index import INDEX, write_bank_index
 from lowmem_brats.weights.store import open_set
 
@@ -143,7 +143,7 @@ def _check_budget(recipe: TrainConfig, budget: MemoryBudget, device: str, cases:
     """Raise BudgetError now, and not when the members before it are trained, where a member does not fit."""
     size_HW = window_of(frame_of(cases, recipe.network.views), recipe.window)
     precision = choose_precision(recipe.precision, torch.device(device))
-    plan_train(recipe.network, size_HW, recipe.batch, budget, device, precision, recipe.loss)
+    plan_train(recipe.network, size_HW, recipe.batch, budget, device, precision, recipe.objective)
 
 
 def _train_choice(

@@ -25,7 +25,8 @@ from lowmem_brats.networks.shufflenet import DecisionNetwork
 from lowmem_brats.segment.stack import place, predict_stack
 from lowmem_brats.train.dataset import frame_of, gather, training_rows
 from lowmem_brats.train.windows import centred
-from lowmem_brats.weights.file import WeightsFile, load_network
+from lowmem_brats.weights.file import load_network
+from lowmem_brats.weights.header import WeightsFile
 
 ALPHA = 0.001
 """How much the cost counts beside Dice in the choice (equation 4); the paper's."""

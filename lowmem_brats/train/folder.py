@@ -30,7 +30,7 @@ from lowmem_brats.train.lock import InUseError, hold
 from lowmem_brats.train.report import TrainReport, metrics_csv
 from lowmem_brats.train.state import Epoch, History, TrainingState
 from lowmem_brats.weights.checkpoint import load_checkpoint, load_state, of_another_version, save_checkpoint
-from lowmem_brats.weights.file import read_header
+from lowmem_brats.weights.header import read_header
 from lowmem_brats.weights.index import INDEX, write_index
 
 RUNS = Path("runs")

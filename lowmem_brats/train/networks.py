@@ -39,7 +39,8 @@ from lowmem_brats.train.report import NetworkReport, TrainReport
 from lowmem_brats.train.state import Epoch
 from lowmem_brats.train.validate import Example, Validation
 from lowmem_brats.train.windows import window_of
-from lowmem_brats.weights.file import WeightsFile, load_network, save_network
+from lowmem_brats.weights.file import load_network, save_network
+from lowmem_brats.weights.header import WeightsFile
 from lowmem_brats.weights.store import open_set
 
 OnProgress = Callable[[str, int, int], None]

@@ -62,7 +62,13 @@ def _numbers(sets: dict[str, Any], banks: dict[str, Any]) -> bool:
 
 def write_index(folder: Path, name: str, files: Mapping[Region, Path]) -> None:
     """Write `folder/index.json` for one set of files that lie in or under `folder`."""
-    _write(folder, {"default": name, "sets": {name: _rows(folder, files)}})
+    write_sets(folder, {name: files})
+
+
+def write_sets(folder: Path, sets: Mapping[str, Mapping[Region, Path]]) -> None:
+    """Write `folder/index.json` for sets that are used together; files as in `write_index`."""
+    rows = {name: _rows(folder, files) for name, files in sets.items()}
+    _write(folder, {"default": [*rows] if len(rows) > 1 else next(iter(rows)), "sets": rows})
 
 
 def write_bank_index(folder: Path, name: str, members: Mapping[str, tuple[Path, float]], decision: Path) -> None:

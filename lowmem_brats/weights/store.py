@@ -20,10 +20,10 @@ from lowmem_brats import __version__
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import WeightsError, did_you_mean
-from lowmem_brats.networks import stride_of
+from lowmem_brats.networks import patches_of, stride_of
 from lowmem_brats.weights.decision import Bank, read_decision
 from lowmem_brats.weights.expected import EXPECTED_DICE, DiceModel, read_models
-from lowmem_brats.weights.file import WeightsFile, read_header
+from lowmem_brats.weights.header import WeightsFile, read_header
 from lowmem_brats.weights.index import INDEX, MIN_CONFIDENCE, read_index, sha256_of
 
 _PACKAGE = Path(__file__).parents[1]
@@ -95,7 +95,7 @@ def open_set(names: str | Sequence[str] = (), alone: bool = False, member: str |
         kinds = "; ".join(f"{weights.name}: {weights.network}" for weights in opened)
         raise WeightsError("--weights", kinds, "sets of one kind", "Name one of them.")
     views = opened[0].network.views
-    if len(opened) > views:
+    if len(opened) > views and not patches_of(opened[0].network):
         expected = f"at most {views}: each set looks from another side, and these networks see {views}"
         raise WeightsError("--weights", f"{len(opened)} sets", expected, "Name fewer sets.")
     files = tuple(file for weights in opened for file in weights.files)

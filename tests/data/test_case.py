@@ -152,3 +152,32 @@ def test_real_cases_come_in_and_go_out(tmp_path: Path, real_cases: Path, case_id
         assert_same_grid(result, original)
     written, published = (np.asarray(nibabel.load(path).dataobj) for path in (result, files.labels[0]))
     assert np.array_equal(written, published)
+
+
+def test_what_cleaning_changed_in_a_few_voxels_can_be_put_back(tmp_path: Path, write_case: WriteCase) -> None:
+    """A voxel far brighter than all others is clipped; networks of others see it as it is stored."""
+    folder = write_case(tmp_path / "case", shape=(40, 40, 30))
+    image = nibabel.load(folder / "case_t2.nii.gz")
+    values = np.asarray(image.dataobj).copy()
+    values[20, 20, 15] = 30_000
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), folder / "case_t2.nii.gz")
+    case = read_case(find_case(folder))
+    assert case.images_CXYZ[2, 20, 20, 15] < 30_000
+    np.testing.assert_array_equal(case.stored_CXYZ[2], values)
+    np.testing.assert_array_equal(case.stored_CXYZ[0], case.images_CXYZ[0])
+    assert {modality: len(changed) for modality, (changed, _) in case.cleaned.items()} == {
+        "t1": 0,
+        "t1ce": 0,
+        "t2": 1,
+        "flair": 0,
+    }
+
+
+def test_an_image_on_a_noisy_background_stays_cleaned(tmp_path: Path, write_case: WriteCase) -> None:
+    folder = write_case(tmp_path / "case", shape=(40, 40, 30))
+    image = nibabel.load(folder / "case_t2.nii.gz")
+    values = np.asarray(image.dataobj) + 1000
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), folder / "case_t2.nii.gz")
+    case = read_case(find_case(folder))
+    assert "t2" not in case.cleaned
+    np.testing.assert_array_equal(case.stored_CXYZ, case.images_CXYZ)

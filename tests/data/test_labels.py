@@ -16,6 +16,7 @@ from lowmem_brats.data.labels import (
     groups_of,
     names_of,
     nesting_depth,
+    of_tissues,
     regions_of,
     split_regions,
     stem_of,
@@ -44,6 +45,26 @@ def test_fusion_truth_table(bits: tuple[int, int, int], column: int) -> None:
     label = fuse_regions(masks, CONVENTIONS[CONVENTION_NAMES[column]])
     assert label.dtype == np.uint8
     assert label.tolist() == [TRUTH_TABLE[bits][column]]
+
+
+# The rule of MONAI's bundle (ET, else TC, else WT), which nnU-Net's painting of WT, TC and ET in turn gives too.
+PAINTED = {(0, 0, 1): 4, (0, 1, 0): 1, (0, 1, 1): 4, (1, 0, 1): 4}
+
+
+@pytest.mark.parametrize("bits", TRUTH_TABLE)
+def test_painting_asks_for_no_parent(bits: tuple[int, int, int]) -> None:
+    masks = {region: np.array([bool(bit)]) for region, bit in zip(Region, bits, strict=True)}
+    label = fuse_regions(masks, CONVENTIONS["brats2020"], nested=False)
+    assert label.tolist() == [PAINTED.get(bits, TRUTH_TABLE[bits][0])]
+
+
+@given(logits=st.lists(st.integers(-50, 50), min_size=4, max_size=4, unique=True))
+def test_regions_of_tissues_are_those_of_the_most_probable_one(logits: list[int]) -> None:
+    regions = of_tissues(np.array(logits, np.float32)[:, None, None, None]) > 0
+    inside = [(False,) * 3, (True, True, False), (True, False, False), (True, True, True)]
+    assert tuple(regions.ravel().tolist()) == inside[int(np.argmax(logits))]
+    masks = dict(zip(Region, regions, strict=True))
+    assert fuse_regions(masks, CONVENTIONS["brats2020"], nested=False).item() == (0, 1, 2, 4)[int(np.argmax(logits))]
 
 
 def test_the_table_covers_all_conventions() -> None:

@@ -54,7 +54,7 @@ def test_three_outputs_share_all_but_the_head(name: str) -> None:
     assert (one.outputs, three.outputs) == (1, 3)
     assert three(slices(2)).shape == (2, 3, 64, 64)
     count = [sum(p.numel() for p in network.parameters()) for network in (one, three)]
-    head = sum(p.numel() for key, p in one.named_parameters() if key.startswith("head"))
+    head = sum(p.numel() for key, p in one.named_parameters() if key.startswith(("head", "layers.head")))
     assert count[1] - count[0] == 2 * head
 
 
@@ -205,7 +205,9 @@ def test_transunet_sees_no_neighbours() -> None:
         NetworkConfig(name="transunet", context=1)
 
 
-@pytest.mark.parametrize(("name", "advice"), [("unet9", r"Did you mean 'unet2d'\?"), ("xyz", "Check the spelling")])
+@pytest.mark.parametrize(
+    ("name", "advice"), [("unet9", r"Did you mean 'unet2d' or 'nnunet'\?"), ("xyz", "Check the spelling")]
+)
 def test_unknown_name(name: str, advice: str) -> None:
     with pytest.raises(InputError, match=rf"network: '{name}'; expected one of unet2d.*{advice}"):
         build_network(NetworkConfig(name=name))
@@ -213,7 +215,13 @@ def test_unknown_name(name: str, advice: str) -> None:
 
 @every_network
 def test_stride_of_allocates_nothing(name: str) -> None:
-    deep = 8 if name in ("resunet2d", "transbts2d-light", "transbts2d") else 16 if name == "transunet" else 32
+    deep = (
+        8
+        if name in ("resunet2d", "transbts2d-light", "transbts2d", "segresnet2d")
+        else 16
+        if name == "transunet"
+        else 32
+    )
     assert stride_of(NetworkConfig(name=name, width=2**17, depth=5)) == deep, "terabytes of it, where width has a say"
     assert not next(build(name).parameters()).is_meta, "and leaves torch's default device alone"
 

@@ -145,7 +145,7 @@ def test_one_step_with_all_members_is_a_step_with_each() -> None:
 
 def test_a_cost_is_counted_per_megapixel(tmp_path: Path) -> None:
     from lowmem_brats.data.labels import Region
-    from lowmem_brats.weights.file import WeightsFile
+    from lowmem_brats.weights.header import WeightsFile
 
     config = NetworkConfig(name="resunet2d", width=12, outputs=3)
     assert cost_of(WeightsFile(tmp_path / "x", tuple(Region), config, {}, {})) == pytest.approx(

@@ -17,7 +17,8 @@ from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks import build_network
 from lowmem_brats.train.decision import Labels, best_choice, label_slices, train_decision
-from lowmem_brats.weights.file import WeightsFile, save_network
+from lowmem_brats.weights.file import save_network
+from lowmem_brats.weights.header import WeightsFile
 
 PAPER_COSTS = (0.61, 1.07, 2.36, 4.98)
 PLAN = InferencePlan("cpu", "fp32", batch=2)

@@ -19,7 +19,8 @@ from lowmem_brats.train.folder import RunFolder, fresh_runs, newest_run
 from lowmem_brats.train.report import NetworkReport, TrainReport
 from lowmem_brats.train.state import Epoch, History
 from lowmem_brats.weights.checkpoint import save_checkpoint
-from lowmem_brats.weights.file import WeightsFile, save_network
+from lowmem_brats.weights.file import save_network
+from lowmem_brats.weights.header import WeightsFile
 from lowmem_brats.weights.store import open_set
 
 

@@ -32,7 +32,8 @@ from lowmem_brats.train.report import TrainReport, read_run
 from lowmem_brats.train.run import train_set
 from lowmem_brats.train.state import Epoch
 from lowmem_brats.weights.checkpoint import load_checkpoint, save_checkpoint
-from lowmem_brats.weights.file import load_network, read_header
+from lowmem_brats.weights.file import load_network
+from lowmem_brats.weights.header import read_header
 from lowmem_brats.weights.store import open_set
 
 SHORT = replace(EASY, epochs=2)

@@ -21,7 +21,8 @@ from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.networks import SliceNetwork, build_network
 from lowmem_brats.weights import store as weights
-from lowmem_brats.weights.file import WeightsFile, load_network, read_header, save_network
+from lowmem_brats.weights.file import load_network, save_network
+from lowmem_brats.weights.header import WeightsFile, read_header
 from lowmem_brats.weights.index import write_index
 from lowmem_brats.weights.store import WeightsSet, open_set
 
