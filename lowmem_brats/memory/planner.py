@@ -24,6 +24,7 @@ from lowmem_brats.memory.footprint import (
     training_footprint,
     treats_slices_apart,
 )
+from lowmem_brats.memory.inference_plan import BATCHES as BATCHES
 from lowmem_brats.memory.inference_plan import InferencePlan as InferencePlan
 from lowmem_brats.memory.inference_plan import plans_of_patches, plans_of_slices
 from lowmem_brats.networks import has_width, patches_of, stride_of, title_of
