@@ -22,6 +22,7 @@ LEGEND = (
     "MiB of tensors at the peak: weights, gradients, Adam's moments, maps · state: where these moments lie · "
     "time: of a step, estimated"
 )
+LEGEND_OF_SLICES = "MiB of tensors at the peak: weights, maps"
 LEGEND_OF_PATCHES = "MiB of tensors at the peak: weights, maps · time: estimated, against the authors' own way"
 
 
@@ -67,14 +68,15 @@ def plan(
     reserve = 0 if device == "cpu" else CUDA_RESERVE
     sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else planner.LADDER
     how = "patch" if patches else "recompute"
-    heads = "budget", "batch", "at once", how, "state", "time", "MiB", *(name for name, _ in PARTS)
+    state = ("state",) if training else ()
+    heads = "budget", "batch", "at once", how, *state, "time", "MiB", *(name for name, _ in PARTS)
     widths = training and has_width(network)
     shown = console.table(*heads, *(["width"] if widths else []))
     rows = planner.ladder(plan_in, reserve, sizes)
     for total, row in rows:
         name = "no limit" if total is None else format_budget(total)
         if isinstance(row, BudgetError):
-            shown.add_row(name, "–", "–", "–", "–", "–", f"needs {row.expected.removeprefix('at least ')}")
+            shown.add_row(name, *["–"] * (4 + len(state)), f"needs {row.expected.removeprefix('at least ')}")
             continue
         cells = [name, *_cells(row)]
         if widths and total is None:
@@ -87,7 +89,7 @@ def plan(
     kind = f"{'volumes' if patches else 'slices'} of {' × '.join(map(str, seen))}"
     console.out.print(f"{title_of(network)}, {kind}, {device}, {precision}")
     console.out.print(shown)
-    legend = LEGEND_OF_PATCHES if patches else LEGEND
+    legend = LEGEND_OF_PATCHES if patches else LEGEND if training else LEGEND_OF_SLICES
     console.out.print(legend + (" · width: the largest that fits" if widths else ""), soft_wrap=True)
     if reserve:
         console.out.print(f"each budget also holds {console.mebibytes(reserve)} for CUDA's context and work space")
@@ -97,11 +99,12 @@ def plan(
 
 
 def _cells(row: InferencePlan | TrainPlan) -> list[str]:
-    """A plan as a row of the table: batch, at once, how, place of the state, time, and the bytes by kind."""
+    """A plan as a row of the table: batch, at once, how, in training the state's place, time, and the bytes by kind."""
     patch = " × ".join(map(str, getattr(row, "patch_ZHW", ())))
     timed = bool(patch) or hasattr(row, "micro_batch")
     cells = [f"{row.batch}", f"{getattr(row, 'micro_batch', row.batch)}", patch or getattr(row, "recompute", "–")]
-    cells += [console.place_of_state(row), f"{row.relative_time:.2f}×" if timed else "–"]
+    cells += [console.place_of_state(row)] if hasattr(row, "micro_batch") else []
+    cells.append(f"{row.relative_time:.2f}×" if timed else "–")
     counts = (row.predicted_bytes, *(row.components[part] for _, part in PARTS))
     return cells + [f"{count / 2**20:.1f}" for count in counts]
 
