@@ -60,6 +60,7 @@ def bench(
     from lowmem_brats.engine.precision import choose_precision
     from lowmem_brats.memory.concessions import training_rows
     from lowmem_brats.memory.device import choose_device
+    from lowmem_brats.memory.planner import check_slices
     from lowmem_brats.networks import has_width
 
     if json:
@@ -71,6 +72,7 @@ def bench(
     networks = networks if has_width(networks[0]) else networks[:1]
     precision = choose_precision(where.precision, device)
     arguments = options.size_of(networks[0], size), batch, device, precision
+    check_slices(networks[0], arguments[0], batch)
     each = len(JOBS) * len(budgets) if what == "memory" else len(training_rows(batch, True))
     with console.progress() as on_progress:
         rows: list[Row] = []

@@ -100,7 +100,7 @@ def test_it_goes_on_with_the_member_that_was_stopped(
 
 def test_a_budget_that_one_member_needs_more_than_is_refused_before_any_is_trained(data: Path, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="resunet2d of width 12"):
-        train_bank(data, tmp_path / "run", replace(RECIPE, vram="8M"))
+        train_bank(data, tmp_path / "run", replace(RECIPE, vram="7M"))
     assert not (tmp_path / "run" / "members").exists()
     assert not (tmp_path / "run" / "run.json").exists()
 
