@@ -80,6 +80,9 @@ def nnunet_inference(
 
     nnU-Net itself adds up in fp16, with weights ten times as large, of which none may become 0.
     """
+    missing = [max(side - size, 0) for size, side in zip(images_CZHW.shape[1:], patch, strict=True)]
+    inner = tuple(slice(m // 2, m // 2 + n) for m, n in zip(missing, images_CZHW.shape[1:], strict=True))
+    images_CZHW = np.pad(images_CZHW, [(0, 0), *((m // 2, m - m // 2) for m in missing)])
     size = images_CZHW.shape[1:]
     weight = (10 * torch.from_numpy(gaussian(patch))).to(dtype)
     weight[weight == 0] = weight[weight > 0].min()
@@ -94,7 +97,8 @@ def nnunet_inference(
             logits = network(tile)[0]
         total[(slice(None), *inside)] += logits * weight
         counted[inside] += weight
-    return (total / counted).float().numpy(), counter.peak, time.process_time() - began
+    mean_KZHW = (total / counted).float().numpy()[(slice(None), *inner)]
+    return mean_KZHW, counter.peak, time.process_time() - began
 
 
 def ours(

@@ -33,7 +33,7 @@ class _Kind:
 
 def _number(kind: _Kind, data: Any = b"") -> float:
     """The number in the bytes of a numpy scalar. Raises UnpicklingError for any other object."""
-    formats = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i"}
+    formats = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
     data = data.encode("latin1") if isinstance(data, str) else data
     if not (isinstance(kind, _Kind) and kind.name in formats and isinstance(data, bytes)):
         raise pickle.UnpicklingError("a numpy object that is no number")
