@@ -45,3 +45,9 @@ def test_members_have_their_own_architecture(option: list[str], tmp_path: Path) 
     result = CliRunner().invoke(main, ["train", str(tmp_path), "--bank", "widths", *option])
     assert result.exit_code == 2
     assert f"--bank: {option[0]} beside it" in result.output
+
+
+def test_a_preset_of_another_network_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["train", str(tmp_path), "--bank", "widths", "--preset", "emcad"])
+    assert result.exit_code == 2
+    assert "--bank: --preset with a network beside it" in " ".join(result.output.split())
