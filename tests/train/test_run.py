@@ -137,6 +137,9 @@ def test_run_json_tells_everything(trained: tuple[Path, TrainReport, list[Epoch]
         "outputs": 1,
         "views": 1,
         "context": 0,
+        "patch": "",
+        "tissues": False,
+        "architecture": "",
     }
     assert written["versions"]["torch"] == torch.__version__
     split = written["training_cases"] + written["validation_cases"] + written["test_cases"]
