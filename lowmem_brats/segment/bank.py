@@ -17,6 +17,7 @@ import torch
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.slices import views_of
 from lowmem_brats.engine.step import want_of_memory_named
+from lowmem_brats.errors import WeightsError
 from lowmem_brats.memory.device import PeakMeter, out_of_memory_told
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks.shufflenet import DecisionNetwork
@@ -44,7 +45,8 @@ def choose_members(
     `network`: fp32, on the CPU; it runs in fp32 on the plan's device, since it is far smaller than any member;
     `frame_HW`: as `DecisionFile.frame_HW`; `slices_ZCHW`: z-scored, on the host; `active_VN`: for each view, the
     slices to look at: the others are skipped. Where their frame is larger than the slices, fewer of them than the plan
-    says are on the device at once. Raises BudgetError where it does not fit.
+    says are on the device at once. Raises BudgetError where it does not fit, and WeightsError where scores are not
+    finite.
     """
     choice_VN, device = [np.zeros(len(active_N), np.int64) for active_N in active_VN], torch.device(plan.device)
     with out_of_memory_told(plan.device), torch.inference_mode():
@@ -60,7 +62,11 @@ def choose_members(
                 for start in range(0, len(active_n), batch):
                     n = active_n[start : start + batch]
                     slices_nCHW = torch.from_numpy(padded(seen_NCHW[n, : len(MODALITIES)], frame_HW))
-                    choice_N[n] = network(slices_nCHW.to(device).float()).argmax(dim=1).cpu().numpy()
+                    scores_nS = network(slices_nCHW.to(device).float()).cpu()
+                    if not scores_nS.isfinite().all():  # they would skip the slice
+                        found, advice = "scores that are NaN or infinite", "Train the bank again."
+                        raise WeightsError("decision network", found, "finite ones", advice)
+                    choice_N[n] = scores_nS.argmax(dim=1).numpy()
     return choice_VN, meter.peak_bytes
 
 

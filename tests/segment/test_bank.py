@@ -16,7 +16,7 @@ from lowmem_brats.config import MODALITIES, SegmentConfig
 from lowmem_brats.data.case import case_of
 from lowmem_brats.data.phantom import make_phantom
 from lowmem_brats.data.slices import prepare, views_of
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.segment import regions
 from lowmem_brats.segment.bank import choose_members, padded, put_together
@@ -134,6 +134,13 @@ def test_a_frame_larger_than_the_slices_needs_no_more_memory_than_was_planned(
     choice_VN, _ = choose_members(network, frame_HW, np.ones((9, 4, 16, 16), np.float16), active_VN, plan)
     assert choice_VN[0].tolist() == [1] * 9
     assert seen == batches
+
+
+def test_a_decision_network_that_overflows_skips_nothing_in_silence() -> None:
+    network, plan = decision_of(1), InferencePlan("cpu", "fp32", batch=4)
+    network.scores.weight.data.fill_(3e38)
+    with pytest.raises(WeightsError, match="decision network: scores that are NaN or infinite"):
+        choose_members(network, (16, 16), np.ones((1, 4, 16, 16), np.float16), [np.ones(1, np.bool_)], plan)
 
 
 def test_a_member_whose_logits_overflow_is_named_and_run_again(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
