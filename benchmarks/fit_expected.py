@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--into", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.into:
+        read_index(options.into / INDEX)  # now, and not when all is measured
     rows = list[Row]()
     for entry in csv.DictReader(options.data.open()):
         stored = options.work / f"{Path(entry['case']).name}.json"
@@ -143,7 +145,6 @@ def main() -> None:
         print(name, {key: value for key, value in row.items() if key != "told_and_true"})
     options.out.write_text(json.dumps(conditions("cpu") | {"judged": judged, "models": models}, indent=2) + "\n")
     if options.into:
-        read_index(options.into / INDEX)
         index = json.loads((options.into / INDEX).read_text())
         for name in [index["default"]] if isinstance(index["default"], str) else index["default"]:
             index["sets"][name][EXPECTED_DICE] = models

@@ -140,7 +140,10 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
     network = NetworkConfig(**{key: settings[key] for key in OF_NETWORK})
     if settings["bank"]:
         named, described = options.named(), settings_of(NetworkConfig)
-        if given := [described[key].option for key in ("name", "width", "outputs") if key in named]:
+        given = [described[key].option for key in ("name", "width", "outputs") if key in named]
+        if not given and settings["name"] != NetworkConfig.name:
+            given = ["--preset with a network"]
+        if given:
             raise InputError("--bank", f"{' and '.join(given)} beside it", "the members' own", "Leave it out.")
     if settings["finetune"]:
         from lowmem_brats.weights.store import open_set

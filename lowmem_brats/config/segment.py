@@ -22,7 +22,7 @@ class SegmentConfig:
     ).default(())
     member: str | None = Setting(
         "--member",
-        "Of a bank let this member segment every slice, instead of the one that the decision network chooses.",
+        "Of a bank let this member segment the case alone, as a set of its own; no decision network chooses slices.",
         MAIN,
         metavar="NAME",
     ).default(None)

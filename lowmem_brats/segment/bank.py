@@ -17,6 +17,7 @@ import torch
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.slices import views_of
 from lowmem_brats.engine.step import want_of_memory_named
+from lowmem_brats.errors import WeightsError
 from lowmem_brats.memory.device import PeakMeter, out_of_memory_told
 from lowmem_brats.memory.planner import InferencePlan
 from lowmem_brats.networks.shufflenet import DecisionNetwork
@@ -43,7 +44,9 @@ def choose_members(
 
     `network`: fp32, on the CPU; it runs in fp32 on the plan's device, since it is far smaller than any member;
     `frame_HW`: as `DecisionFile.frame_HW`; `slices_ZCHW`: z-scored, on the host; `active_VN`: for each view, the
-    slices to look at: the others are skipped. Raises BudgetError where it does not fit.
+    slices to look at: the others are skipped. Where their frame is larger than the slices, fewer of them than the plan
+    says are on the device at once. Raises BudgetError where it does not fit, and WeightsError where scores are not
+    finite.
     """
     choice_VN, device = [np.zeros(len(active_N), np.int64) for active_N in active_VN], torch.device(plan.device)
     with out_of_memory_told(plan.device), torch.inference_mode():
@@ -53,11 +56,17 @@ def choose_members(
             for seen_NCHW, active_N, choice_N in zip(
                 views_of(slices_ZCHW, len(active_VN)), active_VN, choice_VN, strict=True
             ):
-                active_n = np.flatnonzero(active_N)
-                for start in range(0, len(active_n), plan.batch):
-                    n = active_n[start : start + plan.batch]
+                active_n, seen_HW = np.flatnonzero(active_N), seen_NCHW.shape[2:]
+                framed = int(np.prod(np.maximum(seen_HW, frame_HW)))
+                batch = max(plan.batch * int(np.prod(seen_HW)) // framed, 1)
+                for start in range(0, len(active_n), batch):
+                    n = active_n[start : start + batch]
                     slices_nCHW = torch.from_numpy(padded(seen_NCHW[n, : len(MODALITIES)], frame_HW))
-                    choice_N[n] = network(slices_nCHW.to(device).float()).argmax(dim=1).cpu().numpy()
+                    scores_nS = network(slices_nCHW.to(device).float()).cpu()
+                    if not scores_nS.isfinite().all():  # they would skip the slice
+                        found, advice = "scores that are NaN or infinite", "Train the bank again."
+                        raise WeightsError("decision network", found, "finite ones", advice)
+                    choice_N[n] = scores_nS.argmax(dim=1).numpy()
     return choice_VN, meter.peak_bytes
 
 
@@ -65,7 +74,7 @@ def put_together(parts: Sequence[Prediction]) -> Prediction:
     """One prediction of what several members found, each in other slices; 0 where not every view has looked."""
     whole = parts[0]
     for part in parts[1:]:
-        whole.sum_KZHW.__iadd__(part.sum_KZHW)
+        np.add(whole.sum_KZHW, part.sum_KZHW, out=whole.sum_KZHW)
         whole = whole.after(part)
     whole.clear_unseen()
     return whole

@@ -230,9 +230,10 @@ def _tell_expected(
     config, models, views = setup.config, setup.weights.expected, setup.weights.network.views
     if not models:
         return
-    usual = config.narrow and not config.tta and config.min_confidence is None
-    if not usual or config.fast or usable(views, stack.flat) < views:
-        report.warnings.append("no Dice is expected: the estimate was fitted on all views and the usual options")
+    usual = config.narrow and not config.tta and not config.fast and config.min_confidence is None
+    if not usual or stack.flat or case.missing:
+        fitted_on = "volumes with all modalities, all views and the usual options"
+        report.warnings.append(f"no Dice is expected: the estimate was fitted on {fitted_on}")
         return
     mean_ZHW = {region: sum_ZHW / np.float32(views) for region, sum_ZHW in logit_ZHW.items()}
     brain = int(stack.brain_ZHW.sum()) // math.prod(stack.stretch_HW)

@@ -132,7 +132,7 @@ class RegionSearch:
         report.peak_bytes = max(report.peak_bytes, peak_bytes)
         for number, (file, (name, cost)) in enumerate(zip(files, bank.gmac_per_megapixel.items(), strict=True), 1):
             began, chosen_VN = time.perf_counter(), [choice_N == number for choice_N in choice_VN]
-            part = self._predict([file], chosen_VN, name)
+            part = self._predict([file], chosen_VN, name, name)
             found.append(part)
             self._tell_member(name, chosen_VN, part.pixels * cost / 1e6, time.perf_counter() - began)
         return put_together(found)
@@ -155,7 +155,7 @@ class RegionSearch:
         def run(plan: InferencePlan) -> Prediction:
             return predict_volume(place(load_patch_network(file), plan), stack, plan, tell)
 
-        found = self._run(files, run)
+        found = self._run(file.name, run)
         report.patches[file.name] = report.patches.get(file.name, 0) + found.pixels // math.prod(report.plan.patch_ZHW)
         return found
 
@@ -173,7 +173,7 @@ class RegionSearch:
             network_of = _network_of(files, plan)
             return predict_boxes(network_of, stack, boxes, parent_ZHW, self._views, plan, mirror, tell)
 
-        fine = self._run(files, run)
+        fine = self._run(name, run)
         return fine if coarse is None else fine.after(coarse)
 
     def _look_coarsely(self, files: Sequence[WeightsFile]) -> tuple[Mask, Prediction]:
@@ -194,8 +194,10 @@ class RegionSearch:
         nearest_N = np.minimum(np.arange(len(brain_ZHW)) // COARSE, len(sure_ZHW) - 1)
         return sure_ZHW[nearest_N], prediction
 
-    def _predict(self, files: Sequence[WeightsFile], active_VN: Sequence[Mask], stage: str) -> Prediction:
-        """Run networks over whole slices; `stage`: what the progress is of."""
+    def _predict(
+        self, files: Sequence[WeightsFile], active_VN: Sequence[Mask], stage: str, member: str = ""
+    ) -> Prediction:
+        """Run networks over whole slices; `stage`: what the progress is of; `member`: of a bank, its name."""
         slices_ZCHW, config, tell = self._stack.slices_ZCHW, self._config, partial(self._on_progress, stage.upper())
 
         def run(plan: InferencePlan) -> Prediction:
@@ -203,11 +205,14 @@ class RegionSearch:
             narrow = config.narrow and not self._boxed and not self._weights.bank
             return predict_stack(network_of, slices_ZCHW, active_VN, plan, config.tta, tell, narrow, self._stack.flat)
 
-        return self._run(files, run)
+        return self._run(member or files[0].name, run)
 
-    def _run(self, files: Sequence[WeightsFile], run: Callable[[InferencePlan], Prediction]) -> Prediction:
-        """Load the networks of one region, each for its share of the views, run them, and report plan and peaks."""
-        report, name = self._report, files[0].name
+    def _run(self, name: str, run: Callable[[InferencePlan], Prediction]) -> Prediction:
+        """Load the networks of one region, each for its share of the views, run them, and report plan and peaks.
+
+        `name`: of the region, or of a bank's member, for warnings.
+        """
+        report = self._report
         prediction, plan = predict_finite(run, report.plan, partial(self._plan_fp32, name))
         if prediction.batch < plan.batch:
             report.warnings.append(f"the card ran out of memory: batch {prediction.batch} instead of {plan.batch}")

@@ -16,10 +16,9 @@ from shlex import quote
 
 import torch
 
-from lowmem_brats.config import TrainConfig
+from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.config.bank import members_of
 from lowmem_brats.data.case_list import LabelledCase, read_cases
-from lowmem_brats.data.slice_cache import CachedCase
 from lowmem_brats.engine import parallel
 from lowmem_brats.engine.precision import choose_precision
 from lowmem_brats.errors import InputError
@@ -27,7 +26,7 @@ from lowmem_brats.evaluate.pairs import summarise
 from lowmem_brats.memory.bank import plan_members
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.footprint import multiply_adds
-from lowmem_brats.memory.planner import plan_train
+from lowmem_brats.memory.planner import InferencePlan, plan_train
 from lowmem_brats.networks import stride_of
 from lowmem_brats.train.data import TrainingData, prepare_data
 from lowmem_brats.train.dataset import frame_of
@@ -35,7 +34,7 @@ from lowmem_brats.train.decision import ALPHA, EPOCHS, SKIP_WEIGHT, label_slices
 from lowmem_brats.train.folder import RunFolder, hold_run_folder
 from lowmem_brats.train.held_out import score_held_out
 from lowmem_brats.train.networks import TrainListener
-from lowmem_brats.train.recipe import check_recipe
+from lowmem_brats.train.recipe import check_recipe, check_resumable
 from lowmem_brats.train.report import TrainReport, read_run, versions_here
 from lowmem_brats.train.run import train_set
 from lowmem_brats.train.windows import window_of
@@ -48,7 +47,9 @@ EARLY = 0.75
 """The smaller half of the members trains for this share of the epochs, so that it does not overfit (section 4.1)."""
 COUNTED_HW = (192, 160)
 """Pixels of the slice for which operations are counted: about a brain's."""
-MEMBERS = "members"
+MEMBERS, RUN = "members", "run.json"
+COMPARED_IN = "fp32"
+"""The format in which members segment to be compared and scored."""
 
 
 def cost_of(file: WeightsFile) -> float:
@@ -77,23 +78,29 @@ def train_bank(
     for recipe in members.values():
         device, budget, _ = check_recipe(recipe)
     with hold_run_folder(out) as (out, notes):
+        stored = read_run(out) if resume else None
+        if stored:
+            check_resumable(config, stored.config, out)
+            cache = cache or (Path(stored.cache) if stored.cache else None)
+        report = TrainReport(config, versions_here(), str(device), [], [], [], data=str(data), cache=str(cache or ""))
+        report.notes = list(stored.notes) if stored else []
+        cache, tell = cache or out / "cache", _keeping_notes(tell, report)
         for text in notes:
             tell.on_note(text)
-        stored = read_run(out) if resume else None
-        cache = cache or (Path(stored.cache) if stored else out / "cache")
-        report = TrainReport(config, versions_here(), str(device), [], [], [], data=str(data), cache=str(cache))
         tell.on_folder(out)
-        found = _prepare(data, members, stored, tell, report)
+        found = _prepare(data, members, stored, cache, tell, report)
         for recipe in members.values():
-            _check_budget(recipe, budget, str(device), found.training)
+            _check_budget(recipe, budget, str(device), found)
+        if not resume:
+            _forget(out)  # only now, when nothing can be wrong with what was asked for
         RunFolder(out).write_report(report)
         tell = replace(tell, on_folder=lambda folder: None, on_data=lambda report: None)  # told once, for all
         try:
             for number, (name, recipe) in enumerate(members.items(), 1):
                 folder = out / MEMBERS / name
                 tell.on_fact(f"member       {name}, {number} of {len(members)}")
-                if not (resume and (folder / INDEX).exists()):
-                    train_set(data, folder, recipe, tell, resume and (folder / "run.json").exists(), cache)
+                if not _is_trained(folder, recipe):
+                    train_set(data, folder, recipe, tell, (folder / RUN).exists(), cache, report)
             _train_choice(out, members, found, report, tell)
         except BaseException:
             tell.on_note(f"the bank goes on with: lowmem-brats train {quote(str(data))} -o {quote(str(out))} --resume")
@@ -121,8 +128,38 @@ def _recipes(config: TrainConfig) -> dict[str, TrainConfig]:
     }
 
 
+def _keeping_notes(tell: TrainListener, report: TrainReport) -> TrainListener:
+    """The listener, which is told each note once, although several members make it; the report keeps them all."""
+    told = set[str]()
+
+    def on_note(text: str) -> None:
+        if text not in told:
+            tell.on_note(text)
+            told.add(text)
+        if text not in report.notes:
+            report.notes.append(text)
+
+    return replace(tell, on_note=on_note)
+
+
+def _forget(out: Path) -> None:
+    """Let go of an older bank: its members are not taken for trained, and its index names no files that change."""
+    for path in (out / INDEX, *(out / MEMBERS).glob(f"*/{INDEX}"), *(out / MEMBERS).glob(f"*/{RUN}")):
+        path.unlink(missing_ok=True)
+
+
+def _is_trained(folder: Path, recipe: TrainConfig) -> bool:
+    """Whether a member is there, trained by this recipe; one of fewer epochs or less time goes on."""
+    return (folder / INDEX).exists() and read_run(folder).config == recipe
+
+
 def _prepare(
-    data: Path, members: dict[str, TrainConfig], stored: TrainReport | None, tell: TrainListener, report: TrainReport
+    data: Path,
+    members: dict[str, TrainConfig],
+    stored: TrainReport | None,
+    cache: Path,
+    tell: TrainListener,
+    report: TrainReport,
 ) -> TrainingData:
     """The cases as the member with the largest stride wants them, which suits all."""
     recipe = max(members.values(), key=lambda recipe: stride_of(recipe.network))
@@ -131,7 +168,7 @@ def _prepare(
         tell.on_note(text)
     stored = stored if stored and stored.training_cases else None
     on_progress = partial(tell.on_progress, "reading cases")
-    found = prepare_data(cases, stored, recipe, Path(report.cache), True, on_progress, tell.on_note)
+    found = prepare_data(cases, stored, recipe, cache, True, on_progress, tell.on_note)
     parts = [[case.case_id for case in part] for part in (found.training, found.validation, found.test)]
     report.training_cases, report.validation_cases, report.test_cases = parts
     report.patients, report.checksums = found.patients, found.checksums
@@ -139,11 +176,23 @@ def _prepare(
     return found
 
 
-def _check_budget(recipe: TrainConfig, budget: MemoryBudget, device: str, cases: Sequence[CachedCase]) -> None:
-    """Raise BudgetError now, and not when the members before it are trained, where a member does not fit."""
-    size_HW = window_of(frame_of(cases, recipe.network.views), recipe.window)
+def _check_budget(recipe: TrainConfig, budget: MemoryBudget, device: str, data: TrainingData) -> None:
+    """Raise BudgetError now, and not when the members before it are trained, where a member does not fit.
+
+    It must fit while it is trained, and while it segments whole slices to be compared.
+    """
+    size_HW = window_of(frame_of(data.training, recipe.network.views), recipe.window)
     precision = choose_precision(recipe.precision, torch.device(device))
     plan_train(recipe.network, size_HW, recipe.batch, budget, device, precision, recipe.objective)
+    _plan_comparison([recipe.network], budget, device, data)
+
+
+def _plan_comparison(
+    networks: Sequence[NetworkConfig], budget: MemoryBudget, device: str, data: TrainingData
+) -> InferencePlan:
+    """How the members segment the training slices, to be compared."""
+    size_HW = frame_of(data.training, networks[0].views)
+    return plan_members(networks, size_HW, budget, device, COMPARED_IN)
 
 
 def _train_choice(
@@ -154,9 +203,8 @@ def _train_choice(
     files = [weights.files[0] for weights in sets.values()]
     costs = [cost_of(file) for file in files]
     device, budget, _ = check_recipe(next(iter(members.values())))
-    config, views = report.config, files[0].network.views
-    size_HW = frame_of([*data.training, *data.validation], views)
-    plan = plan_members([file.network for file in files], size_HW, budget, str(device), "fp32")
+    config = report.config
+    plan = _plan_comparison([file.network for file in files], budget, str(device), data)
     labels = label_slices(data.training, files, costs, plan, partial(tell.on_progress, "comparing members"))
     on_progress = partial(tell.on_progress, "decision network")
     network, frame_HW = train_decision(data.training, labels, 1 + len(files), config.seed, EPOCHS, on_progress)
@@ -173,7 +221,7 @@ def _train_choice(
 
 def _score(out: Path, test: Sequence[LabelledCase], report: TrainReport, tell: TrainListener) -> None:
     """Score the bank on the patients held out for the test, if any."""
-    scores, notes = score_held_out(out, test, report.config, "fp32", tell.on_progress)
+    scores, notes = score_held_out(out, test, report.config, COMPARED_IN, tell.on_progress)
     for text in notes:
         tell.on_note(text)
     if scores:

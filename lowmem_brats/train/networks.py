@@ -159,6 +159,9 @@ def _finetuned(config: TrainConfig, regions: Sequence[Region]) -> dict[str, torc
     Raises InputError where they are of another network.
     """
     weights = open_set(config.finetune or ())
+    if weights.bank:
+        advice = f"Name the folder of a member, such as {weights.files[0].path.parent}."
+        raise InputError("--finetune", f"{weights.name}, a bank", "one set", advice)
     file = next((file for file in weights.files if set(regions) <= set(file.regions)), None)
     wanted = config.network
     if file is None or file.network.context > wanted.context or _like(file.network, wanted) != wanted:

@@ -28,13 +28,15 @@ def train_set(
     tell: TrainListener | None = None,
     resume: bool = False,
     cache: Path | None = None,
+    split_of: TrainReport | None = None,
 ) -> TrainReport | None:
     """Train on labelled cases; `out` becomes a run folder and a weights set for `segment`.
 
     `data`: a folder of case folders, or a list of cases; `out`: None for a new folder in `folder.RUNS`; `resume`:
-    go on with what `out` holds; `cache`: where prepared slices are kept, by default where they were, or in `out`. With
-    several processes only the first writes, tells and returns a report, the others None. Raises InputError for unusable
-    cases or options, or where a training is under way in `out`, BudgetError where nothing fits.
+    go on with what `out` holds; `cache`: where prepared slices are kept, by default where they were, or in `out`;
+    `split_of`: a training whose split a new one takes over. With several processes only the first writes, tells and
+    returns a report, the others None. Raises InputError for unusable cases or options, or where a training is under way
+    in `out`, BudgetError where nothing fits.
     """
     with parallel.processes(), ExitStack() as stack:
         tell = tell if tell and parallel.rank() == 0 else TrainListener()
@@ -47,7 +49,8 @@ def train_set(
         notes += [*taken_over, *left_out]
         for text in notes:
             tell.on_note(text)  # now, because too few cases may be left
-        training, validation, test = ([case.case_id for case in part] for part in split_as(stored, cases, config).parts)
+        split = split_as(stored or split_of, cases, config)
+        training, validation, test = ([case.case_id for case in part] for part in split.parts)
         report = TrainReport(config, versions_here(), str(device), training, validation, test)
         cache = cache or (Path(stored.cache) if stored and stored.cache else None)
         report.data, report.cache, report.processes = str(data), str(cache or ""), parallel.size()
@@ -56,7 +59,7 @@ def train_set(
         tell.on_folder(out)
         for text in notes:
             run.note(text)
-        held_out = _read(run, cases, stored, cache)
+        held_out = _read(run, cases, stored or split_of, cache)
         network = prepare_network(run, resume)
         if missing := run.folder.missing([region for group in run.groups for region in group], report):
             run.note(f"no set to segment with yet: {', '.join(missing)} not trained")

@@ -142,12 +142,12 @@ def _open_bank(folder: Path, chosen: str, index: Mapping[str, Any]) -> WeightsSe
                 raise WeightsError(folder / INDEX, f"no set {name}", "every member", "Train the bank again.")
             members.append(_open_set(folder, name, index))
         except WeightsError as problem:
-            problems.append(str(problem))
+            problems.append(f"{problem.where}: {problem.found}, expected {problem.expected}")
     try:
         sha256 = row["decision"]["sha256"]
         decision = replace(read_decision(_checked(folder, row["decision"]["file"], sha256)), sha256=sha256)
     except WeightsError as problem:
-        problems.append(str(problem))
+        problems.append(f"{problem.where}: {problem.found}, expected {problem.expected}")
     if not problems:
         problems += [f"{each.name}: a network for each region" for each in members if len(each.files) > 1]
         seen = {(each.network.views, each.network.context) for each in members}

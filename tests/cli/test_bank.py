@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from easy_cases import write_easy_data
 from tiny_bank import undecided, write_bank
 
 from lowmem_brats.cli import main
@@ -40,8 +41,23 @@ def test_a_member_can_be_named(bank: Path, pristine: Path, tmp_path: Path) -> No
     assert "no member of bank; expected one of: small, large" in result.output
 
 
+def test_a_bank_is_no_set_to_start_from(bank: Path, tmp_path: Path) -> None:
+    data = write_easy_data(tmp_path / "data")
+    arguments = ["train", str(data), "-o", str(tmp_path / "out"), "--finetune", str(bank), "--device", "cpu"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    output = " ".join(result.output.split())
+    assert "--finetune: bank, a bank; expected one set. Name the folder of a member, such as" in output
+
+
 @pytest.mark.parametrize("option", [["--width", "8"], ["--network", "unet2d"], ["--mode", "one-network"]])
 def test_members_have_their_own_architecture(option: list[str], tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["train", str(tmp_path), "--bank", "widths", *option])
     assert result.exit_code == 2
     assert f"--bank: {option[0]} beside it" in result.output
+
+
+def test_a_preset_of_another_network_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["train", str(tmp_path), "--bank", "widths", "--preset", "emcad"])
+    assert result.exit_code == 2
+    assert "--bank: --preset with a network beside it" in " ".join(result.output.split())

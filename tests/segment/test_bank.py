@@ -16,12 +16,13 @@ from lowmem_brats.config import MODALITIES, SegmentConfig
 from lowmem_brats.data.case import case_of
 from lowmem_brats.data.phantom import make_phantom
 from lowmem_brats.data.slices import prepare, views_of
-from lowmem_brats.errors import InputError
+from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.memory.planner import InferencePlan
+from lowmem_brats.segment import regions
 from lowmem_brats.segment.bank import choose_members, padded, put_together
 from lowmem_brats.segment.case import segment_images
 from lowmem_brats.segment.result import Segmentation
-from lowmem_brats.segment.stack import Prediction, place, predict_stack
+from lowmem_brats.segment.stack import NotFinite, Prediction, place, predict_stack
 from lowmem_brats.weights.file import load_network
 from lowmem_brats.weights.store import open_set
 
@@ -119,6 +120,49 @@ def test_slices_lie_in_the_middle_of_their_frame() -> None:
     framed_nCHW = padded(slices_nCHW, (5, 4))
     assert framed_nCHW.shape == (1, 1, 5, 6)
     assert framed_nCHW[0, 0, :, 0].tolist() == [0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("frame_HW", "batches"), [((16, 16), [4, 4, 1]), ((32, 16), [2, 2, 2, 2, 1]), ((64, 64), [1] * 9)]
+)
+def test_a_frame_larger_than_the_slices_needs_no_more_memory_than_was_planned(
+    frame_HW: tuple[int, int], batches: list[int]
+) -> None:
+    network, seen = decision_of(1), list[int]()
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    plan, active_VN = InferencePlan("cpu", "fp32", batch=4), [np.ones(9, np.bool_)]
+    choice_VN, _ = choose_members(network, frame_HW, np.ones((9, 4, 16, 16), np.float16), active_VN, plan)
+    assert choice_VN[0].tolist() == [1] * 9
+    assert seen == batches
+
+
+def test_a_decision_network_that_overflows_skips_nothing_in_silence() -> None:
+    network, plan = decision_of(1), InferencePlan("cpu", "fp32", batch=4)
+    network.scores.weight.data.fill_(3e38)
+    with pytest.raises(WeightsError, match="decision network: scores that are NaN or infinite"):
+        choose_members(network, (16, 16), np.ones((1, 4, 16, 16), np.float16), [np.ones(1, np.bool_)], plan)
+
+
+def test_a_member_whose_logits_overflow_is_named_and_run_again(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `large` fails in half precision: it is run again in fp32, and the warning says which it was."""
+    real = regions.predict_stack
+
+    def fail(network_of: Any, slices: Any, active: Any, plan: InferencePlan, *arguments: Any) -> Prediction:
+        if plan.precision == "bf16" and width_of(network_of(0)) == 16:
+            raise NotFinite
+        return real(network_of, slices, active, plan, *arguments)
+
+    monkeypatch.setattr(regions, "predict_stack", fail)
+    report = run(mixed, precision="bf16").report
+    assert "bf16 gives NaN or infinity in LARGE: it is run again in fp32, and so is every network after it" in (
+        report.warnings
+    )
+    assert report.plan.precision == "fp32"
+    assert report.members["large"]["slices"] > 0
+
+
+def width_of(network: Any) -> int:
+    return next(iter(network.parameters())).shape[0]  # type: ignore[no-any-return]
 
 
 def test_where_a_view_has_not_looked_there_is_nothing() -> None:

@@ -60,8 +60,12 @@ def test_what_a_person_should_look_at_is_said() -> None:
 
 @pytest.fixture(scope="module")
 def judging(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set that states that the log-odds of Dice are 1 plus half of the agreement's."""
-    folder = write_pointwise_set(tmp_path_factory.mktemp("weights") / "pointwise")
+    return write_judging(tmp_path_factory.mktemp("weights") / "pointwise", views=3)
+
+
+def write_judging(folder: Path, views: int) -> Path:
+    """Write a set that states that the log-odds of Dice are 1 plus half of the agreement's."""
+    write_pointwise_set(folder, views)
     index = json.loads((folder / INDEX).read_text())
     row = {"intercept": 1.0, "slopes": ZERO | {"agreement": 0.5}, "interval": [-1, 1], "seen": WIDE}
     index["sets"]["pointwise"][EXPECTED_DICE] = {region.value: row for region in Region}
@@ -69,10 +73,14 @@ def judging(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(weights: Path, **settings: Any) -> Segmentation:
+def run(weights: Path, missing: str = "", slices: slice = slice(None), **settings: Any) -> Segmentation:
     phantom = make_phantom(1, SMALL_SHAPE)
-    images = zip(MODALITIES, phantom.images_CXYZ, strict=True)
-    case = case_of({m: nibabel.Nifti1Image(image_XYZ, phantom.affine) for m, image_XYZ in images})
+    images = {
+        modality: nibabel.Nifti1Image(image_XYZ[..., slices], phantom.affine)
+        for modality, image_XYZ in zip(MODALITIES, phantom.images_CXYZ, strict=True)
+        if modality != missing
+    }
+    case = case_of(images, allow_missing=[missing] if missing else [])
     return segment_images(case, SegmentConfig(weights=str(weights), device="cpu", precision="fp32", **settings))
 
 
@@ -90,6 +98,21 @@ def test_other_options_have_no_estimate(judging: Path, settings: dict[str, Any])
     report = run(judging, **settings).report
     assert report.expected_dice == {}
     assert any("no Dice is expected" in text for text in report.warnings)
+
+
+def test_a_case_without_a_modality_has_no_estimate(judging: Path) -> None:
+    """The patients that the estimate was fitted on had all four."""
+    result = run(judging, missing="t2")
+    assert result.report.expected_dice == {}
+    assert any("no Dice is expected" in text for text in result.report.warnings)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_flat_stack_has_no_estimate(tmp_path: Path, views: int) -> None:
+    """Not even of networks that see axial slices only."""
+    result = run(write_judging(tmp_path / "weights", views), slices=slice(18, 22))
+    assert any("no Dice is expected" in text for text in result.report.warnings)
+    assert result.report.expected_dice == {}
 
 
 def test_models_are_read_as_they_are_stored(judging: Path) -> None:

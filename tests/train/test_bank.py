@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from easy_cases import EASY, write_easy_data
+from easy_cases import EASY, store_slices, write_easy_case, write_easy_data
 
 from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.config import bank as banks
@@ -16,13 +18,17 @@ from lowmem_brats.data.case_files import find_case
 from lowmem_brats.engine.losses import find_loss
 from lowmem_brats.engine.step import TrainingStep
 from lowmem_brats.errors import BudgetError, InputError
+from lowmem_brats.memory.budget import MIB, MemoryBudget
 from lowmem_brats.memory.footprint import multiply_adds
 from lowmem_brats.networks import build_network
 from lowmem_brats.segment.case import segment_files
 from lowmem_brats.train import bank as module
 from lowmem_brats.train.bank import cost_of, train_bank
+from lowmem_brats.train.data import TrainingData
+from lowmem_brats.train.folder import RunFolder
 from lowmem_brats.train.networks import TrainListener
-from lowmem_brats.train.report import read_run
+from lowmem_brats.train.report import TrainReport, read_run
+from lowmem_brats.weights.index import INDEX
 from lowmem_brats.weights.store import open_set
 
 MEMBERS = {"plain-8": ("unet2d", 8), "residual-12": ("resunet2d", 12)}
@@ -103,6 +109,119 @@ def test_a_budget_that_one_member_needs_more_than_is_refused_before_any_is_train
         train_bank(data, tmp_path / "run", replace(RECIPE, vram="7M"))
     assert not (tmp_path / "run" / "members").exists()
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_budget_too_small_to_compare_the_members_is_refused_too(tmp_path: Path) -> None:
+    """Windows of 16 pixels need less to be learnt from than whole slices need to be segmented."""
+    large = np.ones((1, 4, 160, 192), np.float16)
+    case = store_slices(tmp_path / "large.json", "large", large, np.ones((1, 160, 192), np.uint8))
+    data = TrainingData([case], [], [], {}, {})
+    (_, recipe) = module._recipes(replace(RECIPE, window=16, batch=1)).values()
+    with pytest.raises(BudgetError, match="resunet2d of width 12"):
+        module._check_budget(recipe, MemoryBudget(8 * MIB), "cpu", data)
+    module._check_budget(recipe, MemoryBudget(16 * MIB), "cpu", data)
+
+
+class Members:
+    """Stands for `train_set`: notes what it is asked for, and leaves trained members behind."""
+
+    def __init__(self, stop_at: str = "") -> None:
+        self.stop_at, self.calls = stop_at, dict[str, tuple[object, ...]]()
+
+    def __call__(self, data: Path, folder: Path, config: TrainConfig, *arguments: object) -> None:
+        if folder.name == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls[folder.name] = (config, *arguments)
+        RunFolder(folder).write_report(TrainReport(config, {}, "cpu", [], [], []))
+        (folder / INDEX).write_text("{}")
+
+
+def begin(monkeypatch: pytest.MonkeyPatch, members: Members, *arguments: object, **named: object) -> None:
+    """Train a bank whose members `members` stands for, until there is a decision network to train."""
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train_set", members)
+    monkeypatch.setattr(module, "_train_choice", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_bank(*arguments, **named)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 0.5}, {"window": 16}, {"bank": "med-danet"}])
+def test_another_recipe_is_refused_when_a_bank_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(banks, "BANKS", dict.fromkeys(("widths", "med-danet"), MEMBERS))
+    begin(monkeypatch, Members("residual-12"), data, tmp_path / "run", RECIPE)
+    members = Members()
+    monkeypatch.setattr(module, "train_set", members)
+    with pytest.raises(InputError, match="as it began"):
+        train_bank(data, tmp_path / "run", replace(RECIPE, **changes), resume=True)
+    assert members.calls == {}
+
+
+def test_members_of_fewer_epochs_go_on_when_there_are_to_be_more(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(monkeypatch, Members(), data, tmp_path / "run", RECIPE)
+    same, longer = Members(), Members()
+    begin(monkeypatch, same, data, tmp_path / "run", RECIPE, resume=True)
+    assert same.calls == {}
+    begin(monkeypatch, longer, data, tmp_path / "run", replace(RECIPE, epochs=8), resume=True)
+    assert {name: (call[0].epochs, call[2]) for name, call in longer.calls.items()} == {  # type: ignore[attr-defined]
+        "plain-8": (6, True),
+        "residual-12": (8, True),
+    }
+
+
+def test_members_of_an_older_bank_are_not_taken_for_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(monkeypatch, Members(), data, tmp_path / "run", RECIPE)
+    (tmp_path / "run" / INDEX).write_text("{}")
+    begin(monkeypatch, Members("residual-12"), data, tmp_path / "run", RECIPE)
+    assert not (tmp_path / "run" / INDEX).exists()
+    resumed = Members()
+    begin(monkeypatch, resumed, data, tmp_path / "run", RECIPE, resume=True)
+    assert {name: call[2] for name, call in resumed.calls.items()} == {"residual-12": False}
+
+
+def test_a_bank_that_was_moved_keeps_its_slices_where_it_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(monkeypatch, Members("residual-12"), data, tmp_path / "old", RECIPE)
+    (tmp_path / "old").rename(tmp_path / "new")
+    resumed = Members()
+    begin(monkeypatch, resumed, data, tmp_path / "new", RECIPE, resume=True)
+    assert resumed.calls["residual-12"][3] == tmp_path / "new" / "cache"
+    assert not (tmp_path / "old").exists()
+
+
+def test_members_that_begin_later_have_the_split_of_the_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a patient held out for the test would teach them where cases were added meanwhile."""
+    data, real = write_easy_data(tmp_path / "data"), module.train_set
+    begin(monkeypatch, Members("plain-8"), data, tmp_path / "run", RECIPE)
+    for number in range(5, 9):
+        write_easy_case(data / f"easy_{number}", number)
+    begin(monkeypatch, real, data, tmp_path / "run", RECIPE, resume=True)  # type: ignore[arg-type]
+    runs = [read_run(tmp_path / "run" / "members" / name) for name in MEMBERS]
+    bank = read_run(tmp_path / "run")
+    for run in runs:
+        assert (run.training_cases, run.validation_cases, run.test_cases) == (
+            bank.training_cases,
+            bank.validation_cases,
+            bank.test_cases,
+        )
+
+
+def test_notes_are_told_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, told = write_easy_data(tmp_path / "data"), list[str]()
+    (write_easy_case(data / "easy_9", 9) / "easy_9_flair.nii.gz").unlink()
+    real = module.train_set
+    begin(monkeypatch, real, data, tmp_path / "run", RECIPE, TrainListener(on_note=told.append))  # type: ignore[arg-type]
+    (about,) = [text for text in told if "easy_9" in text]
+    assert about in read_run(tmp_path / "run").notes
 
 
 def test_time_is_shared_out_by_passes_and_operations() -> None:

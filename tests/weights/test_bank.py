@@ -103,6 +103,7 @@ def test_all_that_is_wrong_is_listed(bank: Path) -> None:
         open_set(str(bank))
     for words in ("no set small", "wt-tc-et.safetensors: missing", "expected a decision network"):
         assert words in str(caught.value)
+    assert ".;" not in str(caught.value), "each is a clause, and the advice comes once"
 
 
 def test_members_of_other_views_are_refused(bank: Path, tmp_path: Path) -> None:
