@@ -97,7 +97,7 @@ def test_it_learns_which_slices_to_skip_and_which_member_to_choose(tmp_path: Pat
         best += [choice] * 6
     rows = np.array([(i, 0, n) for i in range(6) for n in range(6)])
     labels = Labels(rows, np.array(best), np.zeros((36, 2)))
-    network, frame_HW = train_decision(cases, labels, 3, seed=0, epochs=150)
+    network, frame_HW = train_decision(cases, labels, 3, seed=0, epochs=60)
     assert not network.training
     slices_NCHW = torch.cat([torch.from_numpy(np.array(case.slices_ZCHW)).float() for case in cases])
     assert frame_HW == tuple(slices_NCHW.shape[2:])
