@@ -120,7 +120,11 @@ def _network_to_plan(network: NetworkConfig, weights: str | None) -> NetworkConf
     if both := options.named() & {"name", "width"}:
         found = f"--weights and {'--network' if 'name' in both else '--width'}"
         raise InputError("plan", found, "one of them", "Leave one out.")
-    return open_set(weights).network
+    opened = open_set(weights)
+    if opened.bank:
+        *_, largest = opened.bank.gmac_per_megapixel
+        console.warn(f"{opened.name} is a bank, of which one member is in memory at a time: planned is {largest}")
+    return opened.network
 
 
 def _plan_smallest(

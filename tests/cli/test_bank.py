@@ -61,3 +61,12 @@ def test_a_preset_of_another_network_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["train", str(tmp_path), "--bank", "widths", "--preset", "emcad"])
     assert result.exit_code == 2
     assert "--bank: --preset with a network beside it" in " ".join(result.output.split())
+
+
+def test_a_plan_says_which_member_it_is_of(bank: Path) -> None:
+    result = CliRunner().invoke(main, ["plan", "--weights", str(bank), "--vram", "1G", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "bank is a bank, of which one member is in memory at a time: planned is large" in " ".join(
+        result.output.split()
+    )
+    assert "unet2d of width 16" in result.output
