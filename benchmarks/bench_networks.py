@@ -21,13 +21,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from lowmem_brats.cli.bench import conditions
-from lowmem_brats.config import BRATS_SHAPE, MODALITIES, PRESETS, NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.config import BRATS_SHAPE, PRESETS, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.data.case_list import read_cases
 from lowmem_brats.data.labels import Region
+from lowmem_brats.memory.footprint import multiply_adds
 from lowmem_brats.networks import build_network, padded_size
 from lowmem_brats.segment.case import segment_case
 from lowmem_brats.train import loop as fit
@@ -80,12 +79,9 @@ def row_of(name: str, out: Path) -> dict[str, object]:
 def cost_of(network: NetworkConfig) -> dict[str, object]:
     """Parameters, and multiply-accumulates of one slice of BraTS, padded as the network needs it."""
     size_HW = padded_size(network, BRATS_SHAPE[:2])
-    # In its plain form attention is two matrix products, which the counter knows.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model = build_network(network).eval()
-        model(torch.empty(1, len(MODALITIES), *size_HW))
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"parameters": parameters, "size_HW": size_HW, "gmac_per_slice": round(counter.get_total_flops() / 2e9, 3)}
+    parameters = sum(p.numel() for p in build_network(network).parameters())
+    gmac = multiply_adds(network, size_HW) / 1e9
+    return {"parameters": parameters, "size_HW": size_HW, "gmac_per_slice": round(gmac, 3)}
 
 
 def segment_held_out(data: Path, run: Path, held_out: list[str]) -> dict[str, object]:

@@ -9,7 +9,7 @@ same and need the memory of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -18,11 +18,10 @@ import torch
 
 from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.config.bank import members_of
-from lowmem_brats.data.case_list import LabelledCase, read_cases
+from lowmem_brats.data.case_list import read_cases
 from lowmem_brats.engine import parallel
 from lowmem_brats.engine.precision import choose_precision
 from lowmem_brats.errors import InputError
-from lowmem_brats.evaluate.pairs import summarise
 from lowmem_brats.memory.bank import plan_members
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.footprint import multiply_adds
@@ -32,7 +31,7 @@ from lowmem_brats.train.data import TrainingData, prepare_data
 from lowmem_brats.train.dataset import frame_of
 from lowmem_brats.train.decision import ALPHA, EPOCHS, SKIP_WEIGHT, label_slices, train_decision
 from lowmem_brats.train.folder import RunFolder, hold_run_folder
-from lowmem_brats.train.held_out import score_held_out
+from lowmem_brats.train.held_out import report_held_out
 from lowmem_brats.train.networks import TrainListener
 from lowmem_brats.train.recipe import check_recipe, check_resumable
 from lowmem_brats.train.report import TrainReport, read_run, versions_here
@@ -105,7 +104,7 @@ def train_bank(
         except BaseException:
             tell.on_note(f"the bank goes on with: lowmem-brats train {quote(str(data))} -o {quote(str(out))} --resume")
             raise
-        _score(out, found.test, report, tell)
+        report_held_out(out, found.test, report, COMPARED_IN, tell, tell.on_note)
         RunFolder(out).write_report(report)
     return report
 
@@ -217,13 +216,3 @@ def _train_choice(
     tell.on_fact(f"best choice for {len(labels.rows)} training slices: {', '.join(shown)}")
     rows = {name: (file.path, cost) for name, file, cost in zip(members, files, costs, strict=True)}
     write_bank_index(out, out.resolve().name, rows, path)
-
-
-def _score(out: Path, test: Sequence[LabelledCase], report: TrainReport, tell: TrainListener) -> None:
-    """Score the bank on the patients held out for the test, if any."""
-    scores, notes = score_held_out(out, test, report.config, COMPARED_IN, tell.on_progress)
-    for text in notes:
-        tell.on_note(text)
-    if scores:
-        report.test = {region.value: asdict(mean) for region, mean in summarise(scores).mean.items()}
-        tell.on_test(scores)

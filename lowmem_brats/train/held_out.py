@@ -13,20 +13,30 @@ from lowmem_brats.errors import describe
 from lowmem_brats.evaluate.pairs import PatientScores, evaluate_pairs, summarise, to_csv
 from lowmem_brats.files import write_text
 from lowmem_brats.segment.case import segment_case
-from lowmem_brats.train.networks import Run
+from lowmem_brats.train.networks import Run, TrainListener
+from lowmem_brats.train.report import TrainReport
 
 
 def score_test_part(run: Run, cases: Sequence[CaseFiles]) -> None:
     """Score the installed set on the cases that were held out for the test, if any; report and tell the scores."""
-    report = run.report
-    scores, notes = score_held_out(
-        run.folder.path, cases, report.config, report.plans[0].precision, run.tell.on_progress
-    )
+    report_held_out(run.folder.path, cases, run.report, run.report.plans[0].precision, run.tell, run.note)
+
+
+def report_held_out(
+    folder: Path,
+    cases: Sequence[CaseFiles],
+    report: TrainReport,
+    precision: str,
+    tell: TrainListener,
+    note: Callable[[str], None],
+) -> None:
+    """Score the set in `folder` as `score_held_out`; report and tell the scores, if there are any, and the notes."""
+    scores, notes = score_held_out(folder, cases, report.config, precision, tell.on_progress)
     for text in notes:
-        run.note(text)
+        note(text)
     if scores:
         report.test = {region.value: asdict(mean) for region, mean in summarise(scores).mean.items()}
-        run.tell.on_test(scores)
+        tell.on_test(scores)
 
 
 def score_held_out(
