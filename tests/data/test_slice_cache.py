@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -94,7 +95,7 @@ def test_a_training_sees_a_case_from_the_sides_from_which_it_is_segmented(
 def test_arrays_stay_on_disk(tmp_path: Path, cases: list[CaseFiles]) -> None:
     (case, *_), _ = build(cases, tmp_path / "cache")
     for array in (case.slices_ZCHW, case.depth_ZHW):
-        assert isinstance(array, np.memmap)
+        assert isinstance(array.base.base.obj, mmap.mmap)
         assert not array.flags.writeable
     assert case.slices_ZCHW is not case.slices_ZCHW, "opened anew, so nothing keeps the pages"
 
