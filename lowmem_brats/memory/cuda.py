@@ -6,6 +6,7 @@ allocator has reserved. Tensors are allocated inside the latter. A budget is for
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -17,6 +18,8 @@ from lowmem_brats.memory.budget import CUDA_RESERVE, MIB, format_bytes
 
 WORKSPACE = 64 * MIB
 """Bytes kept for cuDNN's work space and the allocator's rounding, which cannot be counted without a card."""
+GROWTH = 16 * MIB
+"""The part of WORKSPACE that the allocator may not take, since the context grows a little when more code is loaded."""
 ASSUMED_CONTEXT = CUDA_RESERVE - WORKSPACE
 """Bytes of a process's context if it cannot be measured."""
 LEAST_CONTEXT = 64 * MIB
@@ -30,9 +33,12 @@ def measure_context(device: torch.device) -> int:
     Must be called before anything else uses the card, because it measures what creating the context takes. The result
     is kept for the process.
     """
+    # Each thread that multiplies matrices would otherwise keep 32 MiB of work space on a Hopper card, and 8 elsewhere.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     before = _driver_used(device)
     _load_code(device)
     torch.cuda.synchronize(device)
+    _clear_cublas()
     torch.cuda.empty_cache()  # what the allocator keeps is not the context's
     after = _driver_used(device)
     if before is None or after is None:
@@ -62,6 +68,13 @@ def _load_code(device: torch.device) -> None:
         total.backward()
         optimizer.step()
     parallel.add_up(torch.zeros(1, device=device))
+
+
+def _clear_cublas() -> None:
+    """Free what cuBLAS keeps to work in, which lies in the allocator and is neither the context's nor a caller's."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # not part of torch's public functions
+    if clear:
+        clear()
 
 
 def _driver_used(device: torch.device) -> int | None:

@@ -112,7 +112,7 @@ def open_budget(vram: str, device: torch.device) -> MemoryBudget:
         )
     if budget.total_bytes is not None:
         # Only the context is outside the allocator: cuDNN takes its work space from it too.
-        cuda.cap_allocator(device, budget.total_bytes - context)
+        cuda.cap_allocator(device, budget.total_bytes - context - cuda.GROWTH)
     return budget
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from lowmem_brats.config import DICE, NetworkConfig, Objective
 from lowmem_brats.engine.losses import find_loss
@@ -66,8 +67,13 @@ class Footprint:
 def inference_footprint(
     network: NetworkConfig, size: tuple[int, ...], batch: int, dtype: torch.dtype, device: torch.device
 ) -> Footprint:
-    """Bytes of a pass of `batch` slices of H × W pixels, or patches of Z × H × W voxels, and a network in `dtype`."""
+    """Bytes of a pass of `batch` slices of H × W pixels, or patches of Z × H × W voxels, and a network in `dtype`.
+
+    On a card they include cuDNN's copies: see `_copy_as_cudnn`.
+    """
     model = _outline(network, dtype, device)
+    if device.type == "cuda" and dtype.itemsize < 4 and layout_of(model, device) is torch.contiguous_format:
+        _copy_as_cudnn(model)
     with _without_data()():
         _fill(model)
         counter = LiveBytes()
@@ -82,6 +88,21 @@ def inference_footprint(
             with counter:
                 predict_batch(model.eval(), slices_NCHW)
         return Footprint(**counter.at_peak)
+
+
+def _copy_as_cudnn(model: Network) -> None:
+    """Have each convolution's maps copied when it has run, as cuDNN does, which computes half formats channels last.
+
+    It copies what goes in and what comes out where that is faster: on an H100 both with 32 slices at once, less with 8.
+    """
+
+    def copy(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        copies = torch.empty_like(inputs[0]), torch.empty_like(output)
+        del copies
+
+    for module in model.modules():
+        if isinstance(module, _ConvNd):
+            module.register_forward_hook(copy)
 
 
 @cache

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 
-import distributed
 import pytest
 
 from lowmem_brats.cohort.engine import results
 from lowmem_brats.errors import InputError
+
+distributed = pytest.importorskip("distributed")
 
 
 def test_a_lost_scheduler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

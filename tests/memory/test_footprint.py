@@ -297,3 +297,15 @@ def test_counting_takes_no_random_numbers() -> None:
 def test_which_networks_treat_slices_apart() -> None:
     assert treats_slices_apart(NetworkConfig(norm="group"))
     assert not treats_slices_apart(NetworkConfig(norm="batch"))
+
+
+def test_on_a_card_a_convolution_s_maps_are_counted_twice_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN copies what goes into a convolution and what comes out of it, but not in fp32."""
+    monkeypatch.setitem(NETWORKS, "toy", OneConvolution)
+    pixels = 3 * 40 * 40
+    half_slices, half_logits, brain = map(rounded, (2 * 4 * pixels, 2 * pixels, pixels))
+    toy, card = NetworkConfig(name="toy"), torch.device("cuda")
+    found = inference_footprint(toy, (40, 40), 3, torch.float16, card)
+    assert found == Footprint(parameters=512, activations=2 * (half_slices + half_logits) + brain)
+    full = inference_footprint(toy, (40, 40), 3, torch.float32, card)
+    assert full == inference_footprint(toy, (40, 40), 3, torch.float32, CPU)
