@@ -60,7 +60,7 @@ def test_training_of_width_32_per_budget(megabytes: int, precision: str, expecte
     assert sum(plan.components.values()) == plan.predicted_bytes
 
 
-@pytest.mark.parametrize(("megabytes", "expected"), [(480, 1), (512, 2), (768, 16), (1024, 32), (8192, 32)])
+@pytest.mark.parametrize(("megabytes", "expected"), [(490, 1), (520, 2), (768, 8), (1024, 16), (1400, 32), (8192, 32)])
 def test_inference_of_width_32_per_budget_on_a_card(megabytes: int, expected: int) -> None:
     plan = plan_inference(NetworkConfig(), (240, 240), parse_budget(f"{megabytes}M", "cuda"), "cuda", "fp16")
     assert plan.batch == expected
