@@ -94,20 +94,6 @@ def write_seeing_neighbours(folder: Path, single: str) -> Path:
     return folder
 
 
-def write_three_of_one(folder: Path, single: str) -> Path:
-    """Write the set of three networks that compute what the set of one network computes."""
-    folder.mkdir(parents=True)
-    file = open_set(single).files[0]
-    state, config, paths = load_network(file).state_dict(), replace(file.network, outputs=1), {}
-    for k, region in enumerate(file.regions):
-        network = build_network(config)
-        network.load_state_dict(state | {key: state[key][k : k + 1] for key in ("head.weight", "head.bias")})
-        paths[region] = folder / f"{region.value}.safetensors"
-        save_network(network, WeightsFile(paths[region], (region,), config, {}, {}))
-    write_index(folder, "three", paths)
-    return folder
-
-
 def write_pointwise_set(folder: Path, views: int = 3) -> Path:
     """Write three U-Nets without norms, each a threshold of a sum of modalities, that find the tumour of a phantom.
 

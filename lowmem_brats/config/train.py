@@ -241,8 +241,10 @@ class Preset:
 
 
 PRESETS = {
-    "three-views": Preset(
-        "network and loss of the shipped weights", {"outputs": 3, "width": 24, "views": 3}, {"loss": "dice+ce"}
+    "shipped": Preset(
+        "one network for all three regions, as the shipped ones began",
+        {"outputs": 3, "norm": "none", "width": 16, "views": 3},
+        {"loss": "dice+ce", "window": 112, "batch": 16, "weight_decay": 1e-4},
     ),
     "emcad": Preset(
         "the recipe of Uzor et al. for EMCAD",

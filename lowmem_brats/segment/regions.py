@@ -49,8 +49,8 @@ OnProgress = Callable[[str, int, int], None]
 
 COARSE = 4
 """The coarse look sees every fourth axial slice."""
-MARGIN = 16
-"""Voxels that a box holds around what was found, so that a network sees what lies around it too."""
+MARGIN = 8
+"""Voxels that a box holds around what was found, so that a network sees what lies around it too; as in training."""
 
 
 class RegionSearch:

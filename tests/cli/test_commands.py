@@ -482,8 +482,8 @@ def test_a_training_goes_on_with_the_cases_that_it_began_with(tmp_path: Path, mo
         (("--mode", "two-networks"), "--mode"),
         (("--region", "ed"), "--region"),
         (("--validation", 0.6, "--test", 0.4), "split"),
-        (("--finetune", "unet2d-w24", "--width", 16), "--finetune"),
-        (("--finetune", "unet2d-w24", "--preset", "emcad"), "--finetune"),
+        (("--finetune", "unet2d", "--width", 16), "--finetune"),
+        (("--finetune", "unet2d", "--preset", "emcad"), "--finetune"),
         (("--average", 1), "--average"),
         (("--seed", -1), "--seed"),
     ],
@@ -507,8 +507,9 @@ def test_presets_are_defaults_that_options_change(monkeypatch: pytest.MonkeyPatc
     found = configured(monkeypatch, tmp_path, "--preset", "emcad", "--batch", 25)
     expected = {"loss": "dice+ce", "learning_rate": 1e-4, "weight_decay": 1e-4, "batch": 25}
     assert found == TrainConfig(network=NetworkConfig(name="emcad-b0"), **expected)
-    found = configured(monkeypatch, tmp_path, "--width", 16, "--preset", "three-views")
-    assert found == TrainConfig(network=NetworkConfig(width=16, outputs=3, views=3), loss="dice+ce")
+    found = configured(monkeypatch, tmp_path, "--width", 8, "--preset", "shipped")
+    network = NetworkConfig(width=8, norm="none", outputs=3, views=3)
+    assert found == TrainConfig(network=network, loss="dice+ce", window=112, batch=16, weight_decay=1e-4)
     assert configured(monkeypatch, tmp_path) == TrainConfig()
     assert "--preset" in fails("train", tmp_path, "-o", tmp_path, "--resume", "--preset", "emcad")
 

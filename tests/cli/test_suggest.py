@@ -43,7 +43,7 @@ def refused(*arguments: str) -> str:
             ("plan", "--network", "squeeze"),
             f"one of {ALL_NETWORKS}. Check the spelling.",
         ),
-        (("segment", ".", "--weights", "unet2d-24"), "Did you mean 'unet2d-w24'"),
+        (("segment", ".", "--weights", "unet-2d"), "Did you mean 'unet2d'"),
     ],
 )
 def test_the_nearest_is_suggested(arguments: tuple[str, ...], suggested: str) -> None:

@@ -15,7 +15,6 @@ import torch
 from tiny_weights import (
     write_changed,
     write_seeing_neighbours,
-    write_three_of_one,
     write_tiny_single,
 )
 
@@ -241,28 +240,14 @@ def test_several_sets_share_the_views(tmp_path: Path, bold: dict[int, str], phan
 @pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.skipif(not REAL_CASES.is_dir(), reason="the real cases are not beside this checkout")
-def test_narrowing_finds_the_tumour_of_a_real_case(tmp_path: Path) -> None:
-    """With half of the slices as good as the same tumour; where it differs is one voxel in a hundred or less."""
+def test_boxes_find_the_tumour_of_a_real_case(tmp_path: Path) -> None:
+    """With a third of the pixels nearly the same tumour as with every slice: what lies beyond a box is not seen."""
     case = REAL_CASES / "BraTS2021_00006"
     full, narrow = (run(case, tmp_path / "a.nii.gz", narrow, device="cpu") for narrow in (False, True))
     for deepest in ({1, 2, 4}, {1, 4}, {4}):
         one, other = (np.isin(result.label_XYZ, list(deepest)) for result in (full, narrow))
-        assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.99
-    assert narrow.report.slices["wt tc et"]["run"] < 0.6 * full.report.slices["wt tc et"]["run"]
-
-
-@pytest.mark.slow
-@pytest.mark.real
-@pytest.mark.skipif(not REAL_CASES.is_dir(), reason="the real cases are not beside this checkout")
-def test_skipping_is_exact_on_a_real_case_with_the_shipped_weights(tmp_path: Path) -> None:
-    """The shipped network runs on every slice; cut into three, TC's and ET's skip what their parents leave empty."""
-    case = REAL_CASES / "BraTS2021_00006"
-    three = str(write_three_of_one(tmp_path / "three", "unet2d-w24"))
-    full = run(case, tmp_path / "a.nii.gz", fast=True, weights="unet2d-w24")
-    skipping = run(case, tmp_path / "b.nii.gz", fast=True, weights=three)
-    np.testing.assert_array_equal(skipping.label_XYZ, full.label_XYZ)
-    assert full.report.slices["wt tc et"]["skipped"] == skipping.report.slices["wt"]["skipped"] == 0
-    assert 20 < skipping.report.slices["tc"]["skipped"] < skipping.report.slices["et"]["skipped"]
+        assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.98
+    assert sum(narrow.report.pixels.values()) < 0.4 * sum(full.report.pixels.values())
 
 
 @pytest.mark.real

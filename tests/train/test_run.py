@@ -274,7 +274,7 @@ def test_encoder_weights_of_another_network(easy_data: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="--encoder-weights"):
         run(easy_data, tmp_path / "out", replace(SHORT, encoder_weights="pvt_v2_b0.pth"))
     with pytest.raises(InputError, match="--encoder-weights"):
-        replace(SHORT, encoder_weights="pvt_v2_b0.pth", finetune="unet2d-w24")
+        replace(SHORT, encoder_weights="pvt_v2_b0.pth", finetune="unet2d")
     config = replace(SHORT, network=NetworkConfig(name="emcad-b0"), encoder_weights=str(tmp_path / "none.pth"))
     with pytest.raises(WeightsError, match=r"none\.pth"):
         run(easy_data, tmp_path / "out", config)
