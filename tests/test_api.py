@@ -201,7 +201,7 @@ def test_plans_are_those_of_the_planner() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plan_segmenting("1M"), "too little for unet2d of width 24"),
+        (lambda: plan_segmenting("1M"), "too little for unet2d of width 16"),
         (lambda: plan_segmenting("1G", device="cuda:0"), "device: 'cuda:0'; expected one of cpu, cuda"),
         (lambda: plan_training("1G", precision="auto"), "precision: 'auto'; expected one of fp32, fp16, bf16"),
         (lambda: plan_segmenting("75%"), "total memory is unknown"),
