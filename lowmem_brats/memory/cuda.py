@@ -6,7 +6,6 @@ allocator has reserved. Tensors are allocated inside the latter. A budget is for
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from functools import cache
@@ -33,8 +32,6 @@ def measure_context(device: torch.device) -> int:
     Must be called before anything else uses the card, because it measures what creating the context takes. The result
     is kept for the process.
     """
-    # Each thread that multiplies matrices would otherwise keep 32 MiB of work space on a Hopper card, and 8 elsewhere.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     before = _driver_used(device)
     _load_code(device)
     torch.cuda.synchronize(device)
@@ -71,7 +68,10 @@ def _load_code(device: torch.device) -> None:
 
 
 def _clear_cublas() -> None:
-    """Free what cuBLAS keeps to work in, which lies in the allocator and is neither the context's nor a caller's."""
+    """Free what cuBLAS keeps to work in: it lies in the allocator, and would be taken for a caller's own tensors.
+
+    It is 32 MiB for each thread on a Hopper card, and the convolutions of a U-Net never need it again.
+    """
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # not part of torch's public functions
     if clear:
         clear()
