@@ -74,6 +74,7 @@ class Records:
         own = {
             "origin": origin,
             "volumes_ml": {key: round(ml, 6) for key, ml in facts["measurements"]["volumes_ml"].items()},
+            "expected_dice": {key: round(each["dice"], 3) for key, each in facts.get("expected_dice", {}).items()},
             "doubtful_ml": None if doubtful is None else round(sum(doubtful.values()), 6),
             "warnings": list(facts["warnings"]),
             "seconds": None if seconds is None else round(sum(seconds.values()), 2),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowmem_brats.cohort.records import Record, Records
+from lowmem_brats.data.labels import Region
 from lowmem_brats.files import write_text
 from lowmem_brats.memory.budget import MIB
 from lowmem_brats.pictures.cohort import VOLUMES, draw_cohort
@@ -23,6 +24,7 @@ COLUMNS = (
     "output",
     *(f"{key.replace(' ', '_')}_ml" for key in VOLUMES),
     "doubtful_ml",
+    *(f"{region.value}_expected_dice" for region in Region),
     "warnings",
     "seconds",
     "peak_mib",
@@ -73,6 +75,7 @@ def csv_of(records: Sequence[Record]) -> str:
     for record in records:
         peak = record.get("peak_bytes")
         volumes = {f"{key.replace(' ', '_')}_ml": ml for key, ml in record.get("volumes_ml", {}).items()}
+        expected = {f"{key}_expected_dice": dice for key, dice in record.get("expected_dice", {}).items()}
         own = {"warnings": " | ".join(record.get("warnings", [])), "peak_mib": round(peak / MIB, 1) if peak else None}
-        rows.writerow({**record, **volumes, **own})
+        rows.writerow({**record, **volumes, **expected, **own})
     return written.getvalue()

@@ -13,7 +13,7 @@ from lowmem_brats.pictures import page_html as html
 VOLUMES = {"wt": "WT mL", "tc": "TC mL", "et": "ET mL", "necrotic core": "necrotic core mL", "oedema": "oedema mL"}
 """Key of a record's `volumes_ml` → heading."""
 WORDS = ("picture", "case", "status", "what is flagged")
-HEADINGS = ("picture", "case", "status", *VOLUMES.values(), "flags", "what is flagged", "seconds")
+HEADINGS = ("picture", "case", "status", *VOLUMES.values(), "least expected Dice", "flags", "what is flagged", "seconds")
 
 
 def draw_cohort(title: str, records: Sequence[Mapping[str, Any]]) -> str:
@@ -48,6 +48,7 @@ def _row(record: Mapping[str, Any]) -> str:
         f'<th scope="row" data-sort="{html.text(case_id)}">{_link(best, html.text(case_id))}</th>',
         _cell(record["status"], html.text(record["status"]), "words"),
         *(_number(volumes.get(key), format_millilitres) for key in VOLUMES),
+        _number(min(record.get("expected_dice", {}).values(), default=None), "{:.2f}".format),
         _cell(len(told), str(len(told) or "")),
         _cell(told[0] if told else "", _flags(told), "words"),
         _number(seconds, "{:.1f}".format),

@@ -19,6 +19,7 @@ VOLUMES = {"wt": 30.5, "tc": 12.25, "et": 0.1 + 0.2, "necrotic core": 11.95, "oe
 FACTS: dict[str, Any] = {
     "measurements": {"volumes_ml": VOLUMES},
     "doubtful_millilitres": {"wt": 0.5, "et": 0.25},
+    "expected_dice": {"wt": {"dice": 0.9123, "low": 0.8, "high": 0.95}, "et": {"dice": 0.65, "low": 0.3, "high": 0.8}},
     "warnings": ["odd", "1 < 2 & 3"],
     "seconds": {"load": 1.25, "wt": 2.5},
     "peak_bytes": 3 * 2**19,
@@ -61,6 +62,7 @@ def test_a_record_holds_what_was_made(records: Records) -> None:
         "page": "a.html",
         "origin": ORIGIN,
         "volumes_ml": VOLUMES | {"et": 0.3},
+        "expected_dice": {"wt": 0.912, "et": 0.65},
         "doubtful_ml": 0.75,
         "warnings": ["odd", "1 < 2 & 3"],
         "seconds": 3.75,
@@ -99,6 +101,7 @@ def test_the_table(records: Records) -> None:
     assert list(found) == ["a", "b", "c"]
     columns = [f"{key}_ml" for key in ("wt", "tc", "et", "necrotic_core", "oedema", "doubtful")]
     assert [found["a"][each] for each in columns] == ["30.5", "12.25", "0.3", "11.95", "18.25", "0.75"]
+    assert [found["a"][f"{key}_expected_dice"] for key in ("wt", "tc", "et")] == ["0.912", "", "0.65"]
     assert [found["a"][each] for each in ("seconds", "peak_mib", "warnings")] == ["3.75", "1.5", "odd | 1 < 2 & 3"]
     assert [found["b"][each] for each in ("seconds", "peak_mib", "wt_ml")] == ["", "", "30.5"]
     assert [found["c"][each] for each in ("status", "output", "wt_ml")] == ["failed", "", ""]
@@ -150,6 +153,7 @@ def test_the_page_escapes_every_text_and_links_every_file(records: Records) -> N
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     texts = "".join(text for _, text in page.texts)
     assert "2 cases, 1 failed, 1 with warnings" in texts
+    assert "0.65" in texts, "the least of the expected Dice"
     assert name in texts
     assert "<i>bad</i>" in texts
 
