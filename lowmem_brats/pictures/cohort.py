@@ -13,7 +13,16 @@ from lowmem_brats.pictures import page_html as html
 VOLUMES = {"wt": "WT mL", "tc": "TC mL", "et": "ET mL", "necrotic core": "necrotic core mL", "oedema": "oedema mL"}
 """Key of a record's `volumes_ml` → heading."""
 WORDS = ("picture", "case", "status", "what is flagged")
-HEADINGS = ("picture", "case", "status", *VOLUMES.values(), "least expected Dice", "flags", "what is flagged", "seconds")
+HEADINGS = (
+    "picture",
+    "case",
+    "status",
+    *VOLUMES.values(),
+    "least expected Dice",
+    "flags",
+    "what is flagged",
+    "seconds",
+)
 
 
 def draw_cohort(title: str, records: Sequence[Mapping[str, Any]]) -> str:
