@@ -33,7 +33,7 @@ class SegmentConfig:
     min_confidence: float | None = Setting(
         "--min-confidence",
         "Drop islands, and count enhancing tumour as core, of less than this share of the main tumour's mean logit; "
-        "0: keep all. Default: as the weights say, 0.5 for the shipped ones.",
+        "0: keep all. Default: as the weights say, 0.35 for the shipped ones.",
         RESULT,
         SHARE,
         metavar="SHARE",

@@ -558,8 +558,8 @@ def test_a_set_says_from_where_findings_are_doubtful(whole_set: Path, tmp_path: 
     assert open_set(str(single)).min_confidence == min(share, 0.125)
 
 
-def test_the_shipped_sets_drop_what_is_half_as_sure() -> None:
-    assert open_set().min_confidence == 0.5
+def test_the_shipped_set_drops_what_is_a_third_as_sure() -> None:
+    assert open_set().min_confidence == 0.35
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "0.5", None, True, [0.5]])
