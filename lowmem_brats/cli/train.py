@@ -156,6 +156,8 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
         network = open_set(settings["finetune"]).network
         network = replace(network, **{key: settings[key] for key in OF_NETWORK if key in named})
     options.check_width(network)
+    if "outputs" not in options.named():
+        network = options.in_its_usual_mode(network)
     return TrainConfig(network=network, **{key: settings[key] for key in OF_TRAINING})
 
 
