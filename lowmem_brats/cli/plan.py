@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -70,8 +71,7 @@ def plan(
 
     reserve = 0 if device == "cpu" else CUDA_RESERVE
     sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else planner.LADDER
-    how = ["recompute", "state"] if training else ["patch"] if patches else ["recompute"]
-    how += ["crop"] if patches and training else []
+    how = _ways(training, patches is not None)
     heads = "budget", "batch", "at once", *how, "time", "MiB", *(name for name, _ in PARTS)
     widths = training and not patches and has_width(network)
     shown = console.table(*heads, *(["width"] if widths else []))
@@ -96,12 +96,24 @@ def plan(
     console.out.print(legend + (" · width: the largest that fits" if widths else ""), soft_wrap=True)
     if reserve:
         console.out.print(f"each budget also holds {console.mebibytes(reserve)} for CUDA's context and work space")
-    if smaller := [row for _, row in rows if getattr(row, "smaller_crop", "")]:
-        wanted = " × ".join(map(str, getattr(smaller[0], "wanted_ZHW", ())))
-        console.out.print(NOTE_ON_CROPS.format(wanted=wanted), soft_wrap=True)
+    _tell_of_smaller_crops([row for _, row in rows])
     failures = [row for _, row in rows if isinstance(row, BudgetError)]
     if len(failures) == len(rows):
         raise failures[-1]
+
+
+def _ways(training: bool, patches: bool) -> list[str]:
+    """The columns that say how a plan runs."""
+    if training:
+        return ["recompute", "state", "crop"] if patches else ["recompute", "state"]
+    return ["patch"] if patches else ["recompute"]
+
+
+def _tell_of_smaller_crops(rows: Sequence[InferencePlan | TrainPlan | BudgetError]) -> None:
+    """Say what a smaller crop means, where a plan concedes one."""
+    smaller = [getattr(row, "wanted_ZHW", ()) for row in rows if getattr(row, "smaller_crop", "")]
+    if smaller:
+        console.out.print(NOTE_ON_CROPS.format(wanted=" × ".join(map(str, smaller[0]))), soft_wrap=True)
 
 
 def _cells(row: InferencePlan | TrainPlan) -> list[str]:

@@ -1,7 +1,7 @@
 """Plan how a network runs inside a budget. Needs no data, no weights and no card.
 
 The concessions are a fixed list, ordered by what they cost in time. The first that fits is the plan, so more memory
-never gives a slower plan.
+never gives a slower plan. A smaller crop of a volume, which changes what is learnt, is conceded after all others.
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def leaner_plan(plan: TrainPlan, network: NetworkConfig, size: tuple[int, ...], 
 def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 1) -> None:
     """Raise InputError for a slice size that the network cannot take, and for a batch smaller than 1."""
     _check_batch(batch)
+    if patches_of(network):
+        raise InputError("--network", f"{network.name}, which sees patches", "one that sees slices", "Choose another.")
     stride = stride_of(network)
     if any(side % stride or not stride <= side <= LARGEST_SIDE for side in size_HW):
         nearest = [min(max(stride, (side + stride // 2) // stride * stride), LARGEST_SIDE) for side in size_HW]

