@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowmem_brats.config import BRAIN_SHAPE, BRATS_SHAPE, NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.config import BRAIN_SHAPE, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.data.case import case_of
 from lowmem_brats.data.case_files import find_case
 from lowmem_brats.data.geometry import Volume
@@ -25,7 +25,7 @@ from lowmem_brats.evaluate.pairs import LabelledVolume, PatientScores, case_id_o
 from lowmem_brats.measure.label_map import Measurements, measure_file
 from lowmem_brats.memory.budget import parse_budget
 from lowmem_brats.memory.planner import InferencePlan, TrainPlan, plan_inference, plan_train
-from lowmem_brats.networks import padded_size, usual_size
+from lowmem_brats.networks import usual_size
 from lowmem_brats.segment.case import segment_files, segment_images
 from lowmem_brats.segment.result import Segmentation
 from lowmem_brats.weights.store import open_set
@@ -89,11 +89,12 @@ def plan_training(
 ) -> TrainPlan:
     """Find the fastest way to take training steps of `batch` slices inside a budget; needs no card, and no data.
 
-    `network`: None for the U-Net that `train` builds by default. Otherwise as `plan_segmenting`.
+    `batch`: of a network that sees patches, crops of volumes; `network`: None for the U-Net that `train` builds by
+    default. Otherwise as `plan_segmenting`.
     """
     network = network or TrainConfig.network
     _check_choices(device, precision)
-    return plan_train(network, _size_of(network, size_HW), batch, parse_budget(vram, device), device, precision)
+    return plan_train(network, size_HW or usual_size(network), batch, parse_budget(vram, device), device, precision)
 
 
 def score_label_map(
@@ -156,10 +157,6 @@ def _volume_of(
 
 def _path_of(label_map: AnyPath | npt.NDArray[Any] | Segmentation, name: str) -> Path:
     return Path(label_map) if isinstance(label_map, str | os.PathLike) else Path(name)
-
-
-def _size_of(network: NetworkConfig, size_HW: tuple[int, int] | None) -> tuple[int, int]:
-    return size_HW or padded_size(network, BRATS_SHAPE[:2])
 
 
 def _check_choices(device: str, precision: str) -> None:

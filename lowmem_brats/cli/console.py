@@ -96,8 +96,10 @@ def show_plan(plan: InferencePlan | TrainPlan) -> None:
 
 
 def patch_of(plan: InferencePlan | TrainPlan) -> str:
-    """The patch of a plan, in words; empty for slices."""
-    patch_ZHW = getattr(plan, "patch_ZHW", ())
+    """The patch or crop of a plan, in words; empty for slices, and for a crop that is among what is conceded."""
+    patch_ZHW, crop_ZHW = getattr(plan, "patch_ZHW", ()), getattr(plan, "crop_ZHW", ())
+    if crop_ZHW and not getattr(plan, "smaller_crop", ""):
+        return f", crops of {' × '.join(map(str, crop_ZHW))} voxels"
     return f", patches of {' × '.join(map(str, patch_ZHW))}" if patch_ZHW else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -135,6 +136,13 @@ def check_width(network: NetworkConfig) -> None:
 
     if "width" in named() and not has_width(network):
         raise InputError("--width", f"a width for {network.name}", "none: its size is fixed", "Leave the option out.")
+
+
+def in_its_usual_mode(network: NetworkConfig) -> NetworkConfig:
+    """The network with outputs for all three regions if it sees patches; others as they are."""
+    from lowmem_brats.networks import patches_of
+
+    return replace(network, outputs=3) if patches_of(network) else network
 
 
 def size_of(network: NetworkConfig, size: tuple[int, int] | None) -> tuple[int, int]:

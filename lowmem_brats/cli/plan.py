@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,10 @@ PARTS = (("weights", "parameters"), ("grads", "gradients"), ("Adam", "optimizer"
 LEGEND = (
     "MiB of tensors at the peak: weights, gradients, Adam's moments, maps · state: where these moments lie · "
     "time: of a step, estimated"
+)
+NOTE_ON_CROPS = (
+    "crop: smaller than {wanted}, it shows less around each voxel, so what is learnt, and the Dice, can differ; "
+    "nothing else that is conceded changes the gradient · time: for as many voxels"
 )
 LEGEND_OF_SLICES = "MiB of tensors at the peak: weights, maps"
 LEGEND_OF_PATCHES = "MiB of tensors at the peak: weights, maps · time: estimated, against the authors' own way"
@@ -56,46 +60,60 @@ def plan(
 
     network = _network_to_plan(network, weights)
     seen = options.what_is_seen(network, size)
-    slices, patches = (seen[0], seen[1]), patches_of(network)
-    if training or not patches:
-        planner.check_slices(network, slices, batch)
+    patches = patches_of(network)
+    if not patches:
+        planner.check_slices(network, (seen[0], seen[1]), batch)
 
     def plan_in(budget: MemoryBudget) -> planner.InferencePlan | planner.TrainPlan:
         if training:
-            return planner.plan_train(network, slices, batch, budget, device, precision)
+            return planner.plan_train(network, seen, batch, budget, device, precision)
         return planner.plan_inference(network, seen, budget, device, precision, brain_ZHW=BRAIN_SHAPE[::-1])
 
     reserve = 0 if device == "cpu" else CUDA_RESERVE
     sizes = (parse_budget(vram, device, reserve_bytes=reserve).total_bytes,) if vram else planner.LADDER
-    how = "patch" if patches else "recompute"
-    state = ("state",) if training else ()
-    heads = "budget", "batch", "at once", how, *state, "time", "MiB", *(name for name, _ in PARTS)
-    widths = training and has_width(network)
+    how = _ways(training, patches is not None)
+    heads = "budget", "batch", "at once", *how, "time", "MiB", *(name for name, _ in PARTS)
+    widths = training and not patches and has_width(network)
     shown = console.table(*heads, *(["width"] if widths else []))
     rows = planner.ladder(plan_in, reserve, sizes)
     for total, row in rows:
         name = "no limit" if total is None else format_budget(total)
         if isinstance(row, BudgetError):
-            shown.add_row(name, *["–"] * (4 + len(state)), f"needs {row.expected.removeprefix('at least ')}")
+            shown.add_row(name, *["–"] * (3 + len(how)), f"needs {row.expected.removeprefix('at least ')}")
             continue
         cells = [name, *_cells(row)]
         if widths and total is None:
             cells.append("any")
         elif widths:
-            arguments = slices, batch, MemoryBudget(total, reserve), device, precision
+            arguments = seen, batch, MemoryBudget(total, reserve), device, precision
             fits = planner.largest_width(network, partial(_plan_smallest, *arguments))
             cells.append(f"{fits}")
         shown.add_row(*cells)
     kind = f"{'volumes' if patches else 'slices'} of {' × '.join(map(str, seen))}"
     console.out.print(f"{title_of(network)}, {kind}, {device}, {precision}")
     console.out.print(shown)
-    legend = LEGEND_OF_PATCHES if patches else LEGEND if training else LEGEND_OF_SLICES
+    legend = LEGEND if training else LEGEND_OF_PATCHES if patches else LEGEND_OF_SLICES
     console.out.print(legend + (" · width: the largest that fits" if widths else ""), soft_wrap=True)
     if reserve:
         console.out.print(f"each budget also holds {console.mebibytes(reserve)} for CUDA's context and work space")
+    _tell_of_smaller_crops([row for _, row in rows])
     failures = [row for _, row in rows if isinstance(row, BudgetError)]
     if len(failures) == len(rows):
         raise failures[-1]
+
+
+def _ways(training: bool, patches: bool) -> list[str]:
+    """The columns that say how a plan runs."""
+    if training:
+        return ["recompute", "state", "crop"] if patches else ["recompute", "state"]
+    return ["patch"] if patches else ["recompute"]
+
+
+def _tell_of_smaller_crops(rows: Sequence[InferencePlan | TrainPlan | BudgetError]) -> None:
+    """Say what a smaller crop means, where a plan concedes one."""
+    smaller = [getattr(row, "wanted_ZHW", ()) for row in rows if getattr(row, "smaller_crop", "")]
+    if smaller:
+        console.out.print(NOTE_ON_CROPS.format(wanted=" × ".join(map(str, smaller[0]))), soft_wrap=True)
 
 
 def _cells(row: InferencePlan | TrainPlan) -> list[str]:
@@ -104,6 +122,7 @@ def _cells(row: InferencePlan | TrainPlan) -> list[str]:
     timed = bool(patch) or hasattr(row, "micro_batch")
     cells = [f"{row.batch}", f"{getattr(row, 'micro_batch', row.batch)}", patch or getattr(row, "recompute", "–")]
     cells += [console.place_of_state(row)] if hasattr(row, "micro_batch") else []
+    cells += [" × ".join(map(str, crop_ZHW))] if (crop_ZHW := getattr(row, "crop_ZHW", ())) else []
     cells.append(f"{row.relative_time:.2f}×" if timed else "–")
     counts = (row.predicted_bytes, *(row.components[part] for _, part in PARTS))
     return cells + [f"{count / 2**20:.1f}" for count in counts]
@@ -111,12 +130,11 @@ def _cells(row: InferencePlan | TrainPlan) -> list[str]:
 
 def _network_to_plan(network: NetworkConfig, weights: str | None) -> NetworkConfig:
     """The network that the options name. Raises InputError for options that contradict each other."""
-    from lowmem_brats.networks import patches_of
     from lowmem_brats.weights.store import open_set
 
     if weights is None:
         options.check_width(network)
-        return replace(network, outputs=3) if patches_of(network) else network
+        return options.in_its_usual_mode(network)
     if both := options.named() & {"name", "width"}:
         found = f"--weights and {'--network' if 'name' in both else '--width'}"
         raise InputError("plan", found, "one of them", "Leave one out.")
@@ -128,7 +146,7 @@ def _network_to_plan(network: NetworkConfig, weights: str | None) -> NetworkConf
 
 
 def _plan_smallest(
-    size: tuple[int, int], batch: int, budget: MemoryBudget, device: str, precision: str, config: NetworkConfig
+    size: tuple[int, ...], batch: int, budget: MemoryBudget, device: str, precision: str, config: NetworkConfig
 ) -> object:
     from lowmem_brats.memory.planner import plan_train
 

@@ -117,7 +117,7 @@ def train(
         tell = replace(tell, draw_curves=draw_curves, draw_examples=draw_examples)
         if not quiet:
             tell = replace(
-                tell, on_data=_show_data, on_plan=console.show_plan, on_epoch=_show_epoch, on_test=_show_test
+                tell, on_data=_show_data, on_plan=console.show_plan, on_epoch=_show_epoch(config), on_test=_show_test
             )
         train_any = train_bank if config.bank else train_set
         report = train_any(data or Path(), output, config, tell, resume, cache)
@@ -156,6 +156,8 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
         network = open_set(settings["finetune"]).network
         network = replace(network, **{key: settings[key] for key in OF_NETWORK if key in named})
     options.check_width(network)
+    if "outputs" not in options.named():
+        network = options.in_its_usual_mode(network)
     return TrainConfig(network=network, **{key: settings[key] for key in OF_TRAINING})
 
 
@@ -186,15 +188,23 @@ def _show_data(report: TrainReport) -> None:
     console.err.print(f"cases        {sum(map(len, parts))} of {patients} patients: {', '.join(counts)}")
 
 
-def _show_epoch(epoch: Epoch) -> None:
-    validated = " ".join(f"{dice:.3f}" for dice in epoch.region_dice.values())
-    console.out.print(
-        f"{epoch.network.upper()} epoch {epoch.number:3d}  step {epoch.steps:6d}  loss {epoch.loss:.3f}  "
-        + (f"validation Dice {validated}  " if validated else "")
-        + f"{epoch.slices_per_second:.1f} slices/s  {epoch.seconds:.0f} s"
-        + (f"  {epoch.skipped_steps} steps left out: gradient not finite" if epoch.skipped_steps else "")
-        + (f"  {epoch.fallback_steps} steps in the safer format" if epoch.fallback_steps else "")
-    )
+def _show_epoch(config: TrainConfig) -> Callable[[Epoch], None]:
+    """Shows an epoch, in slices or in crops a second."""
+    from lowmem_brats.networks import patches_of
+
+    what = "crops" if patches_of(config.network) else "slices"
+
+    def show(epoch: Epoch) -> None:
+        validated = " ".join(f"{dice:.3f}" for dice in epoch.region_dice.values())
+        console.out.print(
+            f"{epoch.network.upper()} epoch {epoch.number:3d}  step {epoch.steps:6d}  loss {epoch.loss:.3f}  "
+            + (f"validation Dice {validated}  " if validated else "")
+            + f"{epoch.slices_per_second:.{1 if what == 'slices' else 3}f} {what}/s  {epoch.seconds:.0f} s"
+            + (f"  {epoch.skipped_steps} steps left out: gradient not finite" if epoch.skipped_steps else "")
+            + (f"  {epoch.fallback_steps} steps in the safer format" if epoch.fallback_steps else "")
+        )
+
+    return show
 
 
 def _show_test(scores: list[PatientScores]) -> None:

@@ -30,7 +30,7 @@ NETWORKS = {
     "transbts2d": "with four",
     "transunet": "TransUNet, Chen 2021, with R50-ViT-B/16",
     "segresnet2d": "SegResNet, Myronenko 2018, in two dimensions",
-    "segresnet": "the same in three, which sees patches and is imported",
+    "segresnet": "the same in three, which sees patches of a volume",
     "nnunet": "a network of nnU-Net, Isensee 2021, imported",
 }
 """Name → what it is and whose; README and NOTICE name the same papers, and `networks.NETWORKS` builds them."""

@@ -69,6 +69,8 @@ class NetworkConfig:
         check=Check("Z×H×W, such as 160x240x240", lambda text: not text or bool(sides_of(text)))
     ).default("")
     """Of a network of patches: the patch with which its authors run it, `160x240x240`; empty: the usual one."""
+    cropped: bool = False
+    """Of SegResNet: whether it learnt from crops of the brain's bounding box, as here, in place of whole volumes."""
     tissues: bool = False
     """Whether the outputs are the background and three tissues that exclude each other, in place of regions."""
     architecture: str = ""

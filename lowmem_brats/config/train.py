@@ -74,7 +74,9 @@ class TrainConfig:
         words(*REGIONS),
     ).default(REGIONS)
     loss: str = Setting(
-        "--loss", "dice, slice-dice, ce, balanced-ce, focal, focal1, or a sum such as dice+ce.", OPTIMISATION
+        "--loss",
+        "dice, slice-dice, squared-dice, ce, balanced-ce, focal, focal1, or a sum such as dice+ce.",
+        OPTIMISATION,
     ).default("dice")
     stochastic_depth: float = Setting(
         "--stochastic-depth",
@@ -102,7 +104,9 @@ class TrainConfig:
         DATA,
         SHARE,
     ).default(0.1)
-    epochs: int = Setting("--epochs", "Passes over the training slices, per network.", MAIN, FROM_1).default(80)
+    epochs: int = Setting("--epochs", "Passes over the training slices or crops, per network.", MAIN, FROM_1).default(
+        80
+    )
     max_seconds: float | None = Setting(
         "--max-time",
         "Time limit for all networks together; the learning rate still decays. Default: none.",
@@ -117,7 +121,7 @@ class TrainConfig:
         OPTIMISATION,
         FROM_1,
     ).default(None)
-    batch: int = Setting("--batch", "Slices per training step.", OPTIMISATION, FROM_1).default(10)
+    batch: int = Setting("--batch", "Slices, or crops of volumes, per training step.", OPTIMISATION, FROM_1).default(10)
     window: int = Setting(
         "--window",
         "Side in pixels of the windows that a step sees of its slices, mostly around the tumour; 0: whole slices.",
@@ -250,6 +254,11 @@ PRESETS = {
         "the recipe of Uzor et al. for EMCAD",
         {"name": "emcad-b0"},
         {"loss": "dice+ce", "batch": 6, "learning_rate": 1e-4, "weight_decay": 1e-4},
+    ),
+    "segresnet": Preset(
+        "the recipe of MONAI and of Pandya et al. for SegResNet in three dimensions",
+        {"name": "segresnet", "outputs": 3, "width": 16},
+        {"loss": "squared-dice", "batch": 1, "learning_rate": 1e-4, "weight_decay": 1e-5, "epochs": 300},
     ),
 }
 """What `--preset` means."""

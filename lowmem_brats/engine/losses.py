@@ -1,12 +1,14 @@
 """Losses that stay exact when a batch is cut into micro-batches or spread over processes.
 
 Every loss here is a function of sums over the slices of a batch: `terms` computes the sums, which can be added up over
-micro-batches, and `value` computes the loss from their totals. If a network gives several maps of a region in training,
-the loss is taken of sums of these maps. Sources: batch Dice
-and per-slice Dice, Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor
-Segmentation", eq. 2 and 1, smoothing 1e-4; class-balanced weights, Cui et al. 2019, "Class-Balanced Loss Based on
-Effective Number of Samples", eq. 2; focal loss, Lin et al. 2017, eq. 4; several maps, Rahman et al. 2024, "EMCAD",
-section 3. Shape suffixes: N slices in a batch, C modalities, K regions, M maps of each, H W in-plane.
+micro-batches, and `value` computes the loss from their totals. What is said of slices holds for crops of volumes too,
+which have one axis more. If a network gives several maps of a region in training, the loss is taken of sums of these
+maps. Sources: batch Dice and per-slice Dice, Hashemi et al. 2022, "A Memory-efficient Deep Framework for Multi-Modal
+MRI-based Brain Tumor Segmentation", eq. 2 and 1, smoothing 1e-4; Dice with squared denominator, Milletari et al. 2016,
+"V-Net", section 3, smoothed as by MONAI's recipe for SegResNet; class-balanced weights, Cui et al. 2019,
+"Class-Balanced Loss Based on Effective Number of Samples", eq. 2; focal loss, Lin et al. 2017, eq. 4; several maps,
+Rahman et al. 2024, "EMCAD", section 3. Shape suffixes: N slices in a batch, C modalities, K regions, M maps of each,
+H W in-plane.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from lowmem_brats.errors import InputError, did_you_mean
 
 SMOOTH = 1e-4
+SMOOTH_SQUARED = 1e-5
 BETA = 0.99999
 """β of the effective number of samples, where a sample is a pixel: counts far above 1 / (1 − β) no longer differ."""
 GAMMA = 2.0
@@ -47,6 +50,11 @@ def _weighted_dice(sums_4K: Tensor) -> Tensor:
     return loss.mean(dim=-1)
 
 
+def _pixels(maps_NKHW: Tensor) -> tuple[int, ...]:
+    """The axes of a slice, or of a crop of a volume."""
+    return tuple(range(2, maps_NKHW.ndim))
+
+
 def _sums(logits_NKHW: Tensor, target_NKHW: Tensor, over: tuple[int, ...]) -> Tensor:
     probability = torch.sigmoid(logits_NKHW)
     intersection = (probability * target_NKHW).sum(dim=over)
@@ -56,7 +64,7 @@ def _sums(logits_NKHW: Tensor, target_NKHW: Tensor, over: tuple[int, ...]) -> Te
 
 def dice_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
     """I = Σ p·g, P = Σ p, G = Σ g and the number of pixels, per region: [4, K]."""
-    return _sums(logits_NKHW, target_NKHW, (0, 2, 3))
+    return _sums(logits_NKHW, target_NKHW, (0, *_pixels(logits_NKHW)))
 
 
 def dice_value(totals_4K: Tensor) -> Tensor:
@@ -66,8 +74,21 @@ def dice_value(totals_4K: Tensor) -> Tensor:
 
 def slice_dice_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
     """Sum over slices of each slice's own Dice loss, and the number of slices: [2]."""
-    losses_N = _weighted_dice(_sums(logits_NKHW, target_NKHW, (2, 3)))
+    losses_N = _weighted_dice(_sums(logits_NKHW, target_NKHW, _pixels(logits_NKHW)))
     return torch.stack([losses_N.sum(), losses_N.new_tensor(len(losses_N))])
+
+
+def squared_dice_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
+    """Sum over slices and regions of 1 − 2·Σ p·g / (Σ p² + Σ g²), and the number of terms: [2].
+
+    A slice without a region has no part in the gradient of that region.
+    """
+    over = _pixels(logits_NKHW)
+    probability = torch.sigmoid(logits_NKHW)
+    intersection_NK = (probability * target_NKHW).sum(dim=over)
+    squares_NK = probability.square().sum(dim=over) + target_NKHW.square().sum(dim=over)
+    losses_NK = 1 - 2 * intersection_NK / (squares_NK + SMOOTH_SQUARED)
+    return torch.stack([losses_NK.sum(), losses_NK.new_tensor(losses_NK.numel())])
 
 
 def cross_entropy_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
@@ -97,7 +118,7 @@ def balanced_terms(logits_NKHW: Tensor, target_NKHW: Tensor) -> Tensor:
         target_NKHW,
         background,
     )
-    return torch.stack([part.sum(dim=(0, 2, 3)) for part in parts])
+    return torch.stack([part.sum(dim=(0, *_pixels(part))) for part in parts])
 
 
 def balanced_value(totals_4K: Tensor) -> Tensor:
@@ -113,6 +134,7 @@ Value = Callable[[Tensor], Tensor]
 LOSSES: dict[str, tuple[Terms, Value]] = {
     "dice": (dice_terms, dice_value),
     "slice-dice": (slice_dice_terms, mean_value),
+    "squared-dice": (squared_dice_terms, mean_value),
     "ce": (cross_entropy_terms, mean_value),
     "balanced-ce": (balanced_terms, balanced_value),
     "focal": (focal_terms, mean_value),

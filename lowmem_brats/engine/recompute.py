@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks import Network
 
 
 @contextmanager
-def recomputed(network: SliceNetwork, names: Collection[str]) -> Iterator[None]:
+def recomputed(network: Network, names: Collection[str]) -> Iterator[None]:
     """Inside the `with` block, keep only the inputs of the stages called `names` and recompute the rest.
 
     The block must hold the forward and the backward pass. Gradients and batch norm's running statistics are those of

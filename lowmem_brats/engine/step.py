@@ -1,6 +1,7 @@
 """The two steps whose bytes are counted: one batch of prediction, and one batch of training.
 
-The same functions are run and counted. Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
+The same functions are run and counted. What is said here of slices in a training step holds for crops of volumes too.
+Shape suffixes: N slices in a batch, C modalities, K regions, H W in-plane.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def predict_batch(network: SliceNetwork, slices_NCHW: Tensor) -> Tensor:
     """
     parameter = next(network.parameters())
     with torch.inference_mode():
-        slices_NCHW = _to_device(slices_NCHW, parameter.device, parameter.dtype)
+        slices_NCHW = _to_device(slices_NCHW, network, parameter.dtype)
         brain_N1HW = (slices_NCHW[:, : len(MODALITIES)] != 0).any(dim=1, keepdim=True)  # there is no tumour outside it
         logits_NKHW: Tensor = network(slices_NCHW)
         return logits_NKHW.mul_(brain_N1HW).cpu().float()
@@ -112,7 +113,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        network: SliceNetwork,
+        network: Network,
         loss: Loss,
         weight_decay: float = 0.0,
         clip_norm: float = 12.0,
@@ -160,7 +161,7 @@ class TrainingStep:
             draw(drawn)
             # Without autocast's cache, which would keep a half copy of every weight although each is used once.
             with torch.autocast(self._device.type, dtype, enabled=dtype.itemsize < 4, cache_enabled=False):
-                return self.network(_to_device(slices_NCHW, self._device, dtype))  # type: ignore[no-any-return]
+                return self.network(_to_device(slices_NCHW, self.network, dtype))  # type: ignore[no-any-return]
 
         starts = accumulate((len(target) for _, target in micro_batches), initial=0)
         parts = [
@@ -219,5 +220,6 @@ class TrainingStep:
             raise
 
 
-def _to_device(slices_NCHW: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return slices_NCHW.to(device, dtype, copy=True, memory_format=memory_format(device))
+def _to_device(slices_NCHW: Tensor, network: Network, dtype: torch.dtype) -> Tensor:
+    device = next(network.parameters()).device
+    return slices_NCHW.to(device, dtype, copy=True, memory_format=layout_of(network, device))

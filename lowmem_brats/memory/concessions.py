@@ -56,14 +56,14 @@ def training_rows(batch: int, micro_batches: bool) -> list[Row]:
 
 
 def stages_to_recompute(
-    network: NetworkConfig, size_HW: tuple[int, int], recompute: str, dtype: torch.dtype, device: torch.device
+    network: NetworkConfig, size: tuple[int, ...], recompute: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[str, ...]:
     """The stages that a key of RECOMPUTING stands for, in the network's order.
 
     `widest` are the largest ones that together spare at least half of what `all` spares. The last stage is in neither:
     its backward pass comes first, so everything that it would recompute is needed at once.
     """
-    spared = stage_bytes(network, size_HW, dtype, device)
+    spared = stage_bytes(network, size, dtype, device)
     candidates = list(spared)[:-1]
     if recompute != "widest":
         return tuple(candidates) if recompute == "all" else ()

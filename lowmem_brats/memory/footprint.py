@@ -6,7 +6,7 @@ what torch does on a card cannot be asked without one; docs/memory.md says what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +23,6 @@ from lowmem_brats.engine.losses import find_loss
 from lowmem_brats.engine.step import (
     TrainingStep,
     layout_of,
-    memory_format,
     predict_batch,
     predict_patches,
 )
@@ -79,8 +78,8 @@ def inference_footprint(
         counter = LiveBytes()
         counter.name("parameters", *model.parameters(), *model.buffers())
         if isinstance(model, PatchNetwork):
-            sides = (size["ZHW".index(axis)] for axis in model.axes)
-            patches = torch.empty(batch, network.channels, *sides)
+            n, *sides = _shape(model, batch, size)
+            patches = torch.empty(n, network.channels, *sides)
             with counter:
                 predict_patches(model.eval(), patches)
         else:
@@ -108,7 +107,7 @@ def _copy_as_cudnn(model: Network) -> None:
 @cache
 def training_footprint(
     network: NetworkConfig,
-    size_HW: tuple[int, int],
+    size: tuple[int, ...],
     batch: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -117,8 +116,8 @@ def training_footprint(
 ) -> Footprint:
     """Bytes of a training step from the second on, when Adam's moments exist: its gradients, then Adam.
 
-    `batch`: slices; `dtype`: what the network computes in. At most two micro-batches are counted: all later ones are
-    like the second. RAdam needs what Adam needs.
+    `size`, `batch`: as `inference_footprint`; `dtype`: what the network computes in. At most two micro-batches are
+    counted: all later ones are like the second. RAdam needs what Adam needs.
     """
     model = _outline(network, torch.float32, device)
     set_rates(model, objective.stochastic_depth, objective.spatial_dropout)
@@ -126,9 +125,9 @@ def training_footprint(
     with _without_data()():
         _fill(model)
         micro_batches = [
-            _batch(network, size, size_HW, device)
-            for size in (micro_batch, min(micro_batch, batch - micro_batch))
-            if size
+            _batch(network, _shape(model, count, size), device)
+            for count in (micro_batch, min(micro_batch, batch - micro_batch))
+            if count
         ]
         step = TrainingStep(model.train(), find_loss(objective.loss))
         step.optimizer.keep_state(concessions.state_on_host)
@@ -148,9 +147,12 @@ def training_footprint(
 
 @cache
 def stage_bytes(
-    network: NetworkConfig, size_HW: tuple[int, int], dtype: torch.dtype, device: torch.device
+    network: NetworkConfig, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> dict[str, int]:
-    """Stage → bytes per slice that recomputing it spares: what it keeps for the backward pass, less its output."""
+    """Stage → bytes per slice or crop that recomputing it spares: what it keeps for the backward pass, less its output.
+
+    `size`: as `inference_footprint`.
+    """
     model = _outline(network, torch.float32, device)
     kept: dict[str, int] = {}
     with _without_data()(), LiveBytes() as counter:
@@ -165,7 +167,9 @@ def stage_bytes(
 
             stage.register_forward_pre_hook(before)
             stage.register_forward_hook(after)
-        slices_NCHW = torch.empty(1, network.channels, *size_HW, dtype=dtype).to(memory_format=memory_format(device))
+        shape = _shape(model, 1, size)
+        slices_NCHW = torch.empty(1, network.channels, *shape[1:], dtype=dtype)
+        slices_NCHW = slices_NCHW.to(memory_format=layout_of(model, device))
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32, cache_enabled=False):
             # The result is kept until the end: without it, everything kept for the backward pass would be freed.
             logits_N1HW = model.train()(slices_NCHW)
@@ -234,12 +238,19 @@ def _fill(model: Network) -> None:
             setattr(module, name, outline(buffer))
 
 
-def _batch(network: NetworkConfig, size: int, size_HW: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+def _shape(model: Network, count: int, size: Sequence[int]) -> tuple[int, ...]:
+    """Of a batch without its channels: so many slices of H × W, or patches of Z × H × W in the network's order."""
+    order = [*map("ZHW".index, model.axes)] if isinstance(model, PatchNetwork) else range(2)
+    return count, *(size[axis] for axis in order)
+
+
+def _batch(network: NetworkConfig, shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Slices and target on the host; for a card the target has another format, so that copying it is counted."""
     target_dtype = torch.float32 if device.type == "cpu" else torch.bool
+    size, *sides = shape
     return (
-        torch.empty(size, network.channels, *size_HW),
-        torch.empty(size, network.outputs, *size_HW, dtype=target_dtype),
+        torch.empty(size, network.channels, *sides),
+        torch.empty(size, network.outputs, *sides, dtype=target_dtype),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lowmem_brats.memory.tiles import Sides, tilings
+from lowmem_brats.memory.tiles import tilings
 from lowmem_brats.networks import PatchNetwork
 
 BATCHES = {"cpu": (4, 2, 1), "cuda": (32, 16, 8, 4, 2, 1)}
@@ -25,7 +25,7 @@ class InferencePlan:
     """`fp32`, `fp16` or `bf16`."""
     batch: int
     """Slices or patches per forward pass."""
-    patch_ZHW: Sides | tuple[()] = ()
+    patch_ZHW: tuple[int, ...] = ()
     """Voxels of a patch; empty: the network sees slices."""
     cropped: bool = False
     """Whether patches cover the brain's bounding box only."""

@@ -1,13 +1,13 @@
 """Plan how a network runs inside a budget. Needs no data, no weights and no card.
 
 The concessions are a fixed list, ordered by what they cost in time. The first that fits is the plan, so more memory
-never gives a slower plan.
+never gives a slower plan. A smaller crop of a volume, which changes what is learnt, is conceded after all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 import torch
@@ -16,18 +16,18 @@ from lowmem_brats.config import DICE, NetworkConfig, Objective
 from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory.budget import MIB, MemoryBudget, format_budget, format_bytes
-from lowmem_brats.memory.concessions import stages_to_recompute, training_rows
 from lowmem_brats.memory.footprint import (
     Concessions,
     Footprint,
     inference_footprint,
     training_footprint,
-    treats_slices_apart,
 )
 from lowmem_brats.memory.inference_plan import BATCHES as BATCHES
 from lowmem_brats.memory.inference_plan import InferencePlan as InferencePlan
 from lowmem_brats.memory.inference_plan import plans_of_patches, plans_of_slices
-from lowmem_brats.networks import has_width, patches_of, stride_of, title_of
+from lowmem_brats.memory.training_plan import TrainPlan as TrainPlan
+from lowmem_brats.memory.training_plan import training_plans
+from lowmem_brats.networks import PatchNetwork, has_width, patches_of, stride_of, title_of
 
 LADDER = tuple(size * MIB for size in (256, 512, 1024, 1536, 2048, 4096, 6144, 8192))
 """Bytes of the budgets that `plan` shows: the memory of small and old cards."""
@@ -35,42 +35,6 @@ WIDTHS = tuple(range(8, 129, 8))
 """Widths among which the largest that fits is searched; multiples of 8, because group norm has 8 groups."""
 LARGEST_SIDE = 16384
 """Pixels; no image is larger, and counts of bytes must not overflow."""
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """How a training step runs; its gradient is that of the whole batch in every plan."""
-
-    device: str
-    """As torch names it."""
-    precision: str
-    """`fp32`, `fp16` or `bf16`; parameters stay fp32."""
-    batch: int
-    """Slices per optimisation step."""
-    micro_batch: int
-    """Slices on the device at once."""
-    recompute: str = "none"
-    """A key of RECOMPUTING."""
-    stages: tuple[str, ...] = ()
-    """The names of the stages that `recompute` stands for."""
-    state_on_host: bool = False
-    """Whether the optimizer's state lies in host memory."""
-    relative_time: float = 1.0
-    """Estimated time of a step, relative to a step without any limit."""
-    predicted_bytes: int = 0
-    """Peak bytes of tensors; 0: not planned."""
-    components: dict[str, int] = field(default_factory=dict)
-    """As in InferencePlan."""
-    reserve_bytes: int = 0
-    """As in InferencePlan."""
-
-    @property
-    def conceded(self) -> str:
-        """In words, what has been conceded; empty for nothing."""
-        conceded = [f"{self.micro_batch} of {self.batch} slices at once"] if self.micro_batch < self.batch else []
-        conceded += [f"recomputing {self.recompute} stages"] if self.recompute != "none" else []
-        conceded += ["the optimizer's state in host memory"] if self.state_on_host else []
-        return ", ".join(conceded)
 
 
 Plan = TypeVar("Plan", InferencePlan, TrainPlan)
@@ -93,12 +57,8 @@ def plan_inference(
     `brain_ZHW`: of a volume, the size of the brain's bounding box. Raises BudgetError if not even one slice or patch
     fits, and InputError as `check_slices`.
     """
-    where, patches = torch.device(device), patches_of(network)
-    if len(size) != (3 if patches else 2):
-        expected = "Z, H and W of a volume" if patches else "H and W of a slice"
-        raise InputError("size", " × ".join(map(str, size)), f"{expected} for {network.name}", "Leave it out.")
+    where, patches = torch.device(device), _check_seen(network, size, 1)
     if patches is None:
-        check_slices(network, (size[0], size[1]))
         plans = plans_of_slices(device, precision)
     else:
         plans = plans_of_patches(patches, size, brain_ZHW or size, device, precision)
@@ -111,7 +71,7 @@ def plan_inference(
 
 def plan_train(
     network: NetworkConfig,
-    size_HW: tuple[int, int],
+    size: tuple[int, ...],
     batch: int,
     budget: MemoryBudget,
     device: str,
@@ -121,54 +81,64 @@ def plan_train(
 ) -> TrainPlan:
     """Find the fastest plan for training with `batch` slices per step inside a budget; arguments as `plan_inference`.
 
-    Raises BudgetError if nothing fits, and InputError as `check_slices`.
+    For a network of patches, the one with the largest crop that fits in a volume of this size and the budget, and of
+    those the fastest; a network whose patch is set has this crop alone. Raises BudgetError if nothing fits, and
+    InputError as `check_slices`, or for a network that is not trained here.
     """
-    check_slices(network, size_HW, batch)
     where = torch.device(device)
+    _check_seen(network, size, batch)
 
     def count(config: NetworkConfig, plan: TrainPlan, name: str) -> Footprint:
-        return training_footprint(config, size_HW, batch, DTYPES[name], where, _concessions(plan), objective)
+        shape = plan.crop_ZHW or size
+        return training_footprint(config, shape, batch, DTYPES[name], where, _concessions(plan), objective)
 
-    plans = [
-        TrainPlan(
-            device,
-            precision,
-            batch,
-            row.micro_batch,
-            row.recompute,
-            stages_to_recompute(network, size_HW, row.recompute, DTYPES[precision], where),
-            row.state_on_host,
-            row.relative_time,
-        )
-        for row in training_rows(batch, treats_slices_apart(network))
-    ]
+    plans = training_plans(network, size, batch, device, precision)
     # Among plans with the same number of passes, the one that concedes most needs least.
     # Between one pass and two it is open: two hold the gradients during a forward pass, which can outweigh the maps
     # that they spare. So both ends are compared.
-    most = [plan for plan in plans if plan.recompute == "all" and plan.state_on_host]
+    least = plans[-1].crop_ZHW, "all", plans[-1].state_on_host
+    most = [plan for plan in plans if (plan.crop_ZHW, plan.recompute, plan.state_on_host) == least]
     ends = [plan for plan in most if plan.micro_batch in (batch, 1)]
     return _choose(network, plans, ends, budget, count, smallest)
+
+
+def _check_seen(network: NetworkConfig, size: tuple[int, ...], batch: int) -> PatchNetwork | None:
+    """`patches_of` the network. Raises InputError for a size that it does not see, and for a batch smaller than 1."""
+    patches = patches_of(network)
+    if len(size) != (3 if patches else 2):
+        expected = "Z, H and W of a volume" if patches else "H and W of a slice"
+        raise InputError("size", " × ".join(map(str, size)), f"{expected} for {network.name}", "Leave it out.")
+    if patches is None:
+        check_slices(network, (size[0], size[1]), batch)
+    _check_batch(batch)
+    return patches
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise InputError("--batch", str(batch), "at least 1", "Use 1 or more.")
 
 
 def _concessions(plan: TrainPlan) -> Concessions:
     return Concessions(plan.micro_batch, plan.stages, plan.state_on_host)
 
 
-def leaner_plan(plan: TrainPlan, network: NetworkConfig, size_HW: tuple[int, int], objective: Objective) -> TrainPlan:
+def leaner_plan(plan: TrainPlan, network: NetworkConfig, size: tuple[int, ...], objective: Objective) -> TrainPlan:
     """Find the fastest plan that needs less than a `plan` that did not fit after all.
 
-    Raises BudgetError if there is none.
+    `size`: as `plan_train`; of a network of patches, the patch is set. Raises BudgetError if there is none.
     """
     where, dtype = torch.device(plan.device), DTYPES[plan.precision]
-    need = training_footprint(network, size_HW, plan.batch, dtype, where, _concessions(plan), objective).total
+    need = training_footprint(network, size, plan.batch, dtype, where, _concessions(plan), objective).total
     budget = MemoryBudget(need - 1 + plan.reserve_bytes, plan.reserve_bytes)
-    return plan_train(network, size_HW, plan.batch, budget, plan.device, plan.precision, objective)
+    return plan_train(network, size, plan.batch, budget, plan.device, plan.precision, objective)
 
 
 def check_slices(network: NetworkConfig, size_HW: tuple[int, int], batch: int = 1) -> None:
     """Raise InputError for a slice size that the network cannot take, and for a batch smaller than 1."""
-    if batch < 1:
-        raise InputError("--batch", str(batch), "at least 1", "Use 1 or more.")
+    _check_batch(batch)
+    if patches_of(network):
+        raise InputError("--network", f"{network.name}, which sees patches", "one that sees slices", "Choose another.")
     stride = stride_of(network)
     if any(side % stride or not stride <= side <= LARGEST_SIDE for side in size_HW):
         nearest = [min(max(stride, (side + stride // 2) // stride * stride), LARGEST_SIDE) for side in size_HW]

@@ -1,4 +1,4 @@
-"""Patches that cover a part of a volume, half overlapping, and which sizes of them are worth trying.
+"""Patches that cover a part of a volume, half overlapping, and which sizes of them, and of crops, are worth trying.
 
 Shape suffixes: Z H W axial slices, rows and columns of a volume.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from lowmem_brats.errors import InputError
 from lowmem_brats.networks import PatchNetwork
 
 Sides = tuple[int, int, int]
@@ -55,6 +56,24 @@ def tilings(network: PatchNetwork, volume_ZHW: Sequence[int], brain_ZHW: Sequenc
             found.append(each)
             least = math.prod(each.patch_ZHW)
     return found
+
+
+def crops(network: PatchNetwork, volume_ZHW: Sequence[int]) -> list[Sides]:
+    """The crops worth training with: that of the network's authors, then ever smaller ones.
+
+    `volume_ZHW`: the largest that there is; where it is smaller than a crop, the crop is no longer than it has to be.
+    Raises InputError for a network that is not trained here.
+    """
+    if not network.crops_ZHW:
+        found = f"{type(network).__name__}, which sees patches and is imported"
+        raise InputError("--network", found, "a network that can be trained here", "Choose another.")
+    found_ZHW = list[Sides]()
+    for crop_ZHW in network.crops_ZHW:
+        sides = zip(crop_ZHW, volume_ZHW, network.stride_ZHW, strict=True)
+        z, h, w = (min(side, -(-size // stride) * stride) for side, size, stride in sides)
+        if not found_ZHW or math.prod((z, h, w)) < math.prod(found_ZHW[-1]):
+            found_ZHW.append((z, h, w))
+    return found_ZHW
 
 
 def _tiling(patch_ZHW: Sequence[int], size_ZHW: Sequence[int], cropped: bool) -> Tiling:

@@ -21,7 +21,7 @@ from lowmem_brats.networks.transbts2d import TransBTS2d
 from lowmem_brats.networks.transunet import TransUNet
 from lowmem_brats.networks.unet2d import UNet2d
 
-NETWORKS: dict[str, Callable[[NetworkConfig], Network]] = {
+NETWORKS: dict[str, Callable[[NetworkConfig], SliceNetwork | PatchNetwork]] = {
     "unet2d": UNet2d,
     "emcad-b0": EMCAD,
     "emcad-b2": EMCAD,
@@ -35,7 +35,7 @@ NETWORKS: dict[str, Callable[[NetworkConfig], Network]] = {
 }
 
 
-def build_any(config: NetworkConfig) -> Network:
+def build_any(config: NetworkConfig) -> SliceNetwork | PatchNetwork:
     """Build a network with fresh fp32 weights on torch's default device.
 
     Raises InputError for an unknown name, for a library that is not installed, and for an architecture from a file
@@ -71,9 +71,11 @@ def patches_of(config: NetworkConfig) -> PatchNetwork | None:
 
 
 def stride_of(config: NetworkConfig) -> int:
-    """The number of which H and W must be multiples; found without allocating any weights."""
-    with torch.device("meta"):
-        return build_network(config).stride
+    """The number of which H and W, of patches Z too, must be multiples; found without allocating any weights."""
+    outline = _outline(config)
+    if isinstance(outline, PatchNetwork):
+        return max(outline.stride_ZHW)
+    return outline.stride
 
 
 def padded_size(config: NetworkConfig, size_HW: tuple[int, int]) -> tuple[int, int]:
@@ -119,7 +121,7 @@ def adapted(state: Mapping[str, Tensor], config: NetworkConfig, output: int = 0)
     return adapted
 
 
-def _outline(config: NetworkConfig) -> Network:
+def _outline(config: NetworkConfig) -> SliceNetwork | PatchNetwork:
     with torch.device("meta"):
         return build_any(config)
 

@@ -90,6 +90,8 @@ class PatchNetwork(Network):
     """The order of the three axes in a tensor: `ZHW`, or `WHZ` as BraTS stores its volumes."""
     whole: bool
     """Whether its authors show it the whole volume; otherwise the brain's bounding box."""
+    crops_ZHW: tuple[tuple[int, int, int], ...] = ()
+    """The crops that it can be trained with, from that of its authors down; empty: it is not trained here."""
     authors_keys: dict[str, str]
     """What its authors call a tensor → what it is called here; empty for a tensor that is not needed to predict."""
 

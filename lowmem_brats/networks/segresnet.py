@@ -25,6 +25,8 @@ BLOCKS_DOWN, BLOCKS_UP = (1, 2, 2, 4), (1, 1, 1)
 STRIDE = 2 ** len(BLOCKS_UP)
 WINDOW_ZHW = (160, 240, 240)
 """The bundle's: a whole volume of BraTS and five empty slices."""
+CROPS_ZHW = ((144, 224, 224), (144, 192, 160), (128, 160, 128), *((side,) * 3 for side in range(128, 31, -16)))
+"""The bundle's crop in training, one that holds most brains, and smaller ones."""
 
 
 class _Layers(nn.Module):
@@ -98,11 +100,11 @@ class SegResNet(PatchNetwork):
 
     stride_ZHW = (STRIDE, STRIDE, STRIDE)
     axes = "WHZ"
-    whole = True
+    crops_ZHW = CROPS_ZHW
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.outputs = config.outputs
+        self.outputs, self.whole = config.outputs, not config.cropped
         z, h, w = sides_of(config.patch) or WINDOW_ZHW
         self.window_ZHW = z, h, w
         self.layers = _Layers(config, 3, config.outputs)

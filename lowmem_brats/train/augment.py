@@ -130,7 +130,7 @@ def sample_augmentation(
         blur_N2C=switched(chosen(BLUR_PROBABILITY), rng.uniform(0, BLUR, (n, 2, channels)), 0),
         sigma_NC=switched(chosen(NOISE_PROBABILITY), rng.uniform(0, NOISE, (n, channels)), 0),
         seed_N=rng.integers(2**32, size=n),
-        kept_NC=_draw_kept(rng, n, channels, modality_dropout),
+        kept_NC=draw_kept(rng, n, channels, modality_dropout),
     )
 
 
@@ -168,8 +168,8 @@ def _smooth(noise_N2hw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return alpha * gaussian(noise_N2hw.shape[2]) @ noise_N2hw @ gaussian(noise_N2hw.shape[3])
 
 
-def _draw_kept(rng: np.random.Generator, n: int, channels: int, dropout: float) -> npt.NDArray[np.bool_]:
-    """Which modalities stay, [N, C]; at least one."""
+def draw_kept(rng: np.random.Generator, n: int, channels: int, dropout: float) -> npt.NDArray[np.bool_]:
+    """Draw which modalities stay, [N, C]; at least one. `dropout`: share of slices, or crops, that lose any."""
     lost_N = np.where(rng.random(n) < dropout, rng.integers(1, MOST_LOST, n, endpoint=True), 0)
     order_NC = rng.random((n, channels)).argsort(axis=1)
     return order_NC >= np.minimum(lost_N, channels - 1)[:, None]

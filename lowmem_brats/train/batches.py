@@ -31,9 +31,9 @@ class Batches:
 
     def __init__(self, cases: Sequence[CachedCase], regions: tuple[Region, ...], config: TrainConfig) -> None:
         self._cases, self._regions, self._config = cases, regions, config
-        self.size_HW = window_of(frame_of(cases, config.network.views), config.window)
-        self._rows = training_rows(cases, regions[0], config.network.views)
-        weights = row_weights(cases, self._rows) if config.balance else np.ones(len(self._rows))
+        self.size = self._size()
+        """H and W of the slices or windows; of crops Z, H and W."""
+        self._rows, weights = self._rows_and_weights()
         self._until = weights.cumsum() / weights.sum()
 
     @property
@@ -54,14 +54,25 @@ class Batches:
     def _read(self, order: npt.NDArray[np.int64], epoch: int, number: int) -> Batch:
         size = self._config.batch
         chosen = order[number * size : (number + 1) * size][parallel.rank() :: parallel.size()]
-        rows, config = self._rows[chosen], self._config
-        rng = self._rng(1 + parallel.rank(), epoch * self.per_epoch + number)
+        return self._gather(self._rows[chosen], self._rng(1 + parallel.rank(), epoch * self.per_epoch + number))
+
+    def _size(self) -> tuple[int, ...]:
+        return window_of(frame_of(self._cases, self._config.network.views), self._config.window)
+
+    def _rows_and_weights(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """What an epoch draws from, and how often it draws each, relative to each other."""
+        rows = training_rows(self._cases, self._regions[0], self._config.network.views)
+        return rows, row_weights(self._cases, rows) if self._config.balance else np.ones(len(rows))
+
+    def _gather(self, rows: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        """Read a batch of rows, and draw how they are augmented."""
+        config, size_HW = self._config, (self.size[0], self.size[1])
         border = BORDER // 2 if config.augment and config.window else 0
         if config.window:
-            corners_N2 = draw_corners(rng, self._cases, rows, self._regions[0], self.size_HW) - border
+            corners_N2 = draw_corners(rng, self._cases, rows, self._regions[0], size_HW) - border
         else:
-            corners_N2 = centred(self._cases, rows, self.size_HW)
-        height, width = (side + 2 * border for side in self.size_HW)
+            corners_N2 = centred(self._cases, rows, size_HW)
+        height, width = (side + 2 * border for side in size_HW)
         slices_NCHW, depth_N1HW = gather(self._cases, rows, corners_N2, (height, width), config.network.context)
         augmentation = None
         if config.augment:
@@ -77,7 +88,10 @@ class Batches:
 
 @dataclass(frozen=True)
 class Batch:
-    """The slices, or windows of them, and targets of one step, on the host, not augmented yet."""
+    """The slices, or windows of them, and targets of one step, on the host, not augmented yet.
+
+    Crops of volumes have one axis more, lie in the order of their network's axes, and are augmented already.
+    """
 
     slices_NCHW: Tensor
     target_NKHW: Tensor

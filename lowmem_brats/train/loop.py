@@ -24,10 +24,11 @@ from lowmem_brats.engine.step import Outcome, TrainingStep
 from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.memory.device import PeakMeter, out_of_memory, storage_bytes
 from lowmem_brats.memory.planner import TrainPlan, leaner_plan
-from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks import Network
 from lowmem_brats.networks.drop import set_rates
 from lowmem_brats.segment.stack import empty_cache
-from lowmem_brats.train.batches import Batch, Batches
+from lowmem_brats.train.batches import Batch
+from lowmem_brats.train.crops import batches_of
 from lowmem_brats.train.schedule import WeightAverage, learning_rate, stops_early
 from lowmem_brats.train.state import Epoch, History, TrainingState
 from lowmem_brats.train.validate import Validation, best_thresholds, validate
@@ -57,14 +58,14 @@ class NetworkTraining:
     def __init__(
         self,
         regions: tuple[Region, ...],
-        network: SliceNetwork,
+        network: Network,
         training: Sequence[CachedCase],
         validation: Sequence[CachedCase],
         config: TrainConfig,
         plans: Sequence[TrainPlan],
     ) -> None:
         self.regions, self.network, self.config = regions, network, config
-        self.validation, self.batches = validation, Batches(training, regions, config)
+        self.validation, self.batches = validation, batches_of(training, regions, config)
         self.name = names_of(regions)
         self.plans = {plan.precision: plan for plan in plans}
         self.state = TrainingState(
@@ -160,7 +161,7 @@ class NetworkTraining:
     def _leaner(self, plan: TrainPlan) -> TrainPlan | None:
         """The fastest plan that needs less than this one, or None."""
         try:
-            return leaner_plan(plan, self.config.network, self.batches.size_HW, self.config.objective)
+            return leaner_plan(plan, self.config.network, self.batches.size, self.config.objective)
         except BudgetError:
             return None
 

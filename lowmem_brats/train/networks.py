@@ -28,17 +28,15 @@ from lowmem_brats.memory import cuda
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import out_of_memory_told
 from lowmem_brats.memory.planner import TrainPlan, plan_train
-from lowmem_brats.networks import SliceNetwork, adapted, build_network, calibrate
+from lowmem_brats.networks import Network, SliceNetwork, adapted, build_any, calibrate
 from lowmem_brats.segment.stack import empty_cache, sound_precision
-from lowmem_brats.train.batches import Batches
+from lowmem_brats.train.crops import batches_of, size_to_plan
 from lowmem_brats.train.data import holds_slices
-from lowmem_brats.train.dataset import frame_of
 from lowmem_brats.train.folder import RunFolder
 from lowmem_brats.train.loop import Listener, NetworkTraining
 from lowmem_brats.train.report import NetworkReport, TrainReport
 from lowmem_brats.train.state import Epoch
 from lowmem_brats.train.validate import Example, Validation
-from lowmem_brats.train.windows import window_of
 from lowmem_brats.weights.file import load_network, save_network
 from lowmem_brats.weights.header import WeightsFile
 from lowmem_brats.weights.store import open_set
@@ -115,11 +113,11 @@ class Run:
             self.tell.draw_curves(self.folder.curves, self.report)
 
 
-def prepare_network(run: Run, resume: bool) -> SliceNetwork:
+def prepare_network(run: Run, resume: bool) -> Network:
     """Build the network, choose its formats, plan its steps, and place it on the device."""
     config, device = run.report.config, run.report.device
     torch.manual_seed(config.seed)
-    network = build_network(config.network)
+    network = build_any(config.network)
     begun = [group for group in run.groups if resume and run.folder.holds(names_of(group))]
     for group in begun:
         run.folder.check(names_of(group))
@@ -128,11 +126,12 @@ def prepare_network(run: Run, resume: bool) -> SliceNetwork:
     for group in run.groups if config.finetune else ():
         if group not in begun:
             _finetuned(config, group)  # now, and not when the networks before it are trained
-    if network.convolutions() and not begun and not config.finetune:
+    if isinstance(network, SliceNetwork) and network.convolutions() and not begun and not config.finetune:
         network.load_state_dict(parallel.first(_calibrated(network, run) if parallel.rank() == 0 else None))
     wanted = choose_precision(config.precision, torch.device(device))
-    slices_1CHW = _first_slices(run, 1)
-    precision, notes = sound_precision(partial(copy.deepcopy, network), slices_1CHW, device, wanted)
+    precision, notes = wanted, list[str]()
+    if isinstance(network, SliceNetwork):  # of patches, the first steps show whether their gradients are finite
+        precision, notes = sound_precision(partial(copy.deepcopy, network), _first_slices(run, 1), device, wanted)
     for text in notes:
         run.note(text)
     run.report.plans = _plan(run, precision)
@@ -149,7 +148,7 @@ def _calibrated(network: SliceNetwork, run: Run) -> dict[str, Tensor]:
 def _first_slices(run: Run, count: int) -> Tensor:
     """The first slices, or windows of them, that a training without augmentation would see, [count, C, H, W]."""
     config = replace(run.report.config, augment=False)
-    first = islice(Batches(run.training, run.groups[0], config).read(0), -(-count // config.batch))
+    first = islice(batches_of(run.training, run.groups[0], config).read(0), -(-count // config.batch))
     return torch.cat([batch.slices_NCHW for batch in first])[:count]
 
 
@@ -175,13 +174,22 @@ def _like(network: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
 
 
 def _plan(run: Run, precision: str) -> list[TrainPlan]:
-    """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits."""
+    """A plan for the format to train in, and one for fp32 to fall back to: each the fastest that fits.
+
+    The first chooses the crop of a network of patches, which from then on is its patch.
+    """
     config, device = run.report.config, run.report.device
     share = -(-config.batch // parallel.size())
-    size_HW = window_of(frame_of(run.training, config.network.views), config.window)
-    arguments = config.network, size_HW, share, run.budget, device
-    plans = [plan_train(*arguments, precision, config.objective)]
+    size = size_to_plan(run.training, config)
+    plans = [plan_train(config.network, size, share, run.budget, device, precision, config.objective)]
     run.tell.on_plan(plans[0])
+    if smaller := plans[0].smaller_crop:
+        found = f"more does not fit in {config.vram}: {smaller}"
+        run.note(f"{found}: a step sees less around each voxel, so what is learnt, and the Dice, can differ")
+    if crop_ZHW := plans[0].crop_ZHW:
+        cropped = replace(config.network, patch="x".join(map(str, crop_ZHW)), cropped=True)
+        run.report.config = config = replace(config, network=cropped)
+    arguments = config.network, size, share, run.budget, device
     if config.precision == "auto" and precision != "fp32":
         try:
             plans.append(plan_train(*arguments, "fp32", config.objective))
@@ -190,7 +198,7 @@ def _plan(run: Run, precision: str) -> list[TrainPlan]:
     return plans
 
 
-def train_networks(run: Run, network: SliceNetwork) -> dict[Region, Path]:
+def train_networks(run: Run, network: Network) -> dict[Region, Path]:
     """Train one network after another; returns where each region's weights lie, beside the checkpoints.
 
     All regions use this one network: each goes on from the weights of its parent region, which shows the same anatomy.

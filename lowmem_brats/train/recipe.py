@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from lowmem_brats.config import TrainConfig
+from lowmem_brats.config.names import REGIONS
 from lowmem_brats.engine import parallel
 from lowmem_brats.engine.losses import find_loss
 from lowmem_brats.errors import InputError
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.device import choose_device, open_budget
-from lowmem_brats.networks import check_rates, stride_of
+from lowmem_brats.networks import check_rates, patches_of, stride_of
 
 MAY_CHANGE = ("regions", "device", "precision", "vram", "epochs", "max_seconds", "patience", "strict", "allow_missing")
 """Options that may change when a training is resumed; any other would make it another training."""
@@ -29,12 +31,41 @@ def check_recipe(config: TrainConfig) -> tuple[torch.device, MemoryBudget, list[
     if config.network.norm == "batch" and parallel.size() > 1:
         raise InputError("batch norm", "several processes", "one, whose statistics are the batch's", "Use 'group'.")
     find_loss(config.loss)
+    _check_patches(config)
     check_rates(config.network, config.stochastic_depth, config.spatial_dropout)
     if config.window % (stride := stride_of(config.network)):
         expected = f"a multiple of {stride} for {config.network.name}, or 0"
         raise InputError("--window", str(config.window), expected, "Choose one.")
     device, notes = choose_device(parallel.local_device(config.device))
     return device, open_budget(config.vram, device), notes
+
+
+def _check_patches(config: TrainConfig) -> None:
+    """Raise InputError for a network of patches that is not trained here, and for what such a network cannot heed."""
+    patches = patches_of(config.network)
+    if patches is None:
+        return
+    name, network = config.network.name, config.network
+    if not patches.crops_ZHW:
+        raise InputError("--network", f"{name}, which is imported", "a network that can be trained here", "Choose one.")
+    slices_alone = {
+        "--mode": (network.outputs != len(REGIONS), "three-networks", "one-network"),
+        "--views": (network.views != 1, str(network.views), "1: a crop shows all sides"),
+        "--context": (network.context != 0, str(network.context), "0: a crop holds the neighbours"),
+        "--window": (config.window != 0, str(config.window), "0: --vram decides on the crop"),
+        "--finetune": (config.finetune is not None, f"{config.finetune}", "fresh weights"),
+    }
+    for option, (given, found, expected) in slices_alone.items():
+        if given:
+            raise InputError(option, f"{found} for {name}, which sees patches", expected, "Leave the option out.")
+
+
+def with_crop_of(stored: TrainConfig, config: TrainConfig) -> TrainConfig:
+    """A recipe with the crop that a training, which is gone on with, has chosen at its start."""
+    if config.network.patch:
+        return config
+    chosen = stored.network
+    return replace(config, network=replace(config.network, patch=chosen.patch, cropped=chosen.cropped))
 
 
 def check_resumable(config: TrainConfig, stored: TrainConfig, folder: Path) -> None:

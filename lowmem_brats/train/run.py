@@ -12,12 +12,12 @@ from lowmem_brats.config import TrainConfig
 from lowmem_brats.data.case_list import LabelledCase, read_cases
 from lowmem_brats.data.labels import names_of
 from lowmem_brats.engine import parallel
-from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks import Network
 from lowmem_brats.train.data import prepare_data, split_as
 from lowmem_brats.train.folder import RunFolder, hold_run_folder
 from lowmem_brats.train.held_out import score_test_part
 from lowmem_brats.train.networks import Run, TrainListener, prepare_network, train_networks
-from lowmem_brats.train.recipe import check_recipe, check_resumable
+from lowmem_brats.train.recipe import check_recipe, check_resumable, with_crop_of
 from lowmem_brats.train.report import TrainReport, changes_since, read_run, versions_here
 
 
@@ -44,6 +44,7 @@ def train_set(
         out, taken_over = stack.enter_context(hold_run_folder(out))
         stored = read_run(out) if resume else None
         if stored:
+            config = with_crop_of(stored.config, config)
             check_resumable(config, stored.config, out)
         cases, left_out = read_cases(data, config.strict, config.allow_missing)
         notes += [*taken_over, *left_out]
@@ -100,7 +101,7 @@ def _way_back(run: Run) -> Iterator[None]:
         raise
 
 
-def _train(run: Run, network: SliceNetwork, held_out: Sequence[LabelledCase]) -> TrainReport | None:
+def _train(run: Run, network: Network, held_out: Sequence[LabelledCase]) -> TrainReport | None:
     """Train the networks, install their weights, and score the set last, so that no failure there costs weights."""
     paths = train_networks(run, network)
     if parallel.rank():

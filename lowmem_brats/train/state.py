@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowmem_brats.engine.precision import PrecisionController
 from lowmem_brats.engine.step import TrainingStep
-from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks import Network
 from lowmem_brats.train.schedule import WeightAverage
 
 
@@ -94,7 +94,7 @@ class History:
 class TrainingState:
     """All that changes while a network is trained."""
 
-    network: SliceNetwork
+    network: Network
     step: TrainingStep
     average: WeightAverage
     controller: PrecisionController

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from lowmem_brats.config import NetworkConfig
+from lowmem_brats.config.network import sides_of
 from lowmem_brats.data.labels import Region
 from lowmem_brats.data.slice_cache import CachedCase
+from lowmem_brats.data.slices import SliceStack
 from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.evaluate.metrics import mask_dice
 from lowmem_brats.memory.planner import InferencePlan
-from lowmem_brats.networks import SliceNetwork, build_network
+from lowmem_brats.networks import PatchNetwork, SliceNetwork, build_any
+from lowmem_brats.segment.patches import predict_volume
 from lowmem_brats.segment.stack import Prediction, place, predict_finite, predict_stack
 
 EXAMPLES = 4
@@ -66,14 +69,14 @@ def validate(
 ) -> Validation:
     """Segment the cases with a copy of the weights as `segment` will, in its format, and score the masks.
 
-    Unlike there, the slices to look at are those with the parent in the reference, each region is judged without its
+    Unlike there, a network of slices looks at those with the parent in the reference, each region is judged without its
     parent's mask, and doubtful findings stay.
 
     `state`: a state dict; `regions`: in the order of the network's outputs; `precision`: a key of `precision.DTYPES`.
     """
     scores: dict[str, dict[str, float]] = {region.value: {} for region in regions}
     examples, peak_bytes = list[Example](), 0
-    for case, found, plan in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1), True):
+    for case, found, plan in _predict(state, config, cases, regions, _plan(config, device, precision), True):
         precision = plan.precision
         depth_ZHW = case.depth_ZHW
         peak_bytes = max(peak_bytes, found.peak_bytes)
@@ -101,7 +104,7 @@ def best_thresholds(
     because where `routing` looks depends on the threshold.
     """
     scores = np.zeros((len(regions), len(THRESHOLDS)))
-    for case, found, _ in _predict(state, config, cases, regions, InferencePlan(device, precision, batch=1), False):
+    for case, found, _ in _predict(state, config, cases, regions, _plan(config, device, precision), False):
         depth_ZHW, views = case.depth_ZHW, case.usable(config.views)
         for region, sum_ZHW, row in zip(regions, found.sum_KZHW, scores, strict=True):
             for i, threshold in enumerate(THRESHOLDS):
@@ -131,16 +134,30 @@ def _predict(
             plan: InferencePlan, case: CachedCase = case, active_VN: list[npt.NDArray[np.bool_]] = active_VN
         ) -> Prediction:
             network = _copy(state, config, plan)
+            if isinstance(network, PatchNetwork):
+                return predict_volume(network, _volume(case), plan)
             return predict_stack(lambda view: network, case.slices_ZCHW, active_VN, plan, narrow=narrow, flat=case.flat)
 
         found, plan = predict_finite(run, plan, partial(replace, plan, precision="fp32"))
         yield case, found, plan
 
 
-def _copy(state: Mapping[str, Tensor], config: NetworkConfig, plan: InferencePlan) -> SliceNetwork:
+def _plan(config: NetworkConfig, device: str, precision: str) -> InferencePlan:
+    """One slice at a time, or one patch as large as the crops of the training."""
+    return InferencePlan(device, precision, 1, sides_of(config.patch), config.cropped)
+
+
+def _volume(case: CachedCase) -> SliceStack:
+    """A case as networks of patches see it: its brain, which is all that they look at."""
+    slices_ZCHW = case.slices_ZCHW.astype(np.float32)
+    depth, _, height, width = slices_ZCHW.shape
+    return SliceStack(slices_ZCHW, (slices_ZCHW != 0).any(axis=1), case.flat, (0, 0, 0), (width, height, depth))
+
+
+def _copy(state: Mapping[str, Tensor], config: NetworkConfig, plan: InferencePlan) -> SliceNetwork | PatchNetwork:
     """The network with a copy of the weights, as the plan wants it."""
     with torch.device("meta"):
-        network = build_network(config)
+        network = build_any(config)
     copies = {key: value.to(plan.device, _format(value, plan.precision), copy=True) for key, value in state.items()}
     network.load_state_dict(copies, assign=True)
     return place(network, plan)

@@ -6,6 +6,7 @@ Shape suffixes: N slices in a batch, H W in-plane.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,22 +59,28 @@ def draw_corners(
         box_A2 = cases[i].box_of(parent, view)
         here = box_A2 is not None and box_A2[0][0] <= number < box_A2[0][1] and rng.random() < AROUND
         spans = box_A2[1:] if here and box_A2 else [(0, size) for size in size_HW]
-        corners.append([_draw(rng, span, side) for span, side in zip(spans, window_HW, strict=True)])
+        corners.append([draw_start(rng, span, side) for span, side in zip(spans, window_HW, strict=True)])
     return np.array(corners, np.int64)
 
 
-def _draw(rng: np.random.Generator, span: tuple[int, int], side: int) -> int:
-    start, end = span[0] - MARGIN, span[1] + MARGIN - side
+def draw_start(rng: np.random.Generator, span: tuple[int, int], side: int, margin: int = MARGIN) -> int:
+    """Draw where along an axis a window begins: around a span of pixels, or inside it, as `draw_corners` says."""
+    start, end = span[0] - margin, span[1] + margin - side
     return int(rng.integers(min(start, end), max(start, end) + 1))
 
 
-def cut(array: npt.NDArray[np.generic], corner_HW: Sequence[int], size_HW: Sequence[int]) -> npt.NDArray[np.generic]:
-    """Cut a window out of the last two axes, with zeros beyond their ends; a new array."""
-    taken = np.zeros((*array.shape[:-2], *size_HW), array.dtype)
-    source, target = [], []
-    for corner, size, full in zip(corner_HW, size_HW, array.shape[-2:], strict=True):
-        first, last = max(corner, 0), min(corner + size, full)
+def cut(array: npt.NDArray[np.generic], corner: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.generic]:
+    """Cut a window, or a crop of a volume, out of the last axes, with zeros beyond their ends; a new array.
+
+    `corner`: where it begins along each of these axes; `size`: how long it is.
+    """
+    first_axis = array.ndim - len(size)
+    taken = np.zeros((*array.shape[:first_axis], *size), array.dtype)
+    source: list[Any] = [...]
+    target: list[Any] = [...]
+    for start, length, full in zip(corner, size, array.shape[first_axis:], strict=True):
+        first, last = max(start, 0), min(start + length, full)
         source.append(slice(first, max(first, last)))
-        target.append(slice(first - corner, max(first, last) - corner))
-    taken[..., target[0], target[1]] = array[..., source[0], source[1]]
+        target.append(slice(first - start, max(first, last) - start))
+    taken[tuple(target)] = array[tuple(source)]
     return taken

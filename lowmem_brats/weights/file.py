@@ -18,6 +18,7 @@ from lowmem_brats.errors import WeightsError
 from lowmem_brats.files import replace_when_complete
 from lowmem_brats.networks import (
     AnyNetwork,
+    Network,
     PatchNetwork,
     SliceNetwork,
     build_network,
@@ -64,13 +65,13 @@ def fill(network: nn.Module, path: Path, expected: str) -> None:
     network.load_state_dict({key: found[key].to(like.dtype) for key, like in wanted.items()}, assign=True)
 
 
-def save_network(network: SliceNetwork, file: WeightsFile) -> None:
+def save_network(network: Network, file: WeightsFile) -> None:
     """Write a network's weights in fp16 with their header to `file.path`, whole or not at all."""
     save_tensors({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}, file)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], file: WeightsFile, **more: str) -> None:
-    """Write tensors as they are, as `save_network`; `more`: of a network of patches, `fusion`."""
+def save_tensors(tensors: Mapping[str, Tensor], file: WeightsFile) -> None:
+    """Write tensors as they are, as `save_network`."""
     with replace_when_complete(file.path) as partial:
         # save_file() reports a full disk as an error of its own
-        partial.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, header_of(file) | more))
+        partial.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, header_of(file)))

@@ -20,7 +20,7 @@ from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.networks import build_patch_network, mismatches
 from lowmem_brats.weights.file import save_tensors
-from lowmem_brats.weights.header import FUSION, WeightsFile
+from lowmem_brats.weights.header import WeightsFile
 from lowmem_brats.weights.index import write_sets
 
 NOTES = "notes"
@@ -71,8 +71,8 @@ def write_foreign(foreign: Foreign, folder: Path) -> list[Path]:
     for name, path in foreign.checkpoints.items():
         training = {"imported": foreign.kind, "outputs": list(foreign.outputs), NOTES: list(foreign.notes)}
         file = WeightsFile(files[name], tuple(Region), foreign.network, training | dict(foreign.facts or {}), {})
-        file = replace(file, modalities=foreign.modalities, preprocessing=foreign.preprocessing)
-        save_tensors(_carried(foreign, path), file, **{FUSION: FUSIONS[1]})
+        file = replace(file, modalities=foreign.modalities, preprocessing=foreign.preprocessing, fusion=FUSIONS[1])
+        save_tensors(_carried(foreign, path), file)
     write_sets(folder, {name: dict.fromkeys(Region, path) for name, path in files.items()})
     return [*files.values()]
 

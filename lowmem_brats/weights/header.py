@@ -16,7 +16,7 @@ from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.networks import patches_of
 
 FORMAT = "lowmem-brats/1"
-OF_PATCHES = ("patch", "tissues", "architecture")
+OF_PATCHES = ("patch", "cropped", "tissues", "architecture")
 """Settings that only networks of patches have; in the headers of others they are left out."""
 FUSION = "fusion"
 """In the header of a network of patches only: `WeightsFile.fusion`."""
@@ -50,9 +50,10 @@ class WeightsFile:
 
 
 def header_of(file: WeightsFile) -> dict[str, str]:
-    """The header of a file of weights, as it is stored; of a network of patches FUSION has to be added."""
+    """The header of a file of weights, as it is stored."""
     network = {key: value for key, value in asdict(file.network).items() if value or key not in OF_PATCHES}
     return {
+        **({FUSION: file.fusion} if patches_of(file.network) else {}),
         "format": FORMAT,
         "preprocessing": file.preprocessing,
         "modalities": " ".join(file.modalities),

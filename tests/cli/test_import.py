@@ -130,15 +130,25 @@ def test_plan_shows_the_patch_of_each_budget(bundle: Path) -> None:
     assert "160 × 240 × 240  1.00×" in output
     assert "against the authors' own way" in output
     assert "--weights and --width" in run("plan", "--weights", bundle, "--width", 8).output
-    assert "segresnet, which sees patches" in run("plan", "--network", "segresnet", "--train").output
     assert "--size: a size of slices for segresnet" in run("plan", "--network", "segresnet", "--size", 96, 96).output
     assert "nnunet: no architecture" in run("plan", "--network", "nnunet").output
 
 
-def test_a_training_of_patches_is_refused(pristine: Path, tmp_path: Path) -> None:
-    result = run("train", pristine.parent, "-o", tmp_path / "run", "--network", "segresnet")
+def test_a_plan_to_train_shows_the_crop_and_says_what_a_smaller_one_means(bundle: Path) -> None:
+    train = "plan", "--train", "--batch", 1, "--device", "cpu", "--precision", "bf16"
+    output = succeed(*train, "--network", "segresnet", "--width", 8, "--vram", "64M")
+    assert "all  device  64 × 64 × 64  1.28×" in output
+    assert "crop: smaller than 144 × 224 × 224, it shows less around each voxel" in output
+    output = succeed(*train, "--weights", bundle, "--vram", "1G")
+    assert "none  device  48 × 64 × 48  1.00×" in output, "the patch of the set, whatever the budget"
+    assert "smaller" not in output
+
+
+def test_a_training_of_patches_does_not_go_on_from_a_set(bundle: Path, pristine: Path, tmp_path: Path) -> None:
+    result = run("train", pristine.parent, "-o", tmp_path / "run", "--finetune", bundle)
     assert result.exit_code == 2
-    assert "segresnet, which sees patches; expected a network that sees slices" in result.output
+    assert "for segresnet, which sees patches; expected fresh weights" in result.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_import_overwrites_no_set_unasked(bundle: Path, tmp_path: Path) -> None:

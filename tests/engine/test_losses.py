@@ -60,9 +60,19 @@ def class_balanced(p_NKHW: Tensor, g_NKHW: Tensor) -> float:
     return fmean(losses)
 
 
+def squared_dice(p_NKHW: Tensor, g_NKHW: Tensor) -> float:
+    """The mean over slices and regions of 1 − 2·Σ p·g / (Σ p² + Σ g² + 1e-5)."""
+    losses = []
+    for p_HW, g_HW in zip(p_NKHW.flatten(0, 1), g_NKHW.flatten(0, 1), strict=True):
+        pixels = pairs(p_HW, g_HW)
+        losses.append(1 - 2 * sum(p * g for p, g in pixels) / (sum(p * p + g * g for p, g in pixels) + 1e-5))
+    return fmean(losses)
+
+
 EQUATIONS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "dice": weighted_dice,
     "slice-dice": lambda p_NKHW, g_NKHW: fmean(map(weighted_dice, p_NKHW.split(1), g_NKHW.split(1))),
+    "squared-dice": squared_dice,
     "ce": lambda p_NKHW, g_NKHW: fmean(-log(r) for r in right(p_NKHW, g_NKHW)),
     "balanced-ce": class_balanced,
     "focal": lambda p_NKHW, g_NKHW: fmean(-((1 - r) ** 2) * log(r) for r in right(p_NKHW, g_NKHW)),
@@ -155,15 +165,30 @@ def test_each_loss_is_its_equation(name: str, regions: int, kind: str) -> None:
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-12)
     loss.backward()
     assert logits.grad.isfinite().all()
-    assert logits.grad.any()
+    assert logits.grad.any() == (name != "squared-dice" or kind != "none")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_crop_of_a_volume_counts_as_its_voxels_laid_out_in_a_plane(name: str) -> None:
+    logits, target = random_logits(3), random_batch(3)[1]
+    volume = SLICES, 3, 4, 8, 8
+    expected = float(find_loss(name)(logits, target))
+    assert float(find_loss(name)(logits.reshape(volume), target.reshape(volume))) == pytest.approx(expected, rel=1e-14)
+
+
+def test_squared_dice_is_monais() -> None:
+    losses = pytest.importorskip("monai.losses")
+    theirs = losses.DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-5)
+    logits, target = random_logits(3).reshape(SLICES, 3, 4, 8, 8), random_batch(3)[1].reshape(SLICES, 3, 4, 8, 8)
+    assert float(find_loss("squared-dice")(logits, target)) == pytest.approx(float(theirs(logits, target)), rel=1e-12)
 
 
 @one_region_or_three
 def test_joined_losses_add_up(regions: int) -> None:
     logits, target = random_logits(regions), random_batch(regions)[1]
-    parts = [float(find_loss(name)(logits, target)) for name in LOSSES]
-    assert float(find_loss("+".join(LOSSES))(logits, target)) == pytest.approx(sum(parts), rel=1e-14)
-    assert float(find_loss("dice+ce")(logits, target)) == pytest.approx(parts[0] + parts[2], rel=1e-14)
+    parts = {name: float(find_loss(name)(logits, target)) for name in LOSSES}
+    assert float(find_loss("+".join(LOSSES))(logits, target)) == pytest.approx(sum(parts.values()), rel=1e-14)
+    assert float(find_loss("dice+ce")(logits, target)) == pytest.approx(parts["dice"] + parts["ce"], rel=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lowmem_brats.config import NetworkConfig
 from lowmem_brats.engine.losses import find_loss
 from lowmem_brats.engine.step import NO_MEMORY, TrainingStep, place, predict_batch, split_batch
-from lowmem_brats.networks import build_network
+from lowmem_brats.networks import build_any, build_network
 from lowmem_brats.networks.drop import set_rates
 
-FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+FP64, FP32, FP16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+CPU = torch.device("cpu")
 RATE = 1e-2
 
 
@@ -260,3 +261,23 @@ def test_a_card_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTensorMode():
         network = nn.ParameterList([torch.empty(1, device="cuda")])
         assert TrainingStep(network, find_loss("dice")).scaler.is_enabled()  # type: ignore[arg-type]
+
+
+def test_crops_give_the_gradient_of_the_batch_in_parts_and_recomputed() -> None:
+    pytest.importorskip("monai")
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.randn(3, 4, 16, 8, 8, generator=generator).double()
+    target = (torch.rand(3, 3, 16, 8, 8, generator=generator) < 0.3).double()
+    found: dict[tuple[int, bool], list[Tensor]] = {}
+    for size, recomputing in ((3, False), (3, True), (2, True), (1, False)):
+        torch.manual_seed(0)
+        network = place(build_any(NetworkConfig(name="segresnet", width=8, outputs=3)).double().train(), CPU, FP64)
+        step = TrainingStep(network, find_loss("squared-dice+ce"))
+        stages = [*network.stages()][:-1] if recomputing else []
+        step.compute_gradients(split_batch(crops, target, size), FP64, stages)
+        found[size, recomputing] = gradients(step)
+    whole = found[3, False]
+    assert equal(found[3, True], whole)
+    for parts in ((2, True), (1, False)):
+        assert norm_of([a - b for a, b in zip(found[parts], whole, strict=True)]) < 1e-12 * norm_of(whole)
+    assert norm_of(whole) > 0

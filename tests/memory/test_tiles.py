@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_brats.memory.tiles import starts, tilings
+from lowmem_brats.errors import InputError
+from lowmem_brats.memory.tiles import crops, starts, tilings
 from lowmem_brats.networks import PatchNetwork
 
 
@@ -85,3 +86,14 @@ def test_each_further_way_is_slower_and_smaller_than_the_one_before(
     least = 2 * stride
     smallest = (1 if flat else least, least, least)
     assert math.prod(found[-1].patch_ZHW) <= math.prod(smallest), "down to what two strides hold"
+
+
+def test_crops_are_no_longer_than_the_volume_and_ever_smaller() -> None:
+    network = outline(8, (160, 240, 240), True)
+    network.crops_ZHW = ((144, 224, 224), (144, 192, 160), (128, 128, 128), (32, 32, 32))
+    assert crops(network, (155, 240, 240)) == [*network.crops_ZHW]
+    assert crops(network, (138, 170, 138)) == [(144, 176, 144), (128, 128, 128), (32, 32, 32)]
+    assert crops(network, (20, 30, 33)) == [(24, 32, 40), (24, 32, 32)]
+    network.crops_ZHW = ()
+    with pytest.raises(InputError, match="--network: Outline, which sees patches and is imported"):
+        crops(network, (155, 240, 240))

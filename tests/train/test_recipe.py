@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import foreign_models as models
 import pytest
 from easy_cases import EASY, TINY
 
@@ -28,6 +31,35 @@ def test_what_does_not_exist_is_refused(change: dict[str, object], where: str) -
     with pytest.raises(InputError) as caught:
         check_recipe(replace(EASY, **change))
     assert str(caught.value).startswith(where)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"network": {"outputs": 1}}, "--mode: three-networks for segresnet, which sees patches; expected one-network"),
+        ({"network": {"views": 3}}, "--views: 3 for segresnet"),
+        ({"network": {"context": 1}}, "--context: 1 for segresnet"),
+        ({"window": 112}, "--window: 112 for segresnet"),
+        ({"finetune": "unet2d-w24"}, "--finetune: unet2d-w24 for segresnet"),
+        ({"stochastic_depth": 0.1}, "--stochastic-depth: 0.1 for SegResNet"),
+    ],
+)
+def test_what_patches_cannot_heed_is_refused_by_name(change: dict[str, Any], where: str) -> None:
+    pytest.importorskip("monai")
+    patches = NetworkConfig(**{"name": "segresnet", "width": 8, "outputs": 3} | change.pop("network", {}))
+    check_recipe(replace(EASY, network=NetworkConfig(name="segresnet", width=8, outputs=3), modality_dropout=0.3))
+    with pytest.raises(InputError) as caught:
+        check_recipe(replace(EASY, network=patches, **change))
+    assert str(caught.value).startswith(where)
+
+
+def test_a_network_that_is_imported_only_is_not_trained() -> None:
+    pytest.importorskip("dynamic_network_architectures")
+    stored = models.architecture(3, False)
+    told = {"class": stored["network_class_name"].rpartition(".")[2], "settings": stored["arch_kwargs"]}
+    network = NetworkConfig(name="nnunet", outputs=3, architecture=json.dumps(told))
+    with pytest.raises(InputError, match="--network: nnunet, which is imported"):
+        check_recipe(replace(EASY, network=network))
 
 
 def test_what_a_network_can_drop_is_let_through() -> None:

@@ -138,6 +138,7 @@ def test_run_json_tells_everything(trained: tuple[Path, TrainReport, list[Epoch]
         "views": 1,
         "context": 0,
         "patch": "",
+        "cropped": False,
         "tissues": False,
         "architecture": "",
     }
