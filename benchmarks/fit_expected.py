@@ -1,11 +1,12 @@
 """Fit what a set of weights knows of its own mistakes: the expected Dice of each region, with an interval.
 
-    python benchmarks/fit_expected.py DATA FOLDS WORK OUT.json [--into SET]
+    python benchmarks/fit_expected.py DATA FOLDS WORK OUT.json [--into SET] [--picture OUT.png]
 
 DATA: a list of labelled cases with a column `fold`; FOLDS: a folder with a set for each fold, `1`, `2` and so on, that
 was not trained on its patients. Each patient is segmented by the set of its fold. The model is fitted on all folds but
 one and judged on that one, in turn; what is stored is fitted on all. WORK keeps the features, so that a second run only
-fits; --into: a folder of weights into whose index the models are written.
+fits; --into: a folder of weights into whose index the models are written; --picture: a point for each patient, expected
+against true Dice.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw
 
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import SegmentConfig
@@ -121,12 +123,34 @@ def measure(folder: Path, weights: Path, fold: str) -> list[Row]:
     return rows
 
 
+def draw(judged: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw a square for each region: expected Dice to the right, true Dice upwards, the diagonal where both agree."""
+    side, gap = 260, 50
+    image = Image.new("RGB", (gap + len(judged) * (side + gap), side + 2 * gap), "white")
+    pen = ImageDraw.Draw(image)
+    for number, (name, row) in enumerate(judged.items()):
+        left, top = gap + number * (side + gap), gap
+        pen.rectangle((left, top, left + side, top + side), outline="black")
+        pen.line((left, top + side, left + side, top), fill="#95a5a6")
+        for tenth in range(0, 11, 2):
+            at = side * tenth // 10
+            pen.text((left + at - 8, top + side + 6), f"{tenth / 10:.1f}", "black")
+            pen.text((left - 24, top + side - at - 6), f"{tenth / 10:.1f}", "black")
+        pen.text((left, top - 34), f"{name.upper()}: {row['patients']} patients", "black")
+        pen.text((left, top - 18), "to the right: expected Dice; upwards: true Dice", "black")
+        for told, true in row["told_and_true"]:
+            x, y = left + side * told, top + side * (1 - true)
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), outline="#1f4e79", fill="#5b9bd5")
+    image.save(path)
+
+
 def main() -> None:
     """Measure, judge, fit, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "folds", "work", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--into", type=Path)
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.into:
@@ -143,6 +167,8 @@ def main() -> None:
     models = {name: fit(each) for name, each in of_region.items()}
     for name, row in judged.items():
         print(name, {key: value for key, value in row.items() if key != "told_and_true"})
+    if options.picture:
+        draw(judged, options.picture)
     options.out.write_text(json.dumps(conditions("cpu") | {"judged": judged, "models": models}, indent=2) + "\n")
     if options.into:
         index = json.loads((options.into / INDEX).read_text())
