@@ -42,7 +42,9 @@ class SegmentConfig:
         "--tta", "Segment mirrored slices too and average: five passes in place of three.", MAIN
     ).default(False)
     fast: bool = Setting(
-        "--fast", "See axial slices only, with the first set: half the time, less accurate.", MAIN
+        "--fast",
+        "See axial slices only, with the first of several sets: a third of the close look, less accurate.",
+        MAIN,
     ).default(False)
     narrow: bool = Setting(
         "--narrow/--every-slice",
