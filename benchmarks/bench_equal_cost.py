@@ -14,22 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from bench_accuracy import per_patient, score, summary_of
+from bench_networks import train_by_processor_time
 
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import PRESETS, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.data.case_list import read_cases
 from lowmem_brats.errors import InputError
 from lowmem_brats.networks import build_any
-from lowmem_brats.train import loop as fit
-from lowmem_brats.train.run import train_set
 
 OURS = TrainConfig(validation=0.0, test=0.0, device="cpu")
 RUNS: dict[str, TrainConfig] = {
@@ -45,11 +42,9 @@ RUNS: dict[str, TrainConfig] = {
 def train(name: str, data: Path, work: Path, minutes: float, vram: str) -> dict[str, Any]:
     """Train one network, unless it is there; returns what its run folder says."""
     out = work / name
-    config = replace(RUNS[name], max_seconds=minutes * 60, vram=vram)
     if not (out / "index.json").exists():
-        torch.set_num_threads(1)
-        fit.time = SimpleNamespace(monotonic=time.process_time)
-        train_set(data, out, config, resume=(out / "run.json").exists(), cache=work / "cache")
+        begun, config = (out / "run.json").exists(), replace(RUNS[name], vram=vram)
+        train_by_processor_time(data, out, config, minutes, resume=begun, cache=work / "cache")
     run: dict[str, Any] = json.loads((out / "run.json").read_text())
     (network,) = run["networks"].values()
     return {

@@ -18,6 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,13 @@ RUNS: dict[str, TrainConfig] = {
 }
 
 
+def train_by_processor_time(data: Path, out: Path, config: TrainConfig, minutes: float, **options: Any) -> None:
+    """Train for so many minutes of one thread's processor time; otherwise as `train_set`."""
+    torch.set_num_threads(1)
+    fit.time = SimpleNamespace(monotonic=time.process_time)
+    train_set(data, out, replace(config, max_seconds=minutes * 60), **options)
+
+
 def train(name: str, data: Path, work: Path, minutes: float) -> None:
     """Train and score one network in its own folder, in so many minutes of one thread's processor time.
 
@@ -49,9 +57,7 @@ def train(name: str, data: Path, work: Path, minutes: float) -> None:
     out, cache = work / name, work / f"cache {RUNS[name].network.name}"
     if (out / "test" / "scores.csv").exists():
         return
-    torch.set_num_threads(1)
-    fit.time = SimpleNamespace(monotonic=time.process_time)
-    train_set(data, out, replace(RUNS[name], max_seconds=minutes * 60, device="cpu"), cache=cache)
+    train_by_processor_time(data, out, replace(RUNS[name], device="cpu"), minutes, cache=cache)
 
 
 def row_of(name: str, out: Path) -> dict[str, object]:
