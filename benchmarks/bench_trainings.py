@@ -1,0 +1,190 @@
+"""Trainings side by side at equal cost: as much processor time, the same patients and seed, the same scoring.
+
+    python benchmarks/bench_trainings.py TABLE TRAIN TEST WORK OUT.json --cpu-minutes 60 [--only ROW ...]
+
+TABLE: one of those in `TABLES`. TRAIN, TEST: folders or lists of labelled cases, without a patient in common. Each row
+is trained on all of TRAIN from fresh weights, by one thread; the time is that of the processor, so that what else the
+machine does hardly counts. The last weights are taken, masks are where the logit is above 0, and nothing is chosen by
+TEST. WORK keeps the run folders: a row that is finished there is not trained again, and one that was interrupted goes
+on. `systems` needs the extras `monai` and `nnunet`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import foreign_models as models
+from bench_accuracy import per_patient, score, summary_of
+
+from lowmem_brats.cli.bench import conditions
+from lowmem_brats.config import PRESETS, NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.data.case_list import read_cases
+from lowmem_brats.errors import InputError
+from lowmem_brats.networks.nnunet import NnUNet
+from lowmem_brats.train import loop
+from lowmem_brats.train.run import train_set
+from lowmem_brats.weights.file import load_network
+from lowmem_brats.weights.store import open_set
+
+
+@dataclass(frozen=True)
+class Training:
+    """One row of a table."""
+
+    config: TrainConfig
+    first: Training | None = None
+    """The training whose weights this one starts from."""
+    share: float = 1.0
+    """Its share of the row's time."""
+
+    def stages(self) -> Iterator[tuple[str, Training]]:
+        """The trainings of this row in their order, each with the end of its folder's name."""
+        yield from [("-first", self.first)] if self.first else []
+        yield "", self
+
+
+def preset(name: str, **changes: Any) -> TrainConfig:
+    """The recipe of this name, from fresh weights and without patients held out; `changes`: of its network, by name."""
+    recipe = PRESETS[name]
+    network = NetworkConfig(**dict(recipe.network) | changes)
+    return TrainConfig(network=network, validation=0.0, test=0.0, device="cpu", **recipe.training)
+
+
+SHIPPED, SEGRESNET = preset("shipped"), preset("segresnet", width=8, patch="64x64x64")
+NNUNET_PATCH = (1, 192, 160)
+PLANNED = models.architecture(dimensions=2, levels=6)["arch_kwargs"]
+PLANNED["features_per_stage"] = [min(32 * 2**level, 512) for level in range(6)]
+NNUNET = NetworkConfig(
+    name="nnunet",
+    outputs=3,
+    patch="x".join(map(str, NNUNET_PATCH)),
+    architecture=json.dumps({"class": "PlainConvUNet", "settings": PLANNED}, sort_keys=True),
+)
+NnUNet.crops_ZHW = (NNUNET_PATCH,)  # the program trains no network of nnU-Net, though all that it takes is there
+
+SYSTEMS = {
+    # As the shipped set was trained: a network of three regions, and then one for each, which begins with its weights.
+    "unet2d": Training(
+        replace(SHIPPED, network=replace(SHIPPED.network, outputs=1), learning_rate=SHIPPED.learning_rate / 2),
+        Training(SHIPPED, share=0.25),
+        share=0.75,
+    ),
+    # Rate and crop are those of the best of four short trials on patients of TRAIN.
+    "segresnet": Training(replace(SEGRESNET, learning_rate=1e-3)),
+    "nnunet": Training(replace(SHIPPED, network=NNUNET, window=0)),
+}
+ONE_VIEW = replace(SHIPPED, network=replace(SHIPPED.network, views=1))
+NETWORKS = {
+    name: Training(replace(ONE_VIEW, network=network))
+    for name, network in {
+        "unet2d": ONE_VIEW.network,
+        "emcad-b0": NetworkConfig(name="emcad-b0", outputs=3),
+        "transunet": NetworkConfig(name="transunet", outputs=3),
+    }.items()
+}
+# Those of seed 001, and batch Dice beside them.
+LOSSES = {
+    f"{loss}, {rate:g}": Training(replace(ONE_VIEW, loss=loss, learning_rate=rate))
+    for loss in ("ce", "balanced-ce", "focal1", "focal", "dice")
+    for rate in (1e-4, 1e-5)
+}
+EMCAD = replace(preset("emcad", outputs=3), window=128, learning_rate=1e-3)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "batch 6": {},
+    "stochastic depth 0.1": {"stochastic_depth": 0.1},
+    "restarts": {"schedule": "restarts"},
+    "radam": {"optimizer": "radam"},
+} | {f"batch {batch}": {"batch": batch} for batch in (16, 25, 100)}
+TABLES: dict[str, dict[str, Training]] = {
+    "systems": SYSTEMS,
+    "networks": NETWORKS,
+    "losses": LOSSES,
+    "emcad": {name: Training(replace(EMCAD, **changes)) for name, changes in OPTIONS.items()},
+}
+
+
+def train(row: Training, data: Path, out: Path, minutes: float, vram: str) -> None:
+    """Train what is missing of a row, in so many minutes of one thread's processor time."""
+    torch.set_num_threads(1)
+    loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
+    before: str | None = None
+    for end, stage in row.stages():
+        folder = Path(f"{out}{end}")
+        if not (folder / "index.json").exists():
+            config = replace(stage.config, max_seconds=minutes * 60 * stage.share, vram=vram, finetune=before)
+            train_set(data, folder, config, resume=(folder / "run.json").exists(), cache=out.parent / "cache")
+        before = str(folder)
+
+
+def row_of(row: Training, out: Path) -> dict[str, Any]:
+    """What the run folders of a row say."""
+    runs = [json.loads(Path(f"{out}{end}/run.json").read_text()) for end, _ in row.stages()]
+    networks = [network for run in runs for network in run["networks"].values()]
+    return {
+        "parameters": sum(p.numel() for file in open_set(str(out)).files for p in load_network(file).parameters()),
+        "steps": [network["epochs"][-1]["steps"] for network in networks],
+        "train_cpu_seconds": round(sum(network["epochs"][-1]["seconds"] for network in networks)),
+        "train_peak_bytes": max(peak for network in networks for peak in network["peak_bytes"].values()),
+        "plans": [plan for run in runs for plan in run["plans"]],
+        "notes": [note for run in runs for note in run["notes"]],
+        "versions": runs[-1]["versions"],
+    }
+
+
+def segment(data: Path, out: Path) -> dict[str, Any]:
+    """Segment and score the cases with a set, by one thread."""
+    torch.set_num_threads(1)
+    scores, reports = score(read_cases(data)[0], out / "segmented", SegmentConfig(weights=str(out), device="cpu"))
+    return {
+        "regions": summary_of(scores),
+        "dice": per_patient(scores, "dice"),
+        "segment_seconds_median": round(statistics.median(sum(r.seconds.values()) for r in reports), 2),
+        "segment_peak_bytes": max(report.peak_bytes for report in reports),
+    }
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    for name in ("train", "test", "work", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--cpu-minutes", type=float, required=True)
+    parser.add_argument("--vram", default="max", help="of training")
+    parser.add_argument("--only", nargs="+", help="these rows alone")
+    options = parser.parse_args()
+    table = TABLES[options.table]
+    if unknown := set(options.only or ()) - table.keys():
+        parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(table)}")
+    patients = [{case.patient for case in read_cases(part)[0]} for part in (options.train, options.test)]
+    if both := patients[0] & patients[1]:
+        raise InputError(
+            options.test, f"{', '.join(sorted(both))}, in {options.train} too", "others", "Leave them out."
+        )
+    rows = []
+    for name in options.only or table:
+        out = options.work / name.replace(", ", "-").replace(" ", "-")
+        train(table[name], options.train, out, options.cpu_minutes, options.vram)
+        rows.append({"row": name} | row_of(table[name], out) | segment(options.test, out))
+        shown = (f"{key} {region['dice']:.4f} {region['dice_95']}" for key, region in rows[-1]["regions"].items())
+        print(name, *shown, "steps", rows[-1]["steps"], flush=True)
+        stated = {"cpu_minutes": options.cpu_minutes, "threads": 1, "vram": options.vram}
+        stated |= {"training_patients": len(patients[0]), "test_patients": len(patients[1])}
+        options.out.write_text(json.dumps(conditions("cpu") | stated | {"rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
