@@ -33,10 +33,10 @@ from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import PRESETS, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.data.case_list import read_cases
 from lowmem_brats.errors import InputError
+from lowmem_brats.networks import build_any
 from lowmem_brats.networks.nnunet import NnUNet
 from lowmem_brats.train import loop
 from lowmem_brats.train.run import train_set
-from lowmem_brats.weights.file import load_network
 from lowmem_brats.weights.store import open_set
 
 
@@ -134,7 +134,7 @@ def row_of(row: Training, out: Path) -> dict[str, Any]:
     runs = [json.loads(Path(f"{out}{end}/run.json").read_text()) for end, _ in row.stages()]
     networks = [network for run in runs for network in run["networks"].values()]
     return {
-        "parameters": sum(p.numel() for file in open_set(str(out)).files for p in load_network(file).parameters()),
+        "parameters": sum(p.numel() for file in open_set(str(out)).files for p in build_any(file.network).parameters()),
         "steps": [network["epochs"][-1]["steps"] for network in networks],
         "train_cpu_seconds": round(sum(network["epochs"][-1]["seconds"] for network in networks)),
         "train_peak_bytes": max(peak for network in networks for peak in network["peak_bytes"].values()),
