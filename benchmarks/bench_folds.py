@@ -1,14 +1,14 @@
 """Cross-validation: every patient is segmented once, from NIfTI to NIfTI, by a set that was trained without it.
 
-    python benchmarks/bench_folds.py DATA WORK OUT.json [--recipe plain] [--minutes 30] [--folds 5] [--only 1 3]
-        [--seeds 0 1] [--also LIST]
+    python benchmarks/bench_folds.py DATA WORK OUT.json --cpu-minutes 60 [--recipe plain] [--folds 5] [--only 1 3]
+        [--also LIST]
 
-DATA: a folder or list of labelled cases, split by patient. Of each fold, a set per seed is trained from fresh weights,
---minutes each, on the other folds and, with --also, on those cases of LIST whose patients are not in the fold. Whom a
-case shows is told by the column `patient` of a list, or else by its name: where data sets number one patient
-differently, only the column prevents that a patient is trained on and scored. Nothing is chosen by the fold that is
-scored: the last weights are taken, and sets of several seeds share the views. WORK keeps the run folders: a finished
-set is not trained again, an interrupted one goes on.
+DATA: a folder or list of labelled cases, split by patient. Of each fold, a set is trained from fresh weights on the
+other folds and, with --also, on those cases of LIST whose patients are not in the fold, for so many minutes of one
+thread's processor time. Whom a case shows is told by the column `patient` of a list, or else by its name: where data
+sets number one patient differently, only the column prevents that a patient is trained on and scored. Nothing is chosen
+by the fold that is scored: the last weights are taken. WORK keeps the run folders: a finished set is not trained again,
+an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -16,41 +16,26 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench_accuracy import per_patient, score, summary_of
+from bench_trainings import SYSTEMS, Training, row_of, train
 
 from lowmem_brats.cli.bench import conditions
-from lowmem_brats.config import PRESETS, NetworkConfig, SegmentConfig, TrainConfig
+from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.data.case_list import LabelledCase, read_cases
 from lowmem_brats.data.labels import Region
 from lowmem_brats.evaluate.pairs import PatientScores
 from lowmem_brats.train.dataset import Split, split_cases
-from lowmem_brats.train.run import train_set
 from lowmem_brats.weights.file import load_network, save_network
 from lowmem_brats.weights.index import write_index
 from lowmem_brats.weights.store import open_set
 
-# Three binary networks of axial slices, batch Dice: the paper's, of the shipped width.
-PLAIN = TrainConfig(network=NetworkConfig(width=24), validation=0.0, test=0.0, device="cpu")
-SHIPPED = replace(PLAIN, network=replace(PLAIN.network, outputs=3, views=3), loss="dice+ce")
-# EMCAD's recipe as one network of three regions, and one thing changed at a time.
-EMCAD = replace(PLAIN, network=NetworkConfig(name="emcad-b0", outputs=3), **PRESETS["emcad"].training)
-CHANGES: dict[str, dict[str, Any]] = {
-    "": {},
-    "-depth": {"stochastic_depth": 0.1},
-    "-radam": {"optimizer": "radam"},
-    "-restarts": {"schedule": "restarts"},
-} | {f"-batch{batch}": {"batch": batch} for batch in (16, 25, 100)}
-RECIPES = {
-    "plain": PLAIN,
-    "plain-dropout": replace(PLAIN, spatial_dropout=0.1),
-    "shipped": SHIPPED,
-    **{f"emcad{name}": replace(EMCAD, **change) for name, change in CHANGES.items()},
-}
-MASKS_AT = dict.fromkeys(RECIPES, 0.0) | {"shipped": -1.5}
+PLAIN = TrainConfig(network=NetworkConfig(width=16), validation=0.0, test=0.0, device="cpu")
+RECIPES = {"plain": Training(PLAIN), "shipped": SYSTEMS["unet2d"]}
+"""`plain`: the paper's three binary networks of axial slices, batch Dice."""
+MASKS_AT = {"plain": 0.0, "shipped": -1.0}
 """Logit above which a pixel is tumour."""
 
 
@@ -88,23 +73,14 @@ def lower_masks(run: Path, threshold: float) -> None:
     write_index(run, weights.name, paths)
 
 
-def train_member(
-    training: Sequence[LabelledCase], work: Path, config: TrainConfig, threshold: float
-) -> dict[str, object]:
-    """Train one set of a fold, unless it is there; returns what it took."""
+def train_set_of(training: Sequence[LabelledCase], work: Path, recipe: str, minutes: float) -> dict[str, Any]:
+    """Train the set of a fold, unless it is there; returns what it took."""
     done = work / "done"
     if not done.exists():
-        cases = write_list(training, work.with_suffix(".json"))
-        train_set(cases, work, config, resume=(work / "run.json").exists(), cache=work.parent / "cache")
-        lower_masks(work, threshold)
+        train(RECIPES[recipe], write_list(training, work.with_suffix(".json")), work, minutes)
+        lower_masks(work, MASKS_AT[recipe])
         done.touch()
-    run = json.loads((work / "run.json").read_text())
-    last = [network["epochs"][-1] for network in run["networks"].values()]
-    return {
-        "training_cases": len(run["training_cases"]),
-        "steps": {epoch["network"]: epoch["steps"] for epoch in last},
-        "seconds": round(sum(epoch["seconds"] for epoch in last)),
-    }
+    return row_of(RECIPES[recipe], work) | {"training_cases": len(training)}
 
 
 def main() -> None:
@@ -113,35 +89,28 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--cpu-minutes", type=float, required=True)
     parser.add_argument("--recipe", choices=RECIPES, default="shipped")
-    parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", type=int, nargs="+", help="of these folds alone")
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0,))
     parser.add_argument("--also", type=Path)
     options = parser.parse_args()
     cases = read_cases(options.data)[0]
     others = read_cases(options.also)[0] if options.also else []
-    config, threshold = replace(RECIPES[options.recipe], max_seconds=60 * options.minutes), MASKS_AT[options.recipe]
     scores, folds = list[PatientScores](), []
     for k in options.only or range(1, options.folds + 1):
-        split = split_cases(cases, 0.0, 0.0, (k, options.folds), config.seed)
-        members = {seed: options.work / f"{options.recipe}_{k}_{seed}" for seed in options.seeds}
-        training, took = training_cases(split, others), []
-        for seed, work in members.items():
-            took.append(train_member(training, work, replace(config, seed=seed), threshold))
-        results = options.work / "_".join(map(str, (options.recipe, k, "of", *options.seeds)))
-        settings = SegmentConfig(weights=[str(work) for work in members.values()], device="cpu")
-        found, _ = score(split.validation, results, settings)
+        split = split_cases(cases, 0.0, 0.0, (k, options.folds), PLAIN.seed)
+        work = options.work / f"{options.recipe}_{k}"
+        took = train_set_of(training_cases(split, others), work, options.recipe, options.cpu_minutes)
+        found, _ = score(split.validation, work / "segmented", SegmentConfig(weights=str(work), device="cpu"))
         scores += found
-        folds.append({"held_out": [case.case_id for case in split.validation], "members": took})
+        folds.append({"held_out": [case.case_id for case in split.validation]} | took)
         means = (f"{key} {row['dice']:.4f}" for key, row in summary_of(found).items())
         print(f"fold {k} of {options.folds}: {len(found)} patients", *means, flush=True)
     table = summary_of(scores)
-    stated = {key: value for key, value in vars(options).items() if key in ("recipe", "minutes", "seeds")}
-    stated |= conditions("cpu") | {"masks_at": threshold}
+    stated = {"recipe": options.recipe, "cpu_minutes": options.cpu_minutes, "masks_at": MASKS_AT[options.recipe]}
     rows = {"regions": table, "dice": per_patient(scores, "dice"), "folds": folds}
-    options.out.write_text(json.dumps(stated | rows, indent=2) + "\n")
+    options.out.write_text(json.dumps(conditions("cpu") | stated | rows, indent=2) + "\n")
     print(options.recipe, *(f"{key} {row['dice']:.4f} {row['dice_95']}" for key, row in table.items()))
 
 

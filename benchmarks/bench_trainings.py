@@ -116,7 +116,7 @@ TABLES: dict[str, dict[str, Training]] = {
 }
 
 
-def train(row: Training, data: Path, out: Path, minutes: float, vram: str) -> None:
+def train(row: Training, data: Path, out: Path, minutes: float, vram: str = "max") -> None:
     """Train what is missing of a row, in so many minutes of one thread's processor time."""
     torch.set_num_threads(1)
     loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
