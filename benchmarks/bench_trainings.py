@@ -63,7 +63,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:
     return TrainConfig(network=network, validation=0.0, test=0.0, device="cpu", **recipe.training)
 
 
-SHIPPED, SEGRESNET = preset("shipped"), preset("segresnet", width=8, patch="64x64x64")
+SHIPPED, SEGRESNET = preset("shipped"), preset("segresnet", width=8, patch="96x96x96")
 NNUNET_PATCH = (1, 192, 160)
 PLANNED = models.architecture(dimensions=2, levels=6)["arch_kwargs"]
 PLANNED["features_per_stage"] = [min(32 * 2**level, 512) for level in range(6)]
@@ -82,7 +82,8 @@ SYSTEMS = {
         Training(SHIPPED, share=0.25),
         share=0.75,
     ),
-    # Rate and crop are those of the best of four short trials on patients of TRAIN.
+    # Of the rates 1e-3 and 1e-4 that with the lower loss after 4 minutes; of crops of 64³ and 96³ those that show more
+    # voxels a minute.
     "segresnet": Training(replace(SEGRESNET, learning_rate=1e-3)),
     "nnunet": Training(replace(SHIPPED, network=NNUNET, window=0)),
 }
