@@ -1,6 +1,6 @@
 """Cross-validation: every patient is segmented once, from NIfTI to NIfTI, by a set that was trained without it.
 
-    python benchmarks/bench_folds.py DATA WORK OUT.json --cpu-minutes 60 [--recipe plain] [--folds 5] [--only 1 3]
+    python benchmarks/bench_folds.py DATA WORK OUT.json --minutes 60 [--recipe plain] [--folds 5] [--only 1 3]
         [--also LIST]
 
 DATA: a folder or list of labelled cases, split by patient. Of each fold, a set is trained from fresh weights on the
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--cpu-minutes", type=float, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--recipe", choices=RECIPES, default="shipped")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", type=int, nargs="+", help="of these folds alone")
@@ -101,14 +101,14 @@ def main() -> None:
     for k in options.only or range(1, options.folds + 1):
         split = split_cases(cases, 0.0, 0.0, (k, options.folds), PLAIN.seed)
         work = options.work / f"{options.recipe}_{k}"
-        took = train_set_of(training_cases(split, others), work, options.recipe, options.cpu_minutes)
+        took = train_set_of(training_cases(split, others), work, options.recipe, options.minutes)
         found, _ = score(split.validation, work / "segmented", SegmentConfig(weights=str(work), device="cpu"))
         scores += found
         folds.append({"held_out": [case.case_id for case in split.validation]} | took)
         means = (f"{key} {row['dice']:.4f}" for key, row in summary_of(found).items())
         print(f"fold {k} of {options.folds}: {len(found)} patients", *means, flush=True)
     table = summary_of(scores)
-    stated = {"recipe": options.recipe, "cpu_minutes": options.cpu_minutes, "masks_at": MASKS_AT[options.recipe]}
+    stated = {"recipe": options.recipe, "minutes": options.minutes, "masks_at": MASKS_AT[options.recipe]}
     rows = {"regions": table, "dice": per_patient(scores, "dice"), "folds": folds}
     options.out.write_text(json.dumps(conditions("cpu") | stated | rows, indent=2) + "\n")
     print(options.recipe, *(f"{key} {row['dice']:.4f} {row['dice_95']}" for key, row in table.items()))

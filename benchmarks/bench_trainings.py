@@ -1,12 +1,14 @@
 """Trainings side by side at equal cost: as much processor time, the same patients and seed, the same scoring.
 
-    python benchmarks/bench_trainings.py TABLE TRAIN TEST WORK OUT.json --cpu-minutes 60 [--only ROW ...]
+    python benchmarks/bench_trainings.py TABLE TRAIN TEST WORK OUT.json --minutes 60 [--only ROW ...]
+        [--device cuda [--train-only]]
 
 TABLE: one of those in `TABLES`. TRAIN, TEST: folders or lists of labelled cases, without a patient in common. Each row
-is trained on all of TRAIN from fresh weights, by one thread; the time is that of the processor, so that what else the
-machine does hardly counts. The last weights are taken, masks are where the logit is above 0, and nothing is chosen by
-TEST. WORK keeps the run folders: a row that is finished there is not trained again, and one that was interrupted goes
-on. `systems` needs the extras `monai` and `nnunet`.
+is trained on all of TRAIN from fresh weights, by one thread; the minutes are of processor time, so that what else the
+machine does hardly counts, and on a card of the clock. The last weights are taken, masks are where the logit is above
+0, and nothing is chosen by TEST, which is segmented on the CPU. WORK keeps the run folders: a row that is finished
+there is not trained again, wherever that was, and one that was interrupted goes on. `systems` needs the extras `monai`
+and `nnunet`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import foreign_models as models
-from bench_accuracy import per_patient, score, summary_of
+from bench_accuracy import CPU, per_patient, score, summary_of
 
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import PRESETS, NetworkConfig, SegmentConfig, TrainConfig
@@ -49,6 +51,8 @@ class Training:
     """The training whose weights this one starts from."""
     share: float = 1.0
     """Its share of the row's time."""
+    settings: SegmentConfig = CPU
+    """How its set segments."""
 
     def stages(self) -> Iterator[tuple[str, Training]]:
         """The trainings of this row in their order, each with the end of its folder's name."""
@@ -88,7 +92,16 @@ SYSTEMS = {
     # Four slices a step: with 16, as ours takes, there were only 180 steps in an hour.
     "nnunet": Training(replace(SHIPPED, network=NNUNET, window=0, batch=4)),
 }
-ONE_VIEW = replace(SHIPPED, network=replace(SHIPPED.network, views=1))
+THREE = SHIPPED.network
+ABLATION = {
+    "three networks": SYSTEMS["unet2d"],
+    "one network": Training(SHIPPED),
+    "one network, whole slices": Training(replace(SHIPPED, window=0), settings=replace(CPU, narrow=False)),
+    "one network, width 24": Training(replace(SHIPPED, network=replace(THREE, width=24))),
+    "one network, group norm": Training(replace(SHIPPED, network=replace(THREE, norm="group"))),
+    "one network, one view": Training(replace(SHIPPED, network=replace(THREE, views=1))),
+}
+ONE_VIEW = ABLATION["one network, one view"].config
 NETWORKS = {
     name: Training(replace(ONE_VIEW, network=network))
     for name, network in {
@@ -112,21 +125,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
 } | {f"batch {batch}": {"batch": batch} for batch in (16, 25, 100)}
 TABLES: dict[str, dict[str, Training]] = {
     "systems": SYSTEMS,
+    "ablation": ABLATION,
     "networks": NETWORKS,
     "losses": LOSSES,
     "emcad": {name: Training(replace(EMCAD, **changes)) for name, changes in OPTIONS.items()},
 }
 
 
-def train(row: Training, data: Path, out: Path, minutes: float, vram: str = "max") -> None:
-    """Train what is missing of a row, in so many minutes of one thread's processor time."""
+def train(row: Training, data: Path, out: Path, minutes: float, vram: str = "max", device: str = "cpu") -> None:
+    """Train what is missing of a row, in so many minutes of one thread's processor time, or of the clock on a card."""
     torch.set_num_threads(1)
-    loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
+    if device == "cpu":
+        loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
     before: str | None = None
     for end, stage in row.stages():
         folder = Path(f"{out}{end}")
         if not (folder / "index.json").exists():
-            config = replace(stage.config, max_seconds=minutes * 60 * stage.share, vram=vram, finetune=before)
+            limits = {"max_seconds": minutes * 60 * stage.share, "vram": vram, "device": device}
+            config = replace(stage.config, finetune=before, **limits)
             train_set(data, folder, config, resume=(folder / "run.json").exists(), cache=out.parent / "cache")
         before = str(folder)
 
@@ -138,7 +154,7 @@ def row_of(row: Training, out: Path) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for file in open_set(str(out)).files for p in build_any(file.network).parameters()),
         "steps": [network["epochs"][-1]["steps"] for network in networks],
-        "train_cpu_seconds": round(sum(network["epochs"][-1]["seconds"] for network in networks)),
+        "train_seconds": round(sum(network["epochs"][-1]["seconds"] for network in networks)),
         "train_peak_bytes": max(peak for network in networks for peak in network["peak_bytes"].values()),
         "plans": [plan for run in runs for plan in run["plans"]],
         "notes": [note for run in runs for note in run["notes"]],
@@ -146,10 +162,10 @@ def row_of(row: Training, out: Path) -> dict[str, Any]:
     }
 
 
-def segment(data: Path, out: Path) -> dict[str, Any]:
-    """Segment and score the cases with a set, by one thread."""
+def segment(row: Training, data: Path, out: Path) -> dict[str, Any]:
+    """Segment and score the cases with the set of a row, by one thread."""
     torch.set_num_threads(1)
-    scores, reports = score(read_cases(data)[0], out / "segmented", SegmentConfig(weights=str(out), device="cpu"))
+    scores, reports = score(read_cases(data)[0], out / "segmented", replace(row.settings, weights=str(out)))
     return {
         "regions": summary_of(scores),
         "dice": per_patient(scores, "dice"),
@@ -164,7 +180,9 @@ def main() -> None:
     parser.add_argument("table", choices=TABLES)
     for name in ("train", "test", "work", "out"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--cpu-minutes", type=float, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--device", default="cpu", help="to train on")
+    parser.add_argument("--train-only", action="store_true", help="leave the scores and the table to a later run")
     parser.add_argument("--vram", default="max", help="of training")
     parser.add_argument("--only", nargs="+", help="these rows alone")
     options = parser.parse_args()
@@ -179,11 +197,13 @@ def main() -> None:
     rows = []
     for name in options.only or table:
         out = options.work / name.replace(", ", "-").replace(" ", "-")
-        train(table[name], options.train, out, options.cpu_minutes, options.vram)
-        rows.append({"row": name} | row_of(table[name], out) | segment(options.test, out))
+        train(table[name], options.train, out, options.minutes, options.vram, options.device)
+        if options.train_only:
+            continue
+        rows.append({"row": name} | row_of(table[name], out) | segment(table[name], options.test, out))
         shown = (f"{key} {region['dice']:.4f} {region['dice_95']}" for key, region in rows[-1]["regions"].items())
         print(name, *shown, "steps", rows[-1]["steps"], flush=True)
-        stated = {"cpu_minutes": options.cpu_minutes, "threads": 1, "vram": options.vram}
+        stated = {"minutes": options.minutes, "trained_on": options.device, "threads": 1, "vram": options.vram}
         stated |= {"training_patients": len(patients[0]), "test_patients": len(patients[1])}
         options.out.write_text(json.dumps(conditions("cpu") | stated | {"rows": rows}, indent=2) + "\n")
 

@@ -40,7 +40,7 @@ def test_what_does_not_exist_is_refused(change: dict[str, object], where: str) -
         ({"network": {"views": 3}}, "--views: 3 for segresnet"),
         ({"network": {"context": 1}}, "--context: 1 for segresnet"),
         ({"window": 112}, "--window: 112 for segresnet"),
-        ({"finetune": "unet2d-w24"}, "--finetune: unet2d-w24 for segresnet"),
+        ({"finetune": "unet2d"}, "--finetune: unet2d for segresnet"),
         ({"stochastic_depth": 0.1}, "--stochastic-depth: 0.1 for SegResNet"),
     ],
 )
