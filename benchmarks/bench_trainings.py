@@ -77,7 +77,6 @@ NNUNET = NetworkConfig(
     patch="x".join(map(str, NNUNET_PATCH)),
     architecture=json.dumps({"class": "PlainConvUNet", "settings": PLANNED}, sort_keys=True),
 )
-NnUNet.crops_ZHW = (NNUNET_PATCH,)  # the program trains no network of nnU-Net, though all that it takes is there
 
 SYSTEMS = {
     # As the shipped set was trained: a network of three regions, and then one for each, which begins with its weights.
@@ -135,6 +134,7 @@ TABLES: dict[str, dict[str, Training]] = {
 def train(row: Training, data: Path, out: Path, minutes: float, vram: str = "max", device: str = "cpu") -> None:
     """Train what is missing of a row, in so many minutes of one thread's processor time, or of the clock on a card."""
     torch.set_num_threads(1)
+    NnUNet.crops_ZHW = (NNUNET_PATCH,)  # the program trains no network of nnU-Net, though all that it takes is there
     if device == "cpu":
         loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
     before: str | None = None
