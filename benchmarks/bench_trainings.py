@@ -2,6 +2,7 @@
 
     python benchmarks/bench_trainings.py TABLE TRAIN TEST WORK OUT.json --minutes 60 [--only ROW ...]
         [--device cuda [--train-only]]
+    python benchmarks/bench_trainings.py precisions TRAIN TEST WORK OUT.json --epochs 1
 
 TABLE: one of those in `TABLES`. TRAIN, TEST: folders or lists of labelled cases, without a patient in common. Each row
 is trained on all of TRAIN from fresh weights, by one thread; the minutes are of processor time, so that what else the
@@ -19,7 +20,8 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,14 +32,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import foreign_models as models
 from bench_accuracy import CPU, per_patient, score, summary_of
+from bf16_rounding import Bf16ByRounding
 
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import PRESETS, NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.data.case_list import read_cases
+from lowmem_brats.engine.precision import cpu_has_bf16
 from lowmem_brats.errors import InputError
 from lowmem_brats.networks import build_any
 from lowmem_brats.networks.nnunet import NnUNet
 from lowmem_brats.train import loop
+from lowmem_brats.train import networks as training
 from lowmem_brats.train.run import train_set
 from lowmem_brats.weights.store import open_set
 
@@ -64,7 +69,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:
     """The recipe of this name, from fresh weights and without patients held out; `changes`: of its network, by name."""
     recipe = PRESETS[name]
     network = NetworkConfig(**dict(recipe.network) | changes)
-    return TrainConfig(network=network, validation=0.0, test=0.0, device="cpu", **recipe.training)
+    return TrainConfig(network=network, validation=0.0, test=0.0, **recipe.training)
 
 
 SHIPPED, SEGRESNET = preset("shipped"), preset("segresnet", width=8, patch="96x96x96")
@@ -101,6 +106,11 @@ ABLATION = {
     "one network, one view": Training(replace(SHIPPED, network=replace(THREE, views=1))),
 }
 ONE_VIEW = ABLATION["one network, one view"].config
+# Pandya et al., at equal steps (--epochs): `assorted` is bf16, and fp32 while training is unstable.
+PRECISIONS = {
+    name: Training(replace(SYSTEMS["segresnet"].config, precision=precision))
+    for name, precision in {"fp32": "fp32", "bf16": "bf16", "assorted": "auto"}.items()
+}
 NETWORKS = {
     name: Training(replace(ONE_VIEW, network=network))
     for name, network in {
@@ -125,26 +135,46 @@ OPTIONS: dict[str, dict[str, Any]] = {
 TABLES: dict[str, dict[str, Training]] = {
     "systems": SYSTEMS,
     "ablation": ABLATION,
+    "precisions": PRECISIONS,
     "networks": NETWORKS,
     "losses": LOSSES,
     "emcad": {name: Training(replace(EMCAD, **changes)) for name, changes in OPTIONS.items()},
 }
 
 
-def train(row: Training, data: Path, out: Path, minutes: float, vram: str = "max", device: str = "cpu") -> None:
-    """Train what is missing of a row, in so many minutes of one thread's processor time, or of the clock on a card."""
+ENDLESS = 10**4
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long, in how much memory and where each row is trained."""
+
+    minutes: float | None
+    epochs: int
+    vram: str = "max"
+    device: str = "cpu"
+
+
+def train(row: Training, data: Path, out: Path, limits: Limits) -> None:
+    """Train what is missing of a row; the minutes are of one thread's processor time, on a card of the clock."""
     torch.set_num_threads(1)
     NnUNet.crops_ZHW = (NNUNET_PATCH,)  # the program trains no network of nnU-Net, though all that it takes is there
-    if device == "cpu":
-        loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
     before: str | None = None
-    for end, stage in row.stages():
-        folder = Path(f"{out}{end}")
-        if not (folder / "index.json").exists():
-            limits = {"max_seconds": minutes * 60 * stage.share, "vram": vram, "device": device}
-            config = replace(stage.config, finetune=before, **limits)
-            train_set(data, folder, config, resume=(folder / "run.json").exists(), cache=out.parent / "cache")
-        before = str(folder)
+    with ExitStack() as stack:
+        if limits.device == "cpu":
+            loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
+            if not cpu_has_bf16():
+                stack.enter_context(Bf16ByRounding())
+            if row is PRECISIONS["assorted"]:
+                training.choose_precision = lambda wanted, device: "bf16"
+        for end, stage in row.stages():
+            folder = Path(f"{out}{end}")
+            if not (folder / "index.json").exists():
+                seconds = limits.minutes and limits.minutes * 60 * stage.share
+                config = replace(stage.config, finetune=before, max_seconds=seconds, epochs=limits.epochs)
+                config = replace(config, vram=limits.vram, device=limits.device)
+                train_set(data, folder, config, resume=(folder / "run.json").exists(), cache=out.parent / "cache")
+            before = str(folder)
 
 
 def row_of(row: Training, out: Path) -> dict[str, Any]:
@@ -155,6 +185,8 @@ def row_of(row: Training, out: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for file in open_set(str(out)).files for p in build_any(file.network).parameters()),
         "steps": [network["epochs"][-1]["steps"] for network in networks],
         "train_seconds": round(sum(network["epochs"][-1]["seconds"] for network in networks)),
+        "fallback_steps": [sum(epoch["fallback_steps"] for epoch in network["epochs"]) for network in networks],
+        "switches": [network["switches"] for network in networks],
         "train_peak_bytes": max(peak for network in networks for peak in network["peak_bytes"].values()),
         "plans": [plan for run in runs for plan in run["plans"]],
         "notes": [note for run in runs for note in run["notes"]],
@@ -180,7 +212,8 @@ def main() -> None:
     parser.add_argument("table", choices=TABLES)
     for name in ("train", "test", "work", "out"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--epochs", type=int, default=ENDLESS, help="instead of --minutes: passes over the patients")
     parser.add_argument("--device", default="cpu", help="to train on")
     parser.add_argument("--train-only", action="store_true", help="leave the scores and the table to a later run")
     parser.add_argument("--vram", default="max", help="of training")
@@ -194,16 +227,16 @@ def main() -> None:
         raise InputError(
             options.test, f"{', '.join(sorted(both))}, in {options.train} too", "others", "Leave them out."
         )
-    rows = []
+    limits, rows = Limits(options.minutes, options.epochs, options.vram, options.device), []
     for name in options.only or table:
         out = options.work / name.replace(", ", "-").replace(" ", "-")
-        train(table[name], options.train, out, options.minutes, options.vram, options.device)
+        train(table[name], options.train, out, limits)
         if options.train_only:
             continue
         rows.append({"row": name} | row_of(table[name], out) | segment(table[name], options.test, out))
         shown = (f"{key} {region['dice']:.4f} {region['dice_95']}" for key, region in rows[-1]["regions"].items())
         print(name, *shown, "steps", rows[-1]["steps"], flush=True)
-        stated = {"minutes": options.minutes, "trained_on": options.device, "threads": 1, "vram": options.vram}
+        stated = asdict(limits) | {"threads": 1, "bf16_by_rounding": limits.device == "cpu" and not cpu_has_bf16()}
         stated |= {"training_patients": len(patients[0]), "test_patients": len(patients[1])}
         options.out.write_text(json.dumps(conditions("cpu") | stated | {"rows": rows}, indent=2) + "\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import WriteCase
 from PIL import Image
 
@@ -23,9 +25,9 @@ NEED_EXTRAS = {
     "bench_prepare",
     "bench_prepare_dice",
     "bench_speed",
-    "peers",
     "plot_results",
 }
+IMPORTED_BY_OTHERS = {"bf16_rounding", "peers"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,9 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
 
 
-@pytest.mark.parametrize("name", sorted({path.stem for path in BENCHMARKS.glob("*.py")} - NEED_EXTRAS))
+@pytest.mark.parametrize(
+    "name", sorted({path.stem for path in BENCHMARKS.glob("*.py")} - NEED_EXTRAS - IMPORTED_BY_OTHERS)
+)
 def test_benchmarks_use_the_package_as_it_is(name: str) -> None:
     assert callable(importlib.import_module(name).main)
 
@@ -111,3 +115,21 @@ def test_the_fit_finds_a_line_and_its_interval() -> None:
     assert judged["mean_error"] < 0.6 * judged["mean_error_of_the_mean"]
     assert judged["spearman"] > 0.8
     assert judged["auc_below_0.7"] > 0.85
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_bf16_by_rounding_is_bf16(biased: bool) -> None:
+    rounding = importlib.import_module("bf16_rounding").Bf16ByRounding()
+    torch.manual_seed(0)
+    layer = torch.nn.Conv3d(3, 5, 3, stride=2, padding=1, bias=biased)
+    images = torch.randn(2, 3, 8, 7, 6, requires_grad=True)
+    found = []
+    for mode in (contextlib.nullcontext(), rounding):
+        with mode, torch.autocast("cpu", torch.bfloat16):
+            maps = layer(images)
+        found.append([maps, *torch.autograd.grad(maps.float().square().sum(), [images, *layer.parameters()])])
+    for native, rounded in zip(*found, strict=True):
+        assert rounded.dtype == native.dtype
+        assert torch.allclose(rounded.float(), native.float(), rtol=2**-7, atol=2**-7 * native.abs().max().item())
+    with rounding:
+        assert torch.equal(layer(images), torch.nn.functional.conv3d(images, layer.weight, layer.bias, 2, 1))
