@@ -1,6 +1,6 @@
-"""How well a set segments patients that it never saw, in each precision, with 95 % intervals over the patients.
+"""How well a set segments patients that it never saw, in each precision or budget, with intervals over the patients.
 
-    python benchmarks/bench_accuracy.py DATA WORK OUT.json [--weights SET...] [--only bf16 ...]
+    python benchmarks/bench_accuracy.py DATA WORK OUT.json [--weights SET...] [--only bf16 ... | --vram 64M 32M ...]
 
 DATA: a folder of labelled cases. Every case is segmented from NIfTI to NIfTI as `lowmem-brats segment` does; WORK keeps
 the label maps. Nothing may be chosen by what this prints if DATA are test patients.
@@ -85,10 +85,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", nargs="+", default=())
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=list(VARIANTS))
+    parser.add_argument("--vram", nargs="+", default=(), help="in fp32 within each of these budgets, and nothing else")
     options = parser.parse_args()
+    variants = {f"fp32 in {vram}": replace(VARIANTS["fp32"], vram=vram) for vram in options.vram}
     cases, rows = read_cases(options.data)[0], []
-    for name in options.only:
-        settings = replace(VARIANTS[name], weights=options.weights)
+    for name, variant in (variants or {name: VARIANTS[name] for name in options.only}).items():
+        settings = replace(variant, weights=options.weights)
         scores, reports = score(cases, options.work / name, settings)
         rows.append(
             {
@@ -96,6 +98,7 @@ def main() -> None:
                 "regions": summary_of(scores),
                 "dice": per_patient(scores, "dice"),
                 "hd95_mm": per_patient(scores, "hd95_mm"),
+                "patches": [each.plan.patch_ZHW for each in reports if each.plan.patch_ZHW],
                 "peak_bytes": max(report.peak_bytes for report in reports),
                 "seconds_median": round(statistics.median(sum(r.seconds.values()) for r in reports), 2),
             }
