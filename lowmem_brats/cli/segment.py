@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     "--dicom-seg",
     type=options.FILE,
     metavar="STUDY",
-    help="Of a prepared case write a DICOM segmentation too; STUDY: the folder with the DICOM files of its T1ce.",
+    help="Also write the result of a prepared case as a DICOM segmentation; STUDY: the folder with its T1ce as DICOM.",
     section=RESULT,
 )
 @options.option(
