@@ -24,7 +24,8 @@ def import_(source: Path, output: Path, overwrite: bool, quiet: bool) -> None:
 
     SOURCE is the folder of a MONAI bundle with a SegResNet for BraTS, or a trained model folder of nnU-Net v2. Nothing
     in it is ever run. The order of channels and outputs, normalisation and patch are carried over; a model of which
-    something cannot be carried over is refused. The folds of an nnU-Net become sets whose predictions are averaged, one in memory at a time.
+    something cannot be carried over is refused. The folds of an nnU-Net become sets whose predictions are averaged, one
+    in memory at a time.
     """
     from lowmem_brats.networks import title_of
     from lowmem_brats.weights.foreign import write_foreign
