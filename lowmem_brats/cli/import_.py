@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @options.overwrite
 @options.quiet
 def import_(source: Path, output: Path, overwrite: bool, quiet: bool) -> None:
-    """Make a set of weights of a network that others have trained, for `segment --weights`.
+    """Make a set of weights for `segment --weights` out of a network that others have trained.
 
     SOURCE is the folder of a MONAI bundle with a SegResNet for BraTS, or a trained model folder of nnU-Net v2. Nothing
-    in it is ever run. The order of channels and outputs, normalisation and patch are carried over, and what cannot be
-    is refused. The folds of an nnU-Net become sets whose predictions are averaged, one in memory at a time.
+    in it is ever run. The order of channels and outputs, normalisation and patch are carried over; a model of which
+    something cannot be carried over is refused. The folds of an nnU-Net become sets whose predictions are averaged, one
+    in memory at a time.
     """
     from lowmem_brats.networks import title_of
     from lowmem_brats.weights.foreign import write_foreign

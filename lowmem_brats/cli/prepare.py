@@ -45,11 +45,12 @@ if TYPE_CHECKING:
 @options.gather("search", (*MODALITIES, "allow_missing"), Search.by)
 @options.gather("config", options.fields_of(PrepareConfig), PrepareConfig)
 def prepare(study: Path, search: Search, output: Path, config: PrepareConfig, overwrite: bool, quiet: bool) -> None:
-    """Make a case that `segment` takes of a raw study.
+    """Make a case for `segment` out of a raw study.
 
     STUDY is a folder with the DICOM files of an examination, at any depth, or with T1, T1ce, T2 and FLAIR as NIfTI
-    files, as they came from the scanner. T1, T2 and FLAIR are laid on T1ce, the skull is removed, and each image is
-    resampled once, to 1 mm along T1ce's axes. What does not pass the checks is refused.
+    files, as they came from the scanner. T1, T2 and FLAIR are aligned with T1ce, the skull is removed, and each image
+    is resampled once, to 1 mm along T1ce's axes; slices of T1ce that are 2 mm apart or more are kept. What does not
+    pass the checks is refused.
 
     Needs: pip install 'lowmem-brats[prepare]'
     """

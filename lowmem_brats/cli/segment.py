@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     "--dicom-seg",
     type=options.FILE,
     metavar="STUDY",
-    help="Of a prepared case write a DICOM segmentation too; STUDY: the folder with the DICOM files of its T1ce.",
+    help="Also write the result of a prepared case as a DICOM segmentation; STUDY: the folder with its T1ce as DICOM.",
     section=RESULT,
 )
 @options.option(
@@ -98,7 +98,7 @@ def segment(
     Exit code:
       0    every case is segmented, or was before, or another command is at it
       1    stopped by Ctrl-C, or by a mistake in the program
-      2    a mistake in the command or its case, or every case failed
+      2    a mistake in the command or its case, every case failed, or the tables could not be written
       3    some cases failed, the others are segmented
       143  ended by SIGTERM
     """

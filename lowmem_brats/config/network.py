@@ -41,7 +41,7 @@ class NetworkConfig:
     """Number of 2×2 poolings; H and W must be multiples of 2^depth."""
     norm: str = Setting(
         "--norm",
-        "Norms of the U-Net: group, of 8 groups; none, calibrated once at the start; batch, as in the paper.",
+        "Norms: group, of 8 groups; none, for the U-Net alone, calibrated once at the start; batch, as in the paper.",
         NETWORKS,
         choices=words("group", "none", "batch"),
     ).default("group")

@@ -15,14 +15,14 @@ class SegmentConfig:
 
     weights: str | Sequence[str] = Setting(
         "--weights",
-        "A shipped set's name, or a folder written by `train`; given again, the sets share the views. Default: the "
-        "shipped set.",
+        "A shipped set's name, or a folder written by `train` or `import`; given again, the sets share the views. "
+        "Default: the shipped set.",
         MAIN,
         metavar="SET",
     ).default(())
     member: str | None = Setting(
         "--member",
-        "Of a bank let this member segment the case alone, as a set of its own; no decision network chooses slices.",
+        "Let this member of a bank segment the case alone, without the decision network.",
         MAIN,
         metavar="NAME",
     ).default(None)
@@ -43,7 +43,7 @@ class SegmentConfig:
     ).default(False)
     fast: bool = Setting(
         "--fast",
-        "See axial slices only, with the first of several sets: a third of the close look, less accurate.",
+        "See axial slices only, with the first of several sets: faster, but less accurate.",
         MAIN,
     ).default(False)
     narrow: bool = Setting(

@@ -3,7 +3,7 @@
 Every second axial slice is run first, then the axial slices next to one where something was found, then the coronal and
 sagittal slices that cross what the axial ones found. A voxel that one of the views has not looked at stays background.
 This is not exact: a finding on a single axial slice between two others, or one that only the other views show, is
-missed. docs/segmenting.md gives the difference in Dice.
+missed. docs/architecture.md gives the difference in Dice.
 Shape suffix: N slices of a view.
 """
 

@@ -91,7 +91,7 @@ def row_weights(cases: Sequence[CachedCase], rows: npt.NDArray[np.int64]) -> npt
     """How often to draw each of the rows, relative to each other.
 
     A case counts as the fourth root of its slices, so one of a single slice is neither lost among volumes nor as good
-    as one (weights/README.md compares it with the square root); of its slices, one that holds d nested regions counts
+    as one (docs/history.md compares it with the square root); of its slices, one that holds d nested regions counts
     1 + d times.
     """
     depths = np.array([cases[i].depth_VN[view][number] for i, view, number in rows.tolist()])
