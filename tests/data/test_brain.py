@@ -236,12 +236,32 @@ def test_images_without_any_air_are_a_warning() -> None:
     assert "do not look skull-stripped" in notes[-1]
 
 
-def test_a_flair_of_part_of_the_brain_stays_a_part() -> None:
+@pytest.mark.parametrize("modality", ["t1ce", "flair"])
+def test_an_image_of_part_of_the_brain_stays_a_part_and_is_a_warning(modality: str) -> None:
     part = CLEAN.copy()
-    part[3, :, :, 20:] = 0
+    part[MODALITIES.index(modality), :, :, 20:] = 0
     cleaned_CXYZ, notes = isolate(part)
     np.testing.assert_array_equal(cleaned_CXYZ, part)
-    assert notes == []
+    (text,) = notes
+    assert text.startswith(f"{modality}: has signal in 50% of the brain that the others show")
+
+
+def test_a_label_map_in_place_of_an_image_is_a_warning() -> None:
+    wrong = CLEAN.copy()
+    wrong[2] = np.where(ball(0.3), 1, 0) + np.where(ball(0.2), 3, 0)
+    _, notes = isolate(wrong)
+    assert [text.split(" of the brain")[0] for text in notes] == ["t2: has signal in 6%"]
+
+
+@pytest.mark.parametrize("missing", [(), ("t1", "flair")])
+def test_a_mask_in_place_of_an_image_is_a_warning(missing: tuple[str, ...]) -> None:
+    """Its z-scores are 0 everywhere, as of an image that is missing."""
+    masked = CLEAN.copy()
+    masked[2] = BRAIN
+    for modality in missing:
+        masked[MODALITIES.index(modality)] = 0
+    _, notes = isolate(masked, missing)
+    assert notes == ["t2: all of the brain has one value, so nothing is seen in it: is it a mask?"]
 
 
 def test_a_missing_modality_stays_zero() -> None:
