@@ -156,9 +156,9 @@ def _apart(case: Case) -> list[str]:
     found = measure_alignment(case.images_CXYZ, case.missing, case.spacing_mm)
     anchor = "t1ce" if "t1ce" not in case.missing else "the first image"
     mirrored = [
-        f"{modality} is mirrored, left for right, against {anchor}, or does not show the same head: they share "
-        f"{fit.over_mirror:.1f} times the information that they share with one of them mirrored: the result may be "
-        "wrong; check how the files were converted"
+        f"{modality} is mirrored, left for right, against {anchor}: they share {fit.over_mirror:.1f} times the "
+        "information that they share with one of them mirrored: the result may be wrong; check how the files were "
+        "converted"
         for modality, fit in found.items()
         if fit.mirrored
     ]

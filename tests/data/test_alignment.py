@@ -32,6 +32,7 @@ def test_one_that_was_moved_is_noticed_and_no_other(images_CXYZ: np.ndarray, mod
     moved_CXYZ[channel] = np.roll(moved_CXYZ[channel], 3, axis)  # 7.5 mm
     found = measure_alignment(moved_CXYZ, [], SPACING_MM)
     assert [name for name, fit in found.items() if fit.apart] == [modality]
+    assert not [name for name, fit in found.items() if fit.mirrored]
     assert found[modality].over_best < 1
 
 
@@ -64,3 +65,4 @@ def test_images_of_different_places_share_nothing(images_CXYZ: np.ndarray) -> No
     apart_CXYZ[1, :40] = 0
     fit = measure_alignment(apart_CXYZ, [], SPACING_MM)["t1"]
     assert fit.apart
+    assert not fit.mirrored

@@ -132,7 +132,7 @@ def test_one_orientation_code_is_no_warning(
 ) -> None:
     folder = write_case(tmp_path / "case", modalities=("t1ce", "t2", "flair"))
     original = nibabel.load(folder / "case_t2.nii.gz")
-    save_nifti(folder / "case_t1.nii.gz", np.asarray(original.dataobj), LPS_AFFINE, *codes)
+    save_nifti(folder / "case_t1.nii.gz", 2 * np.asarray(original.dataobj), LPS_AFFINE, *codes)
     assert read_case(find_case(folder)).warnings == []
 
 
