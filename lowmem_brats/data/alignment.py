@@ -27,6 +27,10 @@ SAMPLING_MM = 2.0
 """Finer grids are looked at in steps of about this size."""
 SURELY_APART = 1.25
 """Of 84 BraTS cases none is apart; the worst pairs of images have 1.29 times the mean and 1.06 times the best."""
+MIRRORED = 0.8
+"""Of nine pairs of images of BraTS all have 2.4 or more, and 0.41 or less where one is mirrored."""
+NOTHING = 1e-6
+"""Nats of mutual information that are as good as none."""
 SMALLEST_BRAIN_ML = 700
 """A smaller volume, such as a synthetic case's, is not judged."""
 
@@ -39,6 +43,13 @@ class Alignment:
     """Mutual information in place, over the mean of all shifts to both sides along each axis."""
     over_best: float
     """The same over the largest of the shifts; below 1 the images lie better on each other when shifted."""
+    over_mirror: float
+    """The same with the middles of both brains on each other along X, over that with one mirrored, left for right."""
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether left is right in one of the images. Heads are so alike on both sides that shifts do not tell."""
+        return self.over_mirror < MIRRORED
 
     @property
     def apart(self) -> bool:
@@ -72,7 +83,20 @@ def _compare(fixed: Levels, moving: Levels, voxels: Sequence[int]) -> Alignment:
         for axis, sign in product(range(3), (1, -1))
     ]
     in_place = shared_information(fixed, moving)
-    return Alignment(in_place / max(float(np.mean(aside)), 1e-9), in_place / max(*aside, 1e-9))
+    first, second = _centred(fixed, moving)
+    same, mirrored = (max(shared_information(first, each), NOTHING) for each in (second, second[::-1]))
+    return Alignment(in_place / max(float(np.mean(aside)), 1e-9), in_place / max(*aside, 1e-9), same / mirrored)
+
+
+def _centred(fixed: Levels, moving: Levels) -> tuple[Levels, Levels]:
+    """The parts of two images that lie on each other once the middles of their brains do, along X."""
+    extents = [np.flatnonzero((levels >= 0).any(axis=(1, 2))) for levels in (fixed, moving)]
+    if not all(extent.size for extent in extents):
+        return fixed[:0], moving[:0]
+    length = min(int(extent[-1] - extent[0]) + 1 for extent in extents)
+    starts = [int(extent[0] + extent[-1] + 1 - length) // 2 for extent in extents]
+    first, second = (slice(start, start + length) for start in starts)
+    return fixed[first], moving[second]
 
 
 def grey_levels(image: npt.NDArray[np.float32]) -> Levels:

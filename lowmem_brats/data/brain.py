@@ -45,6 +45,8 @@ SMALLEST_BRAIN_ML = 700
 MOST_ALONE_ML = 100
 """Volume with signal in one modality alone from which a warning is given. Clean BraTS cases have up to 23 mL; a part of
 a skull has hundreds."""
+WHOLE = 0.9
+"""Share of the brain from which on a modality is taken to show all of it; in BraTS cases it is 1."""
 SPECK = 0.01
 """Pieces smaller than this share of the largest one are dropped: they are specks in the air."""
 INVERTED = 0.9
@@ -85,6 +87,7 @@ def isolate_brain(images_CXYZ: Image, missing: Sequence[str], voxel_mm3: float) 
             raise InputError(modality, "no signal where the others have brain", "one patient, co-registered", _ALIGN)
         clipped = _clean(images_CXYZ[MODALITIES.index(modality)], mask_XYZ, look)
         notes += [f"{modality}: {note}" for note in [*_told(look, mask_XYZ, voxel_mm3), *clipped]]
+    notes += _partial({m: images_CXYZ[MODALITIES.index(m)] != 0 for m in looks})
     return notes + _judge_volume(brain_XYZ, voxel_mm3)
 
 
@@ -230,6 +233,8 @@ def _clean(image_XYZ: Image, mask_XYZ: Mask, look: _Look) -> list[str]:
     image_XYZ[...] = 0
     image_XYZ[mask_XYZ] = contrast
     notes = []
+    if values.min() == values.max():
+        notes.append("all of the brain has one value, so nothing is seen in it: is it a mask?")
     if np.mean(contrast < 0) > INVERTED:
         notes.append("nearly all of the brain is darker than the background: is the image inverted?")
     # A few voxels of every image are clipped; a note is given only if that changes its z-scores.
@@ -250,6 +255,24 @@ def _told(look: _Look, mask_XYZ: Mask, voxel_mm3: float) -> list[str]:
     lost_ml = np.count_nonzero(look.mask_XYZ & ~mask_XYZ) * voxel_mm3 / 1000
     if look.exact and lost_ml >= 1:
         notes.append(f"{lost_ml:.0f} mL outside the brain are left out")
+    return notes
+
+
+def _partial(masks: Mapping[str, Mask]) -> list[str]:
+    """A note on each modality without signal in a part of the brain; `masks`: where each has signal.
+
+    The brain that the others show is where two of them, or the only other one, have signal.
+    """
+    count_XYZ = np.zeros(next(iter(masks.values())).shape, np.uint8)
+    for mask_XYZ in masks.values():
+        count_XYZ += mask_XYZ
+    notes = []
+    for modality, mask_XYZ in masks.items():
+        others_XYZ = count_XYZ - mask_XYZ >= min(2, len(masks) - 1)
+        share = float(mask_XYZ[others_XYZ].mean()) if others_XYZ.any() else 1.0
+        if share < WHOLE:
+            found = f"{modality}: has signal in {share:.0%} of the brain that the others show"
+            notes.append(f"{found}: the result may be wrong in the rest of it")
     return notes
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,11 @@ MSD_ORDER = ("flair", "t1", "t1ce", "t2")
 NUMBERED = (
     "_0000 to _0003 are taken for T1, T1ce, T2, FLAIR, as in nnU-Net's Dataset 137; where they are in another order, "
     "name the files with --t1, --t1ce, --t2, --flair"
+)
+
+STACKED = (
+    "the volumes of a 4-D file are taken for FLAIR, T1, T1ce, T2, as in the Medical Segmentation Decathlon; where they "
+    "are in another order, make a file of each and name them with --t1, --t1ce, --t2, --flair"
 )
 
 
@@ -71,7 +77,8 @@ def read_case(files: CaseFiles) -> Case:
     """
     volumes = _read_stacked(files.stacked) if files.stacked else {m: read_volume(p) for m, p in files.images.items()}
     paths = {m: files.stacked or files.images[m] for m in volumes}
-    return _on_one_grid(files.case_id, volumes, paths, [*files.notes, *([NUMBERED] if files.numbered else [])])
+    assumed = [NUMBERED] * files.numbered + [STACKED] * (files.stacked is not None)
+    return _on_one_grid(files.case_id, volumes, paths, [*files.notes, *assumed])
 
 
 def case_of(images: Mapping[str, NiftiImage], allow_missing: Collection[str] = (), case_id: str = "case") -> Case:
@@ -110,7 +117,8 @@ def _on_one_grid(case_id: str, volumes: Mapping[str, Volume], paths: Mapping[str
     case = Case(case_id, images_CXYZ, reference, missing)
     done_to_images = isolate_brain(images_CXYZ, missing, float(np.prod(case.spacing_mm)))
     case.cleaned = dict(_cleaned(images_CXYZ, volumes))
-    case.warnings = notes + _warnings(case) + _warnings_of_headers(volumes) + done_to_images + _apart(case)
+    case.warnings = notes + _warnings(case) + _warnings_of_headers(volumes) + _alike(volumes)
+    case.warnings += done_to_images + _apart(case)
     return case
 
 
@@ -147,12 +155,29 @@ def _apart(case: Case) -> list[str]:
     """A warning for each modality that does not lie on the others."""
     found = measure_alignment(case.images_CXYZ, case.missing, case.spacing_mm)
     anchor = "t1ce" if "t1ce" not in case.missing else "the first image"
-    return [
+    mirrored = [
+        f"{modality} is mirrored, left for right, against {anchor}: they share {fit.over_mirror:.1f} times the "
+        "information that they share with one of them mirrored: the result may be wrong; check how the files were "
+        "converted"
+        for modality, fit in found.items()
+        if fit.mirrored
+    ]
+    return mirrored + [
         f"{modality} does not lie on {anchor}: they share {fit.over_mean:.1f} times the information that they share "
         "shifted by 8 mm, and registered images 1.3 to 8 times: the result may be wrong; register them first "
         "(lowmem-brats prepare)"
         for modality, fit in found.items()
-        if fit.apart
+        if fit.apart and not fit.mirrored
+    ]
+
+
+def _alike(volumes: Mapping[str, Volume]) -> list[str]:
+    """A warning for each two modalities that are one image."""
+    return [
+        f"{first} and {second} are the same image, voxel by voxel: one of them is not what its name says, and the "
+        "result may be wrong"
+        for first, second in combinations(volumes, 2)
+        if np.array_equal(volumes[first].data, volumes[second].data)
     ]
 
 

@@ -45,7 +45,7 @@ class SliceStack:
 
     slices_ZCHW: npt.NDArray[Any]
     """Z-scored, fp16; H and W are multiples of the stride, Z too where the brain can be seen from other sides. A whole
-    volume, for networks of patches, is fp32 and as large as it is."""
+    volume, for imported networks of patches, is fp32 and as large as it is."""
     brain_ZHW: npt.NDArray[np.bool_]
     """Where any modality is not 0."""
     flat: bool

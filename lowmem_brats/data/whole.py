@@ -1,4 +1,4 @@
-"""A whole volume, uncropped and in fp32, as networks of patches see it.
+"""A whole volume, uncropped and in fp32, as imported networks of patches see it.
 
 Axes: C modalities, X Y Z voxels in LPS order, Z H W the same as axial slices, rows and columns.
 """

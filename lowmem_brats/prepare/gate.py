@@ -16,6 +16,8 @@ LEAST_MASK_OVERLAP = 0.9
 LEAST_OVER_PROBES = 1.25
 """Of `probes.over_probes`: 21 good registrations have 1.44 or more, 126 broken ones 1.11 or less."""
 MOST_ROTATION_DEGREES, MOST_SHIFT_MM = 25.0, 40.0
+MOST_DARK = 0.25
+"""Share of the brain without any signal. Where the mean was subtracted from an image, half of the brain is below 0."""
 LEAST_COVERED, WHOLE = 0.6, 0.97
 """Share of the brain that a modality's field of view must hold, and from which nothing is said."""
 
@@ -49,6 +51,14 @@ def judge_modality(modality: str, found: Measures) -> list[str]:
     if found.covered < LEAST_COVERED:
         problems.append(f"{modality} shows {found.covered:.0%} of the brain only")
     return problems
+
+
+def judge_signal(modality: str, dark_share: float) -> list[str]:
+    """What is wrong with a modality's intensities; `dark_share`: of the brain, as `lay.dark_share`."""
+    if dark_share <= MOST_DARK:
+        return []
+    found = f"{modality} is 0 or less in {dark_share:.0%} of the brain"
+    return [f"{found}: expected intensities as the scanner wrote them, not normalised ones"]
 
 
 def judge_brain(millilitres: float, pieces: int, overlap_t1: float | None) -> list[str]:

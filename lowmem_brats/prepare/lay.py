@@ -75,6 +75,12 @@ def laid_by(found: Registration, moving: Any, anchor: Anchor) -> Laid:
     return Laid(found, image_XYZ, Measures(found.rotation_degrees, found.shift_mm, fit, covered))
 
 
+def dark_share(image_XYZ: Image) -> float:
+    """Share of an image's brain that has its lowest value, as what was 0 or less has after `kept`."""
+    inside = image_XYZ[image_XYZ != 0]
+    return float((inside == inside.min()).mean()) if inside.size else 0.0
+
+
 def kept(image_XYZ: Image, mask_XYZ: Mask) -> Image:
     """The image inside the mask, 0 outside; inside, nothing is 0, so that all of the mask counts as brain."""
     inside = image_XYZ[mask_XYZ]

@@ -22,7 +22,7 @@ from lowmem_brats.errors import InputError
 from lowmem_brats.prepare import gate, itk
 from lowmem_brats.prepare.brain_mask import Brain, find_brain, grown, overlap
 from lowmem_brats.prepare.extra import check_installed
-from lowmem_brats.prepare.lay import Anchor, kept, lay_on
+from lowmem_brats.prepare.lay import Anchor, dark_share, kept, lay_on
 from lowmem_brats.prepare.register import Registration
 from lowmem_brats.prepare.source import ANCHOR, Study
 from lowmem_brats.prepare.study import find_study
@@ -149,6 +149,9 @@ def _judge(prepared: Prepared) -> None:
     for modality, measures in prepared.measures.items():
         prepared.problems += gate.judge_modality(modality, measures)
         prepared.warnings += gate.remarks(modality, measures)
+    for modality in prepared.study.sources:
+        share = dark_share(prepared.images_CXYZ[MODALITIES.index(modality)])
+        prepared.problems += gate.judge_signal(modality, share)
     prepared.problems += gate.judge_brain(brain.millilitres(prepared.t1ce), brain.pieces, prepared.overlap_t1)
     if brain.made_by == "skull-stripped before":
         prepared.warnings.append("T1ce is skull-stripped already: what is left of it is taken for the brain")

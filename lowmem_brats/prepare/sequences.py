@@ -23,6 +23,7 @@ _OTHER = {
     "susceptibility": "swi swan t2star t2s hemo qsm phase pha fieldmap",
     "localizer": "localizer localiser loc scout survey aahead calibration calib cal 3plane",
     "spectroscopy": "mrs spectro csi svs press",
+    "double inversion": "dir",
     "derived": "derived subtraction sub screensave screen report projection smartbrain",
 }
 _AGENT = "gd gad gado gadolinium post postcontrast postgad postgd contrast ce km c+ +c"
@@ -84,7 +85,7 @@ def guess(series: Series) -> Guess:
         return Guess(None, "no echo time in its header")
     if inversion > SUPPRESSES_WATER_MS and echo > LONG_ECHO_MS:
         return Guess("flair", f"TI {inversion:g} ms, TE {echo:g} ms")
-    if echo > T2_ECHO_MS and repetition and repetition > LONG_REPETITION_MS:
+    if echo > T2_ECHO_MS and not inversion and repetition and repetition > LONG_REPETITION_MS:
         return Guess("t2", f"TE {echo:g} ms, TR {repetition:g} ms")
     if echo < SHORT_ECHO_MS and not inversion and (repetition or 0) > LONG_REPETITION_MS:
         return Guess(None, f"TE {echo:g} ms, TR {repetition:g} ms, no TI: proton density")

@@ -187,8 +187,11 @@ def _segment(
 
 
 def _seen_by(weights: WeightsSet, case: Case) -> SliceStack:
-    """A case as the networks of a set see it: the brain's slices, or the whole volume for patches."""
-    if patches_of(weights.network) is None:
+    """A case as the networks of a set see it: the brain, prepared as for a training here, or the whole volume.
+
+    The whole volume is for imported networks of patches, as their authors prepare it.
+    """
+    if patches_of(weights.network) is None or weights.network.cropped:
         return prepare(case.images_CXYZ, weights.stride, case.spacing_mm)
     file = weights.files[0]
     return prepare_whole(case.stored_CXYZ, file.preprocessing, file.modalities)

@@ -39,11 +39,12 @@ def predict_volume(
 ) -> Prediction:
     """Segment a whole volume with a network that `segment.stack.place` has put where the plan wants it.
 
-    `stack`: as `prepare_whole` makes it; `plan`: of patches. The logits are 0 outside what the plan looks at. Raises
-    BudgetError if a single patch does not fit, and NotFinite at the first batch with logits that are NaN or infinite.
+    `stack`: as `prepare_whole` makes it, or as `prepare` for a network trained here; `plan`: of patches. The logits are
+    0 outside what the plan looks at. Raises BudgetError if a single patch does not fit, and NotFinite at the first
+    batch with logits that are NaN or infinite.
     """
     field = box_of(stack.brain_ZHW) if plan.cropped else (slice(None), slice(None), slice(None))
-    images_CZHW = stack.slices_ZCHW.swapaxes(0, 1)[(slice(None), *field)]
+    images_CZHW = stack.slices_ZCHW.swapaxes(0, 1)[(slice(None), *field)].astype(np.float32, copy=False)
     found = _Volume(network, images_CZHW, plan, on_progress)
     found.run()
     sum_KZHW = np.zeros((len(found.logits_KZHW), *stack.brain_ZHW.shape), np.float32)

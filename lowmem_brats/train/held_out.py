@@ -60,7 +60,8 @@ def score_held_out(
     for number, case in enumerate(cases, 1):
         path = results / f"{case.case_id}_seg.nii.gz"
         try:
-            segment_case(case, path, settings)
+            result = segment_case(case, path, settings)
+            notes += [f"{case.case_id}: {text}" for text in result.report.warnings]
             scores += evaluate_pairs([(case.case_id, path, case.labels[0])], convention, convention)
         except Exception as error:
             notes.append(f"{case.case_id}: not scored: {describe(error)}")

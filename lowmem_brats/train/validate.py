@@ -149,7 +149,7 @@ def _plan(config: NetworkConfig, device: str, precision: str) -> InferencePlan:
 
 def _volume(case: CachedCase) -> SliceStack:
     """A case as networks of patches see it: its brain, which is all that they look at."""
-    slices_ZCHW = case.slices_ZCHW.astype(np.float32)
+    slices_ZCHW = case.slices_ZCHW
     depth, _, height, width = slices_ZCHW.shape
     return SliceStack(slices_ZCHW, (slices_ZCHW != 0).any(axis=1), case.flat, (0, 0, 0), (width, height, depth))
 

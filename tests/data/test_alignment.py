@@ -32,7 +32,18 @@ def test_one_that_was_moved_is_noticed_and_no_other(images_CXYZ: np.ndarray, mod
     moved_CXYZ[channel] = np.roll(moved_CXYZ[channel], 3, axis)  # 7.5 mm
     found = measure_alignment(moved_CXYZ, [], SPACING_MM)
     assert [name for name, fit in found.items() if fit.apart] == [modality]
+    assert not [name for name, fit in found.items() if fit.mirrored]
     assert found[modality].over_best < 1
+
+
+@pytest.mark.parametrize("modality", ["t1", "t2", "flair"])
+def test_one_that_was_mirrored_is_noticed_and_no_other(images_CXYZ: np.ndarray, modality: str) -> None:
+    mirrored_CXYZ = images_CXYZ.copy()
+    channel = MODALITIES.index(modality)
+    mirrored_CXYZ[channel] = mirrored_CXYZ[channel, ::-1]
+    for given_CXYZ, wrong in ((images_CXYZ, []), (mirrored_CXYZ, [modality])):
+        found = measure_alignment(given_CXYZ, [], SPACING_MM)
+        assert [name for name, fit in found.items() if fit.mirrored] == wrong
 
 
 def test_without_t1ce_the_first_image_is_what_the_others_lie_on(images_CXYZ: np.ndarray) -> None:
@@ -54,3 +65,4 @@ def test_images_of_different_places_share_nothing(images_CXYZ: np.ndarray) -> No
     apart_CXYZ[1, :40] = 0
     fit = measure_alignment(apart_CXYZ, [], SPACING_MM)["t1"]
     assert fit.apart
+    assert not fit.mirrored

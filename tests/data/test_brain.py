@@ -215,7 +215,7 @@ def test_a_skull_in_some_modalities_is_cut_to_the_brain_of_the_others(skulls: tu
 @pytest.mark.parametrize(("millilitres", "told"), [(90, False), (110, True), (400, True)])
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_part_of_a_skull_in_one_modality_is_a_warning(modality: str, millilitres: int, told: bool) -> None:
-    """Too little to make the whole larger than a brain."""
+    """Too little to make the whole larger than a brain; what two images show of it, the others lack if it is large."""
     part = CLEAN.copy()
     piece = np.zeros_like(BRAIN)
     piece.flat[np.flatnonzero(HEAD & ~BRAIN)[: round(millilitres * 1000 / VOXEL_MM3)]] = True
@@ -227,7 +227,9 @@ def test_a_part_of_a_skull_in_one_modality_is_a_warning(modality: str, millilitr
     for pair in (MODALITIES[:2], MODALITIES[2:]):
         shared = CLEAN.copy()
         shared[[MODALITIES.index(each) for each in pair], ...] = np.where(piece, 450, CLEAN[[0, 1]])
-        assert isolate(shared)[1] == [], "in two of them it is no news"
+        notes = isolate(shared)[1]
+        others = [each for each in MODALITIES if each not in pair] if millilitres == 400 else []
+        assert [text.split(" in ")[0] for text in notes] == [f"{each}: has signal" for each in others]
 
 
 def test_images_without_any_air_are_a_warning() -> None:
@@ -236,12 +238,32 @@ def test_images_without_any_air_are_a_warning() -> None:
     assert "do not look skull-stripped" in notes[-1]
 
 
-def test_a_flair_of_part_of_the_brain_stays_a_part() -> None:
+@pytest.mark.parametrize("modality", ["t1ce", "flair"])
+def test_an_image_of_part_of_the_brain_stays_a_part_and_is_a_warning(modality: str) -> None:
     part = CLEAN.copy()
-    part[3, :, :, 20:] = 0
+    part[MODALITIES.index(modality), :, :, 20:] = 0
     cleaned_CXYZ, notes = isolate(part)
     np.testing.assert_array_equal(cleaned_CXYZ, part)
-    assert notes == []
+    (text,) = notes
+    assert text.startswith(f"{modality}: has signal in 50% of the brain that the others show")
+
+
+def test_a_label_map_in_place_of_an_image_is_a_warning() -> None:
+    wrong = CLEAN.copy()
+    wrong[2] = np.where(ball(0.3), 1, 0) + np.where(ball(0.2), 3, 0)
+    _, notes = isolate(wrong)
+    assert [text.split(" of the brain")[0] for text in notes] == ["t2: has signal in 6%"]
+
+
+@pytest.mark.parametrize("missing", [(), ("t1", "flair")])
+def test_a_mask_in_place_of_an_image_is_a_warning(missing: tuple[str, ...]) -> None:
+    """Its z-scores are 0 everywhere, as of an image that is missing."""
+    masked = CLEAN.copy()
+    masked[2] = BRAIN
+    for modality in missing:
+        masked[MODALITIES.index(modality)] = 0
+    _, notes = isolate(masked, missing)
+    assert notes == ["t2: all of the brain has one value, so nothing is seen in it: is it a mask?"]
 
 
 def test_a_missing_modality_stays_zero() -> None:

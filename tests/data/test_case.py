@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from conftest import LPS_AFFINE, NAMES, SHAPE_XYZ, SaveNifti, WriteCase
 from stored_volumes import SPACED_AFFINE, assert_same_grid, assert_same_places, numbered, store_as
 
 from lowmem_brats.config import MODALITIES
-from lowmem_brats.data.case import NUMBERED, read_case
+from lowmem_brats.data.case import NUMBERED, STACKED, case_of, read_case
 from lowmem_brats.data.case_files import find_case
 from lowmem_brats.data.nifti import read_label, write_label_map
+from lowmem_brats.data.phantom import make_phantom
 
 
 @pytest.mark.parametrize("names", NAMES)
@@ -61,7 +63,7 @@ def test_a_stacked_file_lands_in_the_right_channels(
     source = save_nifti(tmp_path / "BRATS_001.nii.gz", np.stack([data for data, _ in stored], axis=3), stored[0][1])
     case = read_case(find_case(source))
     np.testing.assert_array_equal(case.images_CXYZ, [volumes[m] for m in MODALITIES])
-    assert (case.case_id, case.missing, case.warnings) == ("BRATS_001", [], [])
+    assert (case.case_id, case.missing, case.warnings) == ("BRATS_001", [], [STACKED])
     label_XYZ = volumes["seg"].astype(np.uint8)
     write_label_map(label_XYZ, case.reference, tmp_path / "out.nii.gz")
     assert_same_grid(tmp_path / "out.nii.gz", source)
@@ -130,7 +132,7 @@ def test_one_orientation_code_is_no_warning(
 ) -> None:
     folder = write_case(tmp_path / "case", modalities=("t1ce", "t2", "flair"))
     original = nibabel.load(folder / "case_t2.nii.gz")
-    save_nifti(folder / "case_t1.nii.gz", np.asarray(original.dataobj), LPS_AFFINE, *codes)
+    save_nifti(folder / "case_t1.nii.gz", 2 * np.asarray(original.dataobj), LPS_AFFINE, *codes)
     assert read_case(find_case(folder)).warnings == []
 
 
@@ -181,3 +183,22 @@ def test_an_image_on_a_noisy_background_stays_cleaned(tmp_path: Path, write_case
     case = read_case(find_case(folder))
     assert "t2" not in case.cleaned
     np.testing.assert_array_equal(case.stored_CXYZ, case.images_CXYZ)
+
+
+@pytest.mark.parametrize(("first", "second"), [("t2", "flair"), ("t1", "t1ce")])
+def test_one_image_under_two_names_is_a_warning(tmp_path: Path, write_case: WriteCase, first: str, second: str) -> None:
+    """As where a copy was made in place of a modality that was not scanned."""
+    folder = write_case(tmp_path / "case")
+    shutil.copy(folder / f"case_{first}.nii.gz", folder / f"case_{second}.nii.gz")
+    (text,) = read_case(find_case(folder)).warnings
+    assert text.startswith(f"{first} and {second} are the same image, voxel by voxel")
+
+
+def test_an_image_that_is_mirrored_against_the_others_is_a_warning() -> None:
+    images_CXYZ = make_phantom(0, (96, 96, 62)).images_CXYZ
+    affine = np.diag([-2.5, -2.5, 2.5, 1])
+    images = {m: nibabel.Nifti1Image(image, affine) for m, image in zip(MODALITIES, images_CXYZ, strict=True)}
+    assert not [text for text in case_of(images).warnings if "mirrored" in text]
+    images["t2"] = nibabel.Nifti1Image(images_CXYZ[2, ::-1], affine)
+    (text,) = (text for text in case_of(images).warnings if "lie on" in text or "mirrored" in text)
+    assert text.startswith("t2 is mirrored, left for right, against t1ce")

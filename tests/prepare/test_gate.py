@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from lowmem_brats.prepare.gate import Measures, judge_brain, judge_modality, remarks
+from lowmem_brats.prepare.gate import Measures, judge_brain, judge_modality, judge_signal, remarks
+from lowmem_brats.prepare.lay import dark_share, kept
 
 GOOD = Measures(8.9, 3.3, 1.9, 1.0)
 
@@ -52,3 +54,14 @@ def test_brain_masks(given: tuple[float, int, float | None], told: list[str]) ->
     problems = judge_brain(*given)
     assert len(problems) == len(told)
     assert all(text in problem for text, problem in zip(told, problems, strict=True))
+
+
+@pytest.mark.parametrize(("mean", "told"), [(0.0, "50%"), (-3.0, "100%"), (2.0, None), (500.0, None)])
+def test_an_image_whose_mean_was_subtracted_is_refused(mean: float, told: str | None) -> None:
+    """Of a z-scored image half of the brain is below 0, and would be one grey."""
+    brain_XYZ = np.zeros((30, 30, 30), np.bool_)
+    brain_XYZ[5:25, 5:25, 5:25] = True
+    rng = np.random.default_rng(0)
+    image_XYZ = np.where(brain_XYZ, rng.normal(mean, 1, brain_XYZ.shape), 0).astype(np.float32)
+    problems = judge_signal("t2", dark_share(kept(image_XYZ, brain_XYZ)))
+    assert [text.split(": ")[0] for text in problems] == ([f"t2 is 0 or less in {told} of the brain"] if told else [])

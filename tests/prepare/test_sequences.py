@@ -49,6 +49,14 @@ def test_what_a_series_shows(given: Series, kind: str) -> None:
         (series("AX T2*", echo=20), "susceptibility (t2star in its description)"),
         (series("T1", echo=None), "no echo time in its header"),
         (series("AX PD", echo=12, repetition=2800), "TE 12 ms, TR 2800 ms, no TI: proton density"),
+        (
+            series("AX STIR", echo=80, repetition=5000, inversion_ms=160),
+            "TE 80 ms, TR 5000 ms, TI 160 ms: neither T1, T2 nor FLAIR",
+        ),
+        (
+            series("3D DIR", echo=320, repetition=7500, inversion_ms=3000),
+            "double inversion (dir in its description)",
+        ),
         (series("PD", echo=40, repetition=3000), "TE 40 ms, TR 3000 ms, TI 0 ms: neither T1, T2 nor FLAIR"),
     ],
 )

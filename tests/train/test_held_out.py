@@ -42,6 +42,18 @@ def test_a_label_map_that_may_be_a_mask_is_told(tmp_path: Path) -> None:
     assert any(note.startswith(f"a: {case.labels[0]}: its only label is 1") for note in notes)
 
 
+def test_what_segmenting_warns_of_is_told(tmp_path: Path) -> None:
+    """Such as a fallback that changes the result; here, that the slices lie apart."""
+    folder = write_tiny_set(tmp_path / "run")
+    case = find_case(write_easy_case(tmp_path / "a"))
+    for path in (*case.images.values(), *case.labels):
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1, 1, 4, 1])), path)
+    _, notes = score_held_out(folder, [case], EASY, "fp32")
+    (note,) = notes
+    assert note.startswith("a: spacing is 1.00 × 1.00 × 4.00 mm")
+
+
 @pytest.mark.parametrize("damage", ["image", "label", "convention", "grid"])
 def test_a_case_that_cannot_be_scored_is_told_and_the_others_are(tmp_path: Path, damage: str) -> None:
     """Not even an error of this program's own keeps the others from being scored."""

@@ -6,27 +6,35 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from easy_cases import EASY, write_easy_case
 
 from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
 from lowmem_brats.data.case_files import find_case
-from lowmem_brats.data.labels import Region
+from lowmem_brats.data.labels import CONVENTIONS, Region
 from lowmem_brats.data.nifti import read_label
+from lowmem_brats.data.slice_cache import build_cache
+from lowmem_brats.engine import step
 from lowmem_brats.engine.precision import PrecisionController
 from lowmem_brats.errors import BudgetError, InputError
 from lowmem_brats.evaluate.metrics import mask_dice
 from lowmem_brats.memory.budget import MIB, MemoryBudget
 from lowmem_brats.memory.planner import plan_inference, plan_train
+from lowmem_brats.networks import PatchNetwork, build_patch_network
 from lowmem_brats.networks.segresnet import SegResNet
 from lowmem_brats.segment.case import segment_case
 from lowmem_brats.train import networks as module
 from lowmem_brats.train.networks import TrainListener
 from lowmem_brats.train.report import TrainReport, read_run
 from lowmem_brats.train.run import train_set
-from lowmem_brats.weights.file import load_patch_network
+from lowmem_brats.train.validate import validate
+from lowmem_brats.weights.file import load_patch_network, save_network
+from lowmem_brats.weights.header import WeightsFile
+from lowmem_brats.weights.index import write_index
 from lowmem_brats.weights.store import open_set
 
 pytest.importorskip("monai")
@@ -93,6 +101,61 @@ def test_the_run_folder_is_a_set_that_is_planned_and_segments(
     truth = read_label(data / case / f"{case}_seg.nii.gz").data
     dice = mask_dice(np.asarray(result.label_XYZ) > 0, np.asarray(truth) > 0)
     assert dice == pytest.approx(validated["wt"][1], abs=0.02), "as validation saw it, but for weights in fp16"
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[npt.NDArray[np.float32]]:
+    """Every batch of patches that a network is shown."""
+    shown, plain = list[npt.NDArray[np.float32]](), step.predict_patches
+
+    def remember(network: PatchNetwork, patches: torch.Tensor) -> torch.Tensor:
+        shown.append(patches.float().numpy().copy())
+        return plain(network, patches)
+
+    monkeypatch.setattr(step, "predict_patches", remember)
+    return shown
+
+
+@pytest.mark.parametrize(("axis", "name"), [(0, "sagittal"), (1, "coronal")])
+def test_thick_slices_are_interpolated_for_segmenting_as_for_training(
+    pristine: Path, tmp_path: Path, seen: list[npt.NDArray[np.float32]], axis: int, name: str
+) -> None:
+    """The same voxels to the bit, also where some are so bright that they are clipped; the result on the case's grid"""
+    case = every_third_slice(pristine, tmp_path / "thick", axis)
+    torch.manual_seed(0)
+    network = build_patch_network(replace(CROPPED, patch="48x56x48")).eval()
+    network.take_masks_at([-3.5, -3.0, -2.5])
+    path = tmp_path / "set" / "all.safetensors"
+    path.parent.mkdir()
+    save_network(network, WeightsFile(path, tuple(Region), replace(CROPPED, patch="48x56x48"), {}, {}))
+    write_index(path.parent, "set", dict.fromkeys(Region, path))
+    (cached,), _ = build_cache([find_case(case)], tmp_path / "cache", 8, CONVENTIONS["brats2020"])
+    validate(network.state_dict(), replace(CROPPED, patch="48x56x48"), [cached], tuple(Region), "cpu", "fp32")
+    settings = SegmentConfig(weights=str(path.parent), device="cpu", precision="fp32", min_confidence=0.0)
+    result = segment_case(find_case(case), tmp_path / "seg.nii.gz", settings)
+    learnt, segmented = seen
+    np.testing.assert_array_equal(segmented, learnt)
+    told = f"thick {name} slices are interpolated to 3 times as many for the networks"
+    assert told in cached.warnings
+    assert told in result.report.warnings
+    assert result.label_XYZ.any()
+    written, image = (nibabel.load(file) for file in (tmp_path / "seg.nii.gz", next(case.glob("*_t1.nii.gz"))))
+    assert written.shape == image.shape
+    np.testing.assert_array_equal(written.affine, image.affine)
+    assert result.report.peak_bytes == result.report.plan.predicted_bytes
+
+
+def every_third_slice(case: Path, folder: Path, axis: int) -> Path:
+    """Write the case with slices three times as far apart along X or Y, and a few very bright voxels."""
+    folder.mkdir()
+    for path in case.glob("*.nii.gz"):
+        image = nibabel.load(path)
+        voxels = np.asarray(image.dataobj).take(range(0, image.shape[axis], 3), axis)
+        if not path.name.endswith("_seg.nii.gz"):
+            voxels[tuple(side // 2 for side in voxels.shape)] = 30000
+        affine = image.affine @ np.diag([3.0 if each == axis else 1.0 for each in range(4)])
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), folder / path.name)
+    return folder
 
 
 def test_going_on_gives_the_same_weights_to_the_bit(
