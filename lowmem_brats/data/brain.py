@@ -46,8 +46,8 @@ MOST_ALONE_ML = 100
 """Volume with signal in one modality alone from which a warning is given. Clean BraTS cases have up to 23 mL; a part of
 a skull has hundreds."""
 WHOLE = 0.9
-"""Share of the brain from which on a modality is taken to show all of it. It is 1 in all but one of 84 BraTS cases, where
-FLAIR is 0 in a third of the brain."""
+"""Share of the brain from which on a modality is taken to show all of it. It is 1 in 83 of 84 BraTS cases; in the
+other, FLAIR is 0 in a third of the brain."""
 SPECK = 0.01
 """Pieces smaller than this share of the largest one are dropped: they are specks in the air."""
 INVERTED = 0.9
