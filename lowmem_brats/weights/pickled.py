@@ -21,6 +21,9 @@ from lowmem_brats.errors import WeightsError
 ADVICE = "Import checkpoints only as MONAI and nnU-Net write them."
 
 
+_NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64}
+
+
 class _Kind:
     """Stands for numpy's dtype: its name, such as `f8`."""
 
@@ -82,11 +85,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def tensors_in(found: Any, path: Path) -> dict[str, Tensor]:
     """A state dict, checked to be nothing else: name → tensor. Raises WeightsError."""
-    sound = (
-        isinstance(found, dict)
-        and found
-        and all(isinstance(key, str) and type(value) in (Tensor, torch.nn.Parameter) for key, value in found.items())
-    )
-    if not sound:
+    if not (isinstance(found, dict) and found and all(isinstance(key, str) and _plain(found[key]) for key in found)):
         raise WeightsError(path, "no table of tensors", "the weights of a network", ADVICE)
     return {key: value.detach() for key, value in found.items()}
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is a tensor whose numbers all lie in memory, and are of a kind that networks have."""
+    if type(value) not in (Tensor, torch.nn.Parameter):
+        return False
+    return value.layout is torch.strided and value.device.type == "cpu" and value.dtype in _NUMBERS

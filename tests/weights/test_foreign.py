@@ -270,6 +270,11 @@ def test_a_malicious_or_damaged_checkpoint_is_refused_and_nothing_run_or_written
     assert not (tmp_path / "set").exists()
 
 
+def first_becomes(make: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    """Make another tensor of the first one of a state dict."""
+    return lambda state: state.update({"convInit.conv.weight": make(state["convInit.conv.weight"])})
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -282,6 +287,9 @@ def test_a_malicious_or_damaged_checkpoint_is_refused_and_nothing_run_or_written
         (lambda state: state["convInit.conv.weight"].fill_(torch.nan), "holds NaN"),
         (lambda state: state.clear(), "no table of tensors"),
         (lambda state: state.update(more="text"), "no table of tensors"),
+        (first_becomes(lambda weight: weight.to_sparse()), "no table of tensors"),
+        (first_becomes(lambda weight: weight.to("meta")), "no table of tensors"),
+        (first_becomes(lambda weight: weight.to(torch.complex64)), "no table of tensors"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, change: Change, told: str) -> None:
