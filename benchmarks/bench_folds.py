@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_accuracy import per_patient, score, summary_of
-from bench_trainings import ENDLESS, SYSTEMS, Limits, Training, row_of, train
+from bench_trainings import SYSTEMS, Limits, Training, row_of, train
 
 from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import NetworkConfig, SegmentConfig, TrainConfig
@@ -77,7 +77,7 @@ def train_set_of(training: Sequence[LabelledCase], work: Path, recipe: str, minu
     """Train the set of a fold, unless it is there; returns what it took."""
     done = work / "done"
     if not done.exists():
-        train(RECIPES[recipe], write_list(training, work.with_suffix(".json")), work, Limits(minutes, ENDLESS))
+        train(RECIPES[recipe], write_list(training, work.with_suffix(".json")), work, Limits(minutes))
         lower_masks(work, MASKS_AT[recipe])
         done.touch()
     return row_of(RECIPES[recipe], work) | {"training_cases": len(training)}
