@@ -4,7 +4,7 @@
 
 DATA: a folder or list of labelled cases that none of BANK's networks was trained on; BANK: a folder written by
 `lowmem-brats train --bank`; WORK keeps the label maps. A member alone segments every slice that holds brain, from each
-of its views. All run in fp32 on the CPU.
+of its views. All run on the CPU, in bf16 if it computes that, else in fp32.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     if weights.bank is None:
         parser.error(f"{options.bank} is no bank")
     cases, rows = read_cases(options.data)[0], []
-    settings = SegmentConfig(weights=str(options.bank), device="cpu", precision="fp32")
+    settings = SegmentConfig(weights=str(options.bank), device="cpu")
     for member in (*weights.bank.gmac_per_megapixel, None):
         variant = replace(settings, member=member, narrow=member is None)
         scores, reports = score(cases, options.work / (member or "routed"), variant)
@@ -54,6 +54,7 @@ def main() -> None:
                 "segmented by": member or "the member that is chosen",
                 "regions": summary_of(scores),
                 "dice": per_patient(scores, "dice"),
+                "precision": reports[0].plan.precision,
                 "gmac_per_case": round(statistics.fmean(gmac), 2),
                 "gmac_per_slice_run": round(sum(gmac) / max(sum(slices), 1), 4),
                 "slices_run": round(statistics.fmean(slices), 1),

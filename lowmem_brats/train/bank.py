@@ -8,7 +8,7 @@ same and need the memory of one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,8 +47,8 @@ EARLY = 0.75
 COUNTED_HW = (192, 160)
 """Pixels of the slice for which operations are counted: about a brain's."""
 MEMBERS, RUN = "members", "run.json"
-COMPARED_IN = "fp32"
-"""The format in which members segment to be compared and scored."""
+SAFE = "fp32"
+"""The format in which members segment to be compared, if they were not all trained in one."""
 
 
 def cost_of(file: WeightsFile) -> float:
@@ -104,7 +104,7 @@ def train_bank(
         except BaseException:
             tell.on_note(f"the bank goes on with: lowmem-brats train {quote(str(data))} -o {quote(str(out))} --resume")
             raise
-        report_held_out(out, found.test, report, COMPARED_IN, tell, tell.on_note)
+        report_held_out(out, found.test, report, _trained_in(open_set(str(out)).files), tell, tell.on_note)
         RunFolder(out).write_report(report)
     return report
 
@@ -183,15 +183,21 @@ def _check_budget(recipe: TrainConfig, budget: MemoryBudget, device: str, data: 
     size_HW = window_of(frame_of(data.training, recipe.network.views), recipe.window)
     precision = choose_precision(recipe.precision, torch.device(device))
     plan_train(recipe.network, size_HW, recipe.batch, budget, device, precision, recipe.objective)
-    _plan_comparison([recipe.network], budget, device, data)
+    _plan_comparison([recipe.network], budget, device, SAFE, data)
 
 
 def _plan_comparison(
-    networks: Sequence[NetworkConfig], budget: MemoryBudget, device: str, data: TrainingData
+    networks: Sequence[NetworkConfig], budget: MemoryBudget, device: str, precision: str, data: TrainingData
 ) -> InferencePlan:
     """How the members segment the training slices, to be compared."""
     size_HW = frame_of(data.training, networks[0].views)
-    return plan_members(networks, size_HW, budget, device, COMPARED_IN)
+    return plan_members(networks, size_HW, budget, device, precision)
+
+
+def _trained_in(files: Iterable[WeightsFile]) -> str:
+    """The format that the members were trained in, in which they segment too; fp32 if there were several."""
+    formats = {str(file.training["precision"]) for file in files}
+    return formats.pop() if len(formats) == 1 else SAFE
 
 
 def _train_choice(
@@ -203,7 +209,7 @@ def _train_choice(
     costs = [cost_of(file) for file in files]
     device, budget, _ = check_recipe(next(iter(members.values())))
     config = report.config
-    plan = _plan_comparison([file.network for file in files], budget, str(device), data)
+    plan = _plan_comparison([file.network for file in files], budget, str(device), _trained_in(files), data)
     labels = label_slices(data.training, files, costs, plan, partial(tell.on_progress, "comparing members"))
     on_progress = partial(tell.on_progress, "decision network")
     network, frame_HW = train_decision(data.training, labels, 1 + len(files), config.seed, EPOCHS, on_progress)

@@ -65,6 +65,22 @@ def test_a_bank_becomes_a_set_and_segments(data: Path, tmp_path: Path) -> None:
     assert set(result.report.members) == {"decision", *MEMBERS}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_members_are_compared_in_the_format_that_they_were_trained_in(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    formats: list[str] = []
+
+    def compared(*arguments: Any) -> None:
+        formats.append(arguments[3].precision)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "label_slices", compared)
+    with pytest.raises(KeyboardInterrupt):
+        train_bank(data, tmp_path / "run", replace(RECIPE, epochs=1, precision=precision))
+    assert formats == [precision]
+
+
 def runs_of(folder: Path, member: str) -> dict[str, dict[str, dict[str, list[object]]]]:
     return json.loads((folder / "members" / member / "run.json").read_text())  # type: ignore[no-any-return]
 
