@@ -54,6 +54,7 @@ OURS, SMALLEST = "ours", "ours, smallest plan"
 CPU = SegmentConfig(device="cpu")
 SHIPPED = {
     "ours, every slice": replace(CPU, narrow=False),
+    "ours, fp32": replace(CPU, precision="fp32"),
     "ours, fast": replace(CPU, fast=True),
 }
 """The shipped weights in other ways than by default."""

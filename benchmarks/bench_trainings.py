@@ -236,7 +236,9 @@ def main() -> None:
         rows.append({"row": name} | row_of(table[name], out) | segment(table[name], options.test, out))
         shown = (f"{key} {region['dice']:.4f} {region['dice_95']}" for key, region in rows[-1]["regions"].items())
         print(name, *shown, "steps", rows[-1]["steps"], flush=True)
-        stated = asdict(limits) | {"threads": 1, "bf16_by_rounding": limits.device == "cpu" and not cpu_has_bf16()}
+        in_bf16 = any(plan["precision"] == "bf16" for each in rows for plan in each["plans"])
+        by_rounding = in_bf16 and limits.device == "cpu" and not cpu_has_bf16()
+        stated = asdict(limits) | {"threads": 1, "bf16_by_rounding": by_rounding}
         stated |= {"training_patients": len(patients[0]), "test_patients": len(patients[1])}
         options.out.write_text(json.dumps(conditions("cpu") | stated | {"rows": rows}, indent=2) + "\n")
 

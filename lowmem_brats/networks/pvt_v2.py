@@ -178,6 +178,14 @@ def _initialise(layer: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
+_FORMATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
+
+def _in_memory(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor are there, one after another: not those of a sparse one, or one without data."""
+    return tensor.layout is torch.strided and tensor.device.type == "cpu"
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .pth file by name, on the CPU, without running code from it.
 
@@ -186,7 +194,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
         tensors = dict[str, Tensor](found)
-        if tensors and all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors.values()):
+        if tensors and all(isinstance(t, Tensor) and t.dtype in _FORMATS and _in_memory(t) for t in tensors.values()):
             return tensors
         problem = "something else"
     except Exception as error:  # damaged bytes can make a pickle reader raise anything

@@ -295,6 +295,9 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nested": (lambda path: torch.save({"state_dict": {"a": torch.ones(3)}}, path), "something else"),
     "integers": (lambda path: torch.save({"a": torch.ones(3, dtype=torch.long)}, path), "something else"),
     "nothing": (lambda path: torch.save({}, path), "something else"),
+    "sparse": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "something else"),
+    "without data": (lambda path: torch.save({"a": torch.ones(3, device="meta")}, path), "something else"),
+    "eight bits": (lambda path: torch.save({"a": torch.ones(3).to(torch.float8_e5m2)}, path), "something else"),
 }
 
 
