@@ -106,11 +106,13 @@ ABLATION = {
     "one network, one view": Training(replace(SHIPPED, network=replace(THREE, views=1))),
 }
 ONE_VIEW = ABLATION["one network, one view"].config
-# Pandya et al., at equal steps (--epochs): `assorted` is bf16, and fp32 while training is unstable.
+# Pandya et al., at equal steps (--epochs): `assorted` is bf16, and fp32 while training is unstable. The other seed shows
+# how far apart two of one format are.
 PRECISIONS = {
     name: Training(replace(SYSTEMS["segresnet"].config, precision=precision))
     for name, precision in {"fp32": "fp32", "bf16": "bf16", "assorted": "auto"}.items()
 }
+PRECISIONS["bf16, another seed"] = Training(replace(PRECISIONS["bf16"].config, seed=1))
 NETWORKS = {
     name: Training(replace(ONE_VIEW, network=network, window=128))  # all of them take multiples of 32
     for name, network in {
