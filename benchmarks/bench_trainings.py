@@ -106,8 +106,8 @@ ABLATION = {
     "one network, one view": Training(replace(SHIPPED, network=replace(THREE, views=1))),
 }
 ONE_VIEW = ABLATION["one network, one view"].config
-# Pandya et al., at equal steps (--epochs): `assorted` is bf16, and fp32 while training is unstable. The other seed shows
-# how far apart two of one format are.
+# Pandya et al., at equal steps (--epochs): `assorted` is bf16, and fp32 while training is unstable. The other seed
+# shows how far apart two trainings of one format are.
 PRECISIONS = {
     name: Training(replace(SYSTEMS["segresnet"].config, precision=precision))
     for name, precision in {"fp32": "fp32", "bf16": "bf16", "assorted": "auto"}.items()
