@@ -26,7 +26,10 @@ STRIDE = 2 ** len(BLOCKS_UP)
 WINDOW_ZHW = (160, 240, 240)
 """The bundle's: a whole volume of BraTS and five empty slices."""
 CROPS_ZHW = ((144, 224, 224), (144, 192, 160), (128, 160, 128), *((side,) * 3 for side in range(128, 31, -16)))
-"""The bundle's crop in training, one that holds most brains, and smaller ones."""
+"""The bundle's crop in training, one that holds most brains, and smaller ones.
+
+None may be 16 wide: torch 2.13 on a CPU with bf16 gives a wrong gradient where a map's first axis, here W, is 2 long.
+"""
 
 
 class _Layers(nn.Module):

@@ -68,12 +68,12 @@ def plan_bytes(plan: TrainPlan) -> int:
 )
 def test_bytes_are_predicted_to_the_last(batch: int, micro_batch: int, recompute: str, dtype: torch.dtype) -> None:
     name = "fp32" if dtype == torch.float32 else "bf16"
-    rows = training_plans(replace(NETWORK, patch="16x24x16"), VOLUME, batch, "cpu", name)
+    rows = training_plans(replace(NETWORK, patch="16x16x24"), VOLUME, batch, "cpu", name)
     (plan,) = (each for each in rows if (each.recompute, each.micro_batch) == (recompute, micro_batch))
     concessions = Concessions(micro_batch, plan.stages)
-    predicted = training_footprint(NETWORK, (16, 24, 16), batch, dtype, CPU, concessions, SQUARED).total
+    predicted = training_footprint(NETWORK, (16, 16, 24), batch, dtype, CPU, concessions, SQUARED).total
     step = TrainingStep(place(build_any(NETWORK), CPU).train(), find_loss("squared-dice"))
-    crops, target = torch.randn(batch, 4, 16, 24, 16), (torch.rand(batch, 3, 16, 24, 16) < 0.2).float()
+    crops, target = torch.randn(batch, 4, 24, 16, 16), (torch.rand(batch, 3, 24, 16, 16) < 0.2).float()
     parts = split_batch(crops, target, micro_batch)
     step.take(parts, 1e-3, dtype, plan.stages)
     with PeakMeter(CPU, *step.resident()) as meter:
