@@ -16,7 +16,7 @@ import torch
 
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.slices import views_of
-from lowmem_brats.engine.step import want_of_memory_named
+from lowmem_brats.engine.step import memory_format, want_of_memory_named
 from lowmem_brats.errors import WeightsError
 from lowmem_brats.memory.device import PeakMeter, out_of_memory_told
 from lowmem_brats.memory.planner import InferencePlan
@@ -50,7 +50,7 @@ def choose_members(
     """
     choice_VN, device = [np.zeros(len(active_N), np.int64) for active_N in active_VN], torch.device(plan.device)
     with out_of_memory_told(plan.device), torch.inference_mode():
-        network.to(device)
+        network.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
         meter = PeakMeter(device, *network.parameters(), *network.buffers())
         with meter:
             for seen_NCHW, active_N, choice_N in zip(
