@@ -119,7 +119,9 @@ class _Volume:
         turn = (0, *(1 + axis for axis in order))
         back = (0, *(1 + order.index(axis) for axis in range(3)))
         patches = np.stack([self._images_CZHW[(slice(None), *place)].transpose(turn) for place in places])
-        logits_n = step.predict_patches(self._network, torch.from_numpy(patches))
+        # In the network's format already, so that no fp32 copy stays beside its maps while it runs.
+        given = torch.from_numpy(patches).to(next(self._network.parameters()).dtype)
+        logits_n = step.predict_patches(self._network, given)
         if not logits_n.sum().isfinite():  # the sum of any NaN or infinity is one
             raise NotFinite
         for place, logits in zip(places, logits_n.numpy(), strict=True):

@@ -16,6 +16,7 @@ from lowmem_brats.config import NetworkConfig
 from lowmem_brats.data.phantom import make_phantom
 from lowmem_brats.data.slices import SliceStack
 from lowmem_brats.data.whole import box_of, prepare_whole
+from lowmem_brats.engine.precision import DTYPES
 from lowmem_brats.errors import BudgetError
 from lowmem_brats.memory.budget import MemoryBudget
 from lowmem_brats.memory.planner import InferencePlan, plan_inference
@@ -110,6 +111,14 @@ def test_segresnet_gives_what_monais_own_inference_gives(images: npt.NDArray[np.
     with torch.inference_mode():
         wanted = inferer(torch.as_tensor(normal)[None], theirs)[0].numpy()
     np.testing.assert_allclose(found.sum_KZHW.transpose(0, 3, 2, 1), wanted, atol=1e-5)
+    assert found.peak_bytes == plan.predicted_bytes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_other_copy_of_a_patch_lies_beside_its_maps(stack: SliceStack, precision: str) -> None:
+    config = NetworkConfig(name="segresnet", width=8, outputs=3, patch="24x32x24")
+    plan = plan_inference(config, stack.brain_ZHW.shape, MemoryBudget(None), "cpu", precision)
+    found = predict_volume(build_patch_network(config).to(DTYPES[precision]).eval(), stack, plan)
     assert found.peak_bytes == plan.predicted_bytes
 
 
