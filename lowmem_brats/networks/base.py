@@ -109,6 +109,11 @@ def keys_of(theirs: Mapping[str, Tensor], network: nn.Module) -> dict[str, str]:
     return {key: ours.get(id(tensor), "") for key, tensor in theirs.items()}
 
 
+def in_memory(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor are there, one after another: not those of a sparse one, or one without data."""
+    return tensor.layout is torch.strided and tensor.device.type == "cpu"
+
+
 def mismatches(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """Describe every tensor of `found` that is missing, unexpected, of another shape than `wanted`, or not finite."""
     problems = [f"{key} missing" for key in wanted.keys() - found.keys()]

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from lowmem_brats.config import MODALITIES
 from lowmem_brats.errors import WeightsError
-from lowmem_brats.networks.base import mismatches
+from lowmem_brats.networks.base import in_memory, mismatches
 from lowmem_brats.networks.drop import StochasticDepth
 
 
@@ -181,11 +181,6 @@ def _initialise(layer: nn.Module) -> None:
 _FORMATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
-def _in_memory(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor are there, one after another: not those of a sparse one, or one without data."""
-    return tensor.layout is torch.strided and tensor.device.type == "cpu"
-
-
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .pth file by name, on the CPU, without running code from it.
 
@@ -194,7 +189,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
         tensors = dict[str, Tensor](found)
-        if tensors and all(isinstance(t, Tensor) and t.dtype in _FORMATS and _in_memory(t) for t in tensors.values()):
+        if tensors and all(isinstance(t, Tensor) and t.dtype in _FORMATS and in_memory(t) for t in tensors.values()):
             return tensors
         problem = "something else"
     except Exception as error:  # damaged bytes can make a pickle reader raise anything

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from lowmem_brats.errors import WeightsError
+from lowmem_brats.networks.base import in_memory
 
 ADVICE = "Import checkpoints only as MONAI and nnU-Net write them."
 
@@ -92,6 +93,4 @@ def tensors_in(found: Any, path: Path) -> dict[str, Tensor]:
 
 def _plain(value: Any) -> bool:
     """Whether a value is a tensor whose numbers all lie in memory, and are of a kind that networks have."""
-    if type(value) not in (Tensor, torch.nn.Parameter):
-        return False
-    return value.layout is torch.strided and value.device.type == "cpu" and value.dtype in _NUMBERS
+    return type(value) in (Tensor, torch.nn.Parameter) and in_memory(value) and value.dtype in _NUMBERS
