@@ -12,6 +12,7 @@ Shape suffixes: N slices, C channels, K regions, H W in-plane.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
@@ -171,7 +172,7 @@ class EMCAD(SliceNetwork):
         """[N, C, H, W] → logits [N, K, H, W]; H and W multiples of 32.
 
         In training mode, for deep supervision, the logits of each head: [N, 4·K, H, W], the finest head's K first. In
-        evaluation mode the sum over the heads.
+        evaluation mode the sum over the heads, in fp32.
         """
         skips = self.encoder(slices_NCHW)
         features = self.deepest(skips.pop(), self.sab)
@@ -180,8 +181,12 @@ class EMCAD(SliceNetwork):
             features = stage(features, skips.pop(), self.sab)
             logits.append(head(features))
         size_HW = slices_NCHW.shape[2:]
-        maps = [functional.interpolate(each, size_HW, mode="bilinear") for each in reversed(logits)]
-        return torch.cat(maps, dim=1) if self.training else torch.stack(maps).sum(dim=0)
+        # Contiguous, and below in fp32, since a CPU takes two to three times as long over few channels that come last,
+        # for the loss too, and to interpolate in bf16.
+        maps = (each.contiguous() for each in reversed(logits))
+        if self.training:
+            return torch.cat([functional.interpolate(each, size_HW, mode="bilinear") for each in maps], dim=1)
+        return reduce(torch.add, (functional.interpolate(each.float(), size_HW, mode="bilinear") for each in maps))
 
     def load_encoder(self, path: Path) -> None:
         """Load the encoder's public ImageNet weights; arguments and errors as `pvt_v2.load_encoder`."""
