@@ -17,6 +17,7 @@ from lowmem_brats.config import MODALITIES
 from lowmem_brats.data.alignment import measure_alignment
 from lowmem_brats.data.brain import isolate_brain
 from lowmem_brats.data.case_files import FEWEST_MODALITIES, CaseFiles, what_is_lost
+from lowmem_brats.data.exchanged import find_exchanged
 from lowmem_brats.data.geometry import Volume, check_same_grid
 from lowmem_brats.data.labels import Mask
 from lowmem_brats.data.nifti import NiftiImage, read_stack, read_volume, volume_of
@@ -118,7 +119,7 @@ def _on_one_grid(case_id: str, volumes: Mapping[str, Volume], paths: Mapping[str
     done_to_images = isolate_brain(images_CXYZ, missing, float(np.prod(case.spacing_mm)))
     case.cleaned = dict(_cleaned(images_CXYZ, volumes))
     case.warnings = notes + _warnings(case) + _warnings_of_headers(volumes) + _alike(volumes)
-    case.warnings += done_to_images + _apart(case)
+    case.warnings += done_to_images + _apart(case) + _exchanged(case)
     return case
 
 
@@ -168,6 +169,16 @@ def _apart(case: Case) -> list[str]:
         "(lowmem-brats prepare)"
         for modality, fit in found.items()
         if fit.apart and not fit.mirrored
+    ]
+
+
+def _exchanged(case: Case) -> list[str]:
+    """A warning for each two modalities that look as if they were given for each other."""
+    why = {"t1": "the contrast agent shows in t1", "t2": "fluid is dark in t2 and bright in flair"}
+    return [
+        f"{first} and {second} look as if each were the other, since {why[first]}: the result may be wrong; check "
+        f"which file is which, and name them with --{first} and --{second}"
+        for first, second in find_exchanged(case.images_CXYZ, case.missing, case.spacing_mm)
     ]
 
 
