@@ -54,6 +54,7 @@ DOORS = {
     "panoptica": {"evaluate.lesion_wise"},
     "scipy": {
         "data.brain",
+        "data.exchanged",
         "data.phantom",
         "data.whole",
         "evaluate.metrics",
