@@ -146,7 +146,10 @@ def _plain(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def conditions(device: str) -> dict[str, Any]:
-    """The facts that a result must state: date, hardware, versions and the command."""
+    """The facts that a result must state: date, hardware, versions and the command.
+
+    Of absolute paths in the command only the last part is told, since results are made public.
+    """
     import torch
 
     from lowmem_brats.memory.budget import format_bytes
@@ -165,7 +168,7 @@ def conditions(device: str) -> dict[str, Any]:
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "memory": format_bytes(memory) if memory else "unknown",
         "system": platform.platform(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(each).name if os.path.isabs(each) else each for each in sys.argv]),
         "versions": versions(),
     }
 

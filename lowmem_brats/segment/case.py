@@ -112,11 +112,12 @@ def segment_images(
 def origin(files: CaseFiles, config: SegmentConfig, weights: WeightsSet | None = None) -> str:
     """Checksum of all that a label map is made from: the bytes of images and weights, the settings, this version.
 
-    `weights`: those of `config`, if they are open already. The device and the budget do not count. Raises InputError
-    for a file that cannot be read.
+    `weights`: those of `config`, if they are open already. The device does not count, nor does the budget, unless the
+    network sees patches, whose size it decides. Raises InputError for a file that cannot be read.
     """
     weights = weights or open_weights(config)
-    settings = replace(config, weights=(), device="", vram="", min_confidence=least_confidence(config, weights))
+    vram = config.vram if patches_of(weights.network) else ""
+    settings = replace(config, weights=(), device="", vram=vram, min_confidence=least_confidence(config, weights))
     digest = hashlib.blake2b(repr((__version__, settings, list(files.images))).encode(), digest_size=8)
     images = [files.stacked] if files.stacked else files.images.values()
     for path in (*images, *weights.paths):

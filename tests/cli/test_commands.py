@@ -24,6 +24,7 @@ from tiny_weights import SMALL_SHAPE
 from lowmem_brats import __version__
 from lowmem_brats.bench import Row
 from lowmem_brats.cli import main
+from lowmem_brats.cli.bench import conditions
 from lowmem_brats.config import NetworkConfig, TrainConfig
 from lowmem_brats.weights.store import open_set
 
@@ -658,6 +659,12 @@ def test_bench_measures_what_was_planned(tmp_path: Path) -> None:
     speed = run("bench", "speed", *arguments)
     assert speed.exit_code == 0, speed.output
     assert "planned 1.33×" in speed.output
+
+
+def test_a_result_tells_its_command_without_the_places_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/opt/bin/lowmem-brats", "bench", "speed", "--json", "/home/me/my b.json", "-w", "a/b"]
+    monkeypatch.setattr("sys.argv", words)
+    assert conditions("cpu")["command"] == "lowmem-brats bench speed --json 'my b.json' -w a/b"
 
 
 def test_lines_are_whole_in_a_pipe(case: Path, tiny: Path) -> None:

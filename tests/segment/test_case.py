@@ -20,7 +20,7 @@ from tiny_weights import (
 
 import lowmem_brats.segment.regions as module
 from lowmem_brats.cli.phantom import write_phantom
-from lowmem_brats.config import SegmentConfig
+from lowmem_brats.config import NetworkConfig, SegmentConfig
 from lowmem_brats.data.case_files import find_case
 from lowmem_brats.data.labels import CONVENTIONS, Region
 from lowmem_brats.data.nifti import is_own_result, origin_of, read_label
@@ -28,10 +28,13 @@ from lowmem_brats.data.slices import occupied
 from lowmem_brats.engine import step
 from lowmem_brats.errors import BudgetError, InputError, WeightsError
 from lowmem_brats.memory import planner
-from lowmem_brats.networks import SliceNetwork
+from lowmem_brats.networks import SliceNetwork, build_any
 from lowmem_brats.segment.case import origin, segment_case
 from lowmem_brats.segment.result import Segmentation
 from lowmem_brats.segment.result_path import check_not_reference, names_label_map, output_path
+from lowmem_brats.weights.file import save_network
+from lowmem_brats.weights.header import WeightsFile
+from lowmem_brats.weights.index import write_index
 from lowmem_brats.weights.store import open_set
 
 REAL_CASES = Path(__file__).parents[3] / "shared" / "data" / "cases"
@@ -537,6 +540,15 @@ def test_the_origin_is_of_all_that_decides_the_result(tmp_path: Path, tiny: str,
         *(origin(files, replace(config, **{key: value}), open_set(tiny)) for key, value in CHANGES.items()),
     ):
         assert different != made_of
+
+
+def test_the_budget_is_part_of_the_origin_where_it_decides_the_patch(tmp_path: Path, phantom: Path) -> None:
+    config, path = NetworkConfig(name="segresnet", width=8, outputs=3, patch="32x32x32"), tmp_path / "all.safetensors"
+    save_network(build_any(config), WeightsFile(path, tuple(Region), config, {}, {}))
+    write_index(tmp_path, "patches", dict.fromkeys(Region, path))
+    files, settings = find_case(phantom), SegmentConfig(weights=str(tmp_path))
+    assert origin(files, settings) == origin(files, replace(settings, device="cpu"))
+    assert origin(files, settings) != origin(files, replace(settings, vram="64M"))
 
 
 CHANGES = {"labels": "msd", "min_confidence": 0.1, "fast": True, "tta": True, "narrow": False}
