@@ -17,7 +17,7 @@ from lowmem_brats.memory.budget import format_bytes
 from lowmem_brats.memory.device import choose_device, open_budget, unsupported_card
 from lowmem_brats.memory.planner import plan_inference, plan_train
 from lowmem_brats.networks import title_of
-from lowmem_brats.weights.store import open_set
+from lowmem_brats.weights.store import open_set, shipped_names
 
 BROKEN_ADVICE = "Check the driver with nvidia-smi, close other programs on the card, or use --device cpu."
 
@@ -41,7 +41,7 @@ def diagnose() -> list[Finding]:
         Finding("torch", torch.__version__),
         Finding("processor", _processor()),
         *_cuda(),
-        _weights(),
+        *_weights(),
         *plans,
     ]
 
@@ -90,11 +90,19 @@ def _card(index: int) -> Finding:
     return Finding(f"cuda:{index}", f"{value}, {free / 2**20:.0f} MiB free, half format {half}")
 
 
-def _weights() -> Finding:
+def _weights() -> list[Finding]:
+    """Every set that comes with the program, the default first."""
     try:
-        weights = open_set()
+        return [_shipped(name) for name in shipped_names()]
     except WeightsError as error:
-        return Finding("weights", str(error.found), error.advice)
+        return [Finding("weights", str(error.found), error.advice)]
+
+
+def _shipped(name: str) -> Finding:
+    try:
+        weights = open_set(name)
+    except WeightsError as error:
+        return Finding("weights", f"{name}: {error.found}", error.advice)
     size = sum(file.path.stat().st_size for file in weights.files)
     return Finding("weights", f"{weights.name}, {size / 2**20:.1f} MiB, checksums right")
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_weights import write_tiny_set
 
 from lowmem_brats import doctor
+from lowmem_brats.weights import store
 
 
 def pretend_card(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], built_for: list[str]) -> None:
@@ -46,12 +50,23 @@ def test_a_cuda_build_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) 
     assert "nvidia-smi" in finding.advice
 
 
-def test_damaged_weights_do_not_stop_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise doctor.WeightsError("weights", "checksum differs", "another", "Reinstall.")
-
-    monkeypatch.setattr(doctor, "open_set", fail)
-    assert doctor._weights() == doctor.Finding("weights", "checksum differs", "Reinstall.")
+def test_every_shipped_set_is_checked_and_damage_does_not_stop_the_diagnosis(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = write_tiny_set(tmp_path / "shipped")
+    monkeypatch.setattr(store, "SHIPPED", folder)
+    index = json.loads((folder / "index.json").read_text())
+    broken = {key: row | {"sha256": "0"} for key, row in index["sets"]["tiny"].items()}
+    index["sets"] = {"broken": broken} | index["sets"]
+    (folder / "index.json").write_text(json.dumps(index))
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+    whole, damaged = doctor._weights()
+    assert whole == doctor.Finding("weights", f"tiny, {size:.1f} MiB, checksums right")
+    assert damaged.value.startswith("broken: ")
+    assert "checksum differs" in damaged.value
+    assert damaged.advice
+    (folder / "index.json").unlink()
+    assert doctor._weights() == [doctor.Finding("weights", "missing or damaged", "Reinstall, or train the set again.")]
 
 
 def test_the_context_is_measured_before_any_card_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,12 @@ class WeightsSet:
         return [[f for f in self.files if f.regions == each] for each in dict.fromkeys(f.regions for f in self.files)]
 
 
+def shipped_names() -> tuple[str, ...]:
+    """The names of the sets that come with the program, the default first. Raises WeightsError without an index."""
+    index = read_index(SHIPPED / INDEX)
+    return tuple(dict.fromkeys((*index["default"], *index["sets"])))
+
+
 def open_set(names: str | Sequence[str] = (), alone: bool = False, member: str | None = None) -> WeightsSet:
     """Open sets of weights: verify checksums and read the headers, but no tensors yet.
 
