@@ -15,8 +15,8 @@ class SegmentConfig:
 
     weights: str | Sequence[str] = Setting(
         "--weights",
-        "A shipped set's name, or a folder written by `train` or `import`; given again, the sets share the views. "
-        "Default: the shipped set.",
+        "A shipped set, unet2d or emcad-b0, or a folder written by `train` or `import`; given again, the sets share "
+        "the views. Default: unet2d.",
         MAIN,
         metavar="SET",
     ).default(())

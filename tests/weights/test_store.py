@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from lowmem_brats.config import NetworkConfig
+from lowmem_brats.config import NetworkConfig, SegmentConfig
+from lowmem_brats.config.setting import settings_of
 from lowmem_brats.data.labels import Region
 from lowmem_brats.errors import InputError, WeightsError
 from lowmem_brats.networks import SliceNetwork, build_network
@@ -24,7 +25,7 @@ from lowmem_brats.weights import store as weights
 from lowmem_brats.weights.file import load_network, save_network
 from lowmem_brats.weights.header import WeightsFile, read_header
 from lowmem_brats.weights.index import write_index
-from lowmem_brats.weights.store import WeightsSet, open_set
+from lowmem_brats.weights.store import WeightsSet, open_set, shipped_names
 
 TINY = NetworkConfig(width=8, depth=1)
 ONE = NetworkConfig(width=8, depth=1, outputs=3)
@@ -339,6 +340,16 @@ def test_a_shipped_set_opens_by_name_by_default_and_by_folder(whole_set: Path, m
     assert open_set("toy").name == "toy"
     assert open_set("other").name == "other"
     assert open_set(str(whole_set)).name == "toy"
+
+
+def test_every_shipped_set_is_whole_and_named_in_the_help() -> None:
+    told = settings_of(SegmentConfig)["weights"].help
+    for name in shipped_names():
+        assert name in told
+        found = open_set(name)
+        assert {region for file in found.files for region in file.regions} == set(Region)
+        for file in found.files:
+            load_network(file)  # finite, and every tensor there
 
 
 def test_several_sets_open_as_one(whole_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
