@@ -56,8 +56,10 @@ SHIPPED = {
     "ours, every slice": replace(CPU, narrow=False),
     "ours, fp32": replace(CPU, precision="fp32"),
     "ours, fast": replace(CPU, fast=True),
+    "ours, emcad-b0": replace(CPU, weights="emcad-b0"),
+    "ours, emcad-b0, fast": replace(CPU, weights="emcad-b0", fast=True),
 }
-"""The shipped weights in other ways than by default."""
+"""The shipped weights in other ways than by default, and the other shipped set."""
 UNTRAINED = {
     **{f"ours, U-Nets of width {width}": NetworkConfig(width=width) for width in (16, 32, 64)},
     "ours, EMCAD-B0": NetworkConfig(name="emcad-b0"),
