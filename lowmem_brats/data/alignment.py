@@ -57,6 +57,11 @@ class Alignment:
         return self.over_mean < SURELY_APART or self.over_best < 1
 
 
+def sampling_steps(spacing_mm: Sequence[float]) -> list[int]:
+    """Every how many voxels along each axis an image is looked at, so that they lie about SAMPLING_MM apart."""
+    return [max(1, round(SAMPLING_MM / size)) for size in spacing_mm]
+
+
 def measure_alignment(
     images_CXYZ: npt.NDArray[np.float32], missing: Collection[str], spacing_mm: Sequence[float]
 ) -> dict[str, Alignment]:
@@ -69,7 +74,7 @@ def measure_alignment(
     if brain_ml < SMALLEST_BRAIN_ML:
         return {}
     anchor = "t1ce" if "t1ce" in present else present[0]
-    steps = [max(1, round(SAMPLING_MM / size)) for size in spacing_mm]
+    steps = sampling_steps(spacing_mm)
     sampled_CXYZ = images_CXYZ[:, :: steps[0], :: steps[1], :: steps[2]]
     voxels = [max(1, round(SHIFT_MM / (size * step))) for size, step in zip(spacing_mm, steps, strict=True)]
     levels = {modality: grey_levels(sampled_CXYZ[MODALITIES.index(modality)]) for modality in present}

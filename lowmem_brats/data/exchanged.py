@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lowmem_brats.config import MODALITIES
-from lowmem_brats.data.alignment import LEVELS, SAMPLING_MM, SMALLEST_BRAIN_ML
+from lowmem_brats.data.alignment import LEVELS, SMALLEST_BRAIN_ML, sampling_steps
 from lowmem_brats.data.labels import Mask
 
 Values = npt.NDArray[np.float32]
@@ -33,16 +33,18 @@ def find_exchanged(images_CXYZ: Values, missing: Collection[str], spacing_mm: Se
 
     `images_CXYZ`: 0 outside the brain, any intensity unit. Empty for a volume too small to be a brain.
     """
-    steps = [max(1, round(SAMPLING_MM / size)) for size in spacing_mm]
+    steps = sampling_steps(spacing_mm)
     sampled_mm = [size * step for size, step in zip(spacing_mm, steps, strict=True)]
     sampled_CXYZ = images_CXYZ[:, :: steps[0], :: steps[1], :: steps[2]]
     brain_XYZ: Mask = np.asarray(sampled_CXYZ.any(axis=0))
     if float(brain_XYZ.sum() * np.prod(sampled_mm)) < 1000 * SMALLEST_BRAIN_ML:
         return []
     t1, t1ce, t2, flair = (sampled_CXYZ[MODALITIES.index(name)] for name in ("t1", "t1ce", "t2", "flair"))
-    inside_XYZ, found = _without_rim(brain_XYZ, sampled_mm), list[tuple[str, str]]()
-    if not {"t1", "t1ce"} & set(missing) and agent_in_second(t1[inside_XYZ], t1ce[inside_XYZ]) < NO_AGENT:
-        found.append(("t1", "t1ce"))
+    found = list[tuple[str, str]]()
+    if not {"t1", "t1ce"} & set(missing):
+        inside_XYZ = _without_rim(brain_XYZ, sampled_mm)
+        if agent_in_second(t1[inside_XYZ], t1ce[inside_XYZ]) < NO_AGENT:
+            found.append(("t1", "t1ce"))
     if not {"t2", "flair"} & set(missing) and fluid_in_first(t2[brain_XYZ], flair[brain_XYZ]) < NO_FLUID:
         found.append(("t2", "flair"))
     return found

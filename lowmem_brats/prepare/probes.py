@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lowmem_brats.data.alignment import SAMPLING_MM, grey_levels, shared_information
+from lowmem_brats.data.alignment import grey_levels, sampling_steps, shared_information
 
 Image = npt.NDArray[np.float32]
 ASIDE_MM, TURNED_DEGREES = 8.0, 8.0
@@ -36,7 +36,7 @@ def over_probes(fixed_XYZ: Image, moving_XYZ: Image, spacing_mm: Sequence[float]
     """
     if not (fixed_XYZ.any() and moving_XYZ.any()):
         return 0.0
-    steps = [max(1, round(SAMPLING_MM / size)) for size in spacing_mm]
+    steps = sampling_steps(spacing_mm)
     sampled = tuple(slice(None, None, step) for step in steps)
     voxel_mm = np.multiply(spacing_mm, steps)
     fixed, moving = (grey_levels(without_bias(image[sampled], voxel_mm)) for image in (fixed_XYZ, moving_XYZ))
